@@ -1,0 +1,1 @@
+"""Language models behind the :class:`tta_middleware.protocols.Engine` protocol."""

@@ -1,0 +1,72 @@
+"""The errors of tta_middleware, one tree; each message says what happened and what to do.
+
+    TTAError
+    ├── ConfigurationError (ValueError)     a setting or argument is unusable
+    │   ├── EmptyPromptError                there is no user text to answer
+    │   └── EmbeddingShapeError             embeddings of the wrong size reached an engine
+    ├── ModelNotFoundError                  no such model here; says which command brings it
+    ├── MissingExtraError (ImportError)     an optional dependency is not installed
+    ├── DataError (ValueError)              a line of an input file is broken; names file and line
+    ├── EngineError                         the model failed while it decoded
+    ├── ModerationError                     no verdict could be had
+    │   ├── ModerationUnavailableError      timeouts, connection errors, 408, 409, 429, 5xx after all retries
+    │   ├── ModerationRejectedError         authentication, permission, bad request: retrying cannot help
+    │   └── InvalidVerdictError             the moderator answered, but not with usable scores
+    └── UnsafeAnswerError                   no safe and usable answer was found and the policy says raise
+
+Every error pickles. None carries a prompt, an answer or a secret.
+"""
+
+from __future__ import annotations
+
+
+class TTAError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class ConfigurationError(TTAError, ValueError):
+    """Raised when a setting or an argument cannot be used."""
+
+
+class EmptyPromptError(ConfigurationError):
+    """Raised when a conversation holds no user text."""
+
+
+class EmbeddingShapeError(ConfigurationError):
+    """Raised when embeddings do not fit the prompt or the model."""
+
+
+class ModelNotFoundError(TTAError):
+    """Raised when a model is not on this machine; the message names the command that installs it."""
+
+
+class MissingExtraError(TTAError, ImportError):
+    """Raised when a feature needs an extra that is not installed."""
+
+
+class DataError(TTAError, ValueError):
+    """Raised when an input file has a line that cannot be read."""
+
+
+class EngineError(TTAError):
+    """Raised when the model failed while decoding."""
+
+
+class ModerationError(TTAError):
+    """Raised when a text could not be scored."""
+
+
+class ModerationUnavailableError(ModerationError):
+    """Raised when the moderator could not be reached within the retry policy."""
+
+
+class ModerationRejectedError(ModerationError):
+    """Raised when the moderator refused the request for a reason that a retry cannot cure."""
+
+
+class InvalidVerdictError(ModerationError):
+    """Raised when a moderator's answer is malformed; it never counts as a pass."""
+
+
+class UnsafeAnswerError(TTAError):
+    """Raised when no safe and usable answer was found within the budget and the fallback is ``raise``."""

@@ -1,0 +1,1 @@
+"""Moderators behind the :class:`tta_middleware.protocols.Moderator` protocol."""

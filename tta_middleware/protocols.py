@@ -1,0 +1,114 @@
+"""The whole contract between the parts, on one page.
+
+An implementation needs no base class: these are structural types. Every method may be called from any event
+loop and from several at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from tta_middleware.types import (
+    Completion,
+    GenerationRequest,
+    Message,
+    PromptEmbeddings,
+    Proposal,
+    QualityReport,
+    TextDelta,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from tta_middleware.types import FloatMatrix, IntVector
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A language model that decodes from input embeddings."""
+
+    model_id: str
+
+    async def embed(self, messages: Sequence[Message], *, assistant_prefix: str = "") -> PromptEmbeddings:
+        """Render the chat template and look the tokens up; T x d rows, mask on the last user turn.
+
+        ``assistant_prefix`` is text the answer already begins with; its rows are never in the mask.
+
+        Raises:
+            EmptyPromptError: no message holds user text.
+        """
+        ...
+
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
+        """Decode one sequence; closing the generator stops decoding within one step."""
+        ...
+
+    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Decode sequences side by side; answers come in the order of the requests.
+
+        A request whose ``abort`` is set leaves the batch within one step with ``finish_reason="aborted"``.
+        """
+        ...
+
+    async def mean_nll(self, prompt: PromptEmbeddings, completions: Sequence[Sequence[int]]) -> list[float]:
+        """Mean negative log-likelihood in nats per token of each completion after ``prompt``; NaN if empty."""
+        ...
+
+    async def nearest_tokens(self, rows: FloatMatrix) -> IntVector:
+        """For (n, d) rows, the (n,) ids of the vocabulary's nearest embeddings by cosine."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop decoding and free the model; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Moderator(Protocol):
+    """A black box that scores texts."""
+
+    name: str
+    default_threshold: float
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        """One verdict per text, in order; ``prompt`` is what the texts answer, for moderators that read it.
+
+        Raises:
+            ModerationError: any text could not be scored. A text is never passed for want of a score.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release sockets; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Quality(Protocol):
+    """Judges whether answers are usable."""
+
+    async def assess(
+        self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
+    ) -> list[QualityReport]:
+        """One report per completion; ``prompt`` is the unmoved prompt."""
+        ...
+
+
+@runtime_checkable
+class Optimiser(Protocol):
+    """Ask/tell search over prompt embeddings; pure and seeded, no model and no I/O."""
+
+    name: str
+
+    def ask(self, limit: int) -> list[Proposal]:
+        """At most ``limit`` points to evaluate next; at least one unless :meth:`stop` gives a reason."""
+        ...
+
+    def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
+        """Report losses (lower is better, negative is safe) of points that :meth:`ask` gave, in any grouping."""
+        ...
+
+    def stop(self) -> tuple[str, ...]:
+        """Why the search is over by its own rule; empty while it goes on."""
+        ...

@@ -1,0 +1,315 @@
+"""Frozen value objects that every layer shares.
+
+Nothing here does I/O, and nothing here imports torch: embedding matrices cross the seams as float32 numpy
+arrays (docs/decisions/001-numpy-at-the-seams.md).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, InvalidVerdictError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    FloatMatrix: TypeAlias = NDArray[np.float32]
+    IntVector: TypeAlias = NDArray[np.int64]
+    BoolVector: TypeAlias = NDArray[np.bool_]
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+FinishReason: TypeAlias = Literal["stop", "length", "aborted"]
+Outcome: TypeAlias = Literal["clean", "neutralised", "blocked"]
+
+CATEGORIES: tuple[str, ...] = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/instructions",
+    "self-harm/intent",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
+"""The category names of the OpenAI moderation API, in alphabetical order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a moderator says of one text: a score in [0, 1] per category.
+
+    ``flagged`` is the moderator's own opinion. Policies decide on ``scores``, because the OpenAI API flags at
+    internal thresholds that differ between categories.
+
+    Raises:
+        InvalidVerdictError: a score is missing, not finite, or outside [0, 1].
+    """
+
+    scores: Mapping[str, float]
+    flagged: bool
+    model: str
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise InvalidVerdictError(f"moderator {self.model!r} returned no category scores")
+        for category, score in self.scores.items():
+            if not (math.isfinite(score) and 0.0 <= score <= 1.0):
+                raise InvalidVerdictError(
+                    f"moderator {self.model!r} scored {category!r} as {score!r}; scores must lie in [0, 1]"
+                )
+
+    @property
+    def score(self) -> float:
+        """The largest category score: h(y) of the paper (arXiv 2604.26167)."""
+        return max(self.scores.values())
+
+    @property
+    def top_category(self) -> str:
+        """The category with the largest score; the first by name on a tie."""
+        return min(self.scores, key=lambda name: (-self.scores[name], name))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptEmbeddings:
+    """A prompt as the model sees it: one embedding row per token.
+
+    Attributes:
+        matrix: (T, d) float32 input embeddings.
+        token_ids: (T,) int64 ids of the tokens the unmoved rows stand for.
+        user_mask: (T,) bool, True on the content tokens of the last user turn: the rows a repair may move.
+
+    Raises:
+        EmbeddingShapeError: the three arrays do not describe the same T tokens.
+    """
+
+    matrix: FloatMatrix
+    token_ids: IntVector
+    user_mask: BoolVector
+
+    def __post_init__(self) -> None:
+        if self.matrix.ndim != 2:
+            raise EmbeddingShapeError(f"prompt embeddings must be a T x d matrix, not {self.matrix.shape}")
+        length = self.matrix.shape[0]
+        if self.token_ids.shape != (length,) or self.user_mask.shape != (length,):
+            raise EmbeddingShapeError(
+                f"{length} embedding rows need as many token ids and mask entries, not "
+                f"{self.token_ids.shape} and {self.user_mask.shape}"
+            )
+
+    def moved(self, matrix: FloatMatrix) -> PromptEmbeddings:
+        """The same prompt at another point of embedding space.
+
+        Raises:
+            EmbeddingShapeError: ``matrix`` has not the shape of this prompt's matrix.
+        """
+        if matrix.shape != self.matrix.shape:
+            raise EmbeddingShapeError(f"cannot move a {self.matrix.shape} prompt to {matrix.shape} embeddings")
+        return replace(self, matrix=matrix)
+
+
+class AbortSignal:
+    """A one-way, thread-safe flag: once set, the engine drops the sequence within one decode step."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one sequence is decoded.
+
+    Attributes:
+        max_new_tokens: upper bound on generated tokens, at least 1.
+        temperature: 0 means greedy.
+        top_p: nucleus mass in (0, 1].
+        seed: makes a sampled sequence reproducible, whatever else is in its batch.
+        stop: the text ends before the first of these strings.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigurationError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise ConfigurationError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigurationError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if "" in self.stop:
+            raise ConfigurationError("a stop string must not be empty")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerationRequest:
+    """One sequence to decode."""
+
+    prompt: PromptEmbeddings
+    sampling: Sampling
+    abort: AbortSignal = field(default_factory=AbortSignal)
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of a streaming answer.
+
+    ``text`` never ends inside a multi-byte character and never holds part of a stop string. The last delta
+    of a stream, and only that one, carries ``finish_reason``; its ``text`` may be empty.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished sequence: its text, without stop strings and special tokens, and all generated ids."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class QualityReport:
+    """Whether an answer is usable, and if not, why (DESIGN section 3).
+
+    Attributes:
+        problems: names of the checks that failed, empty when the answer is usable.
+        nll: mean negative log-likelihood per token (nats) under the unmoved prompt; None if not measured.
+    """
+
+    problems: tuple[str, ...] = ()
+    nll: float | None = None
+
+    @property
+    def usable(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """A point that an optimiser wants evaluated.
+
+    Attributes:
+        matrix: (T, d) float32 embeddings to generate from.
+        releasable: False marks a probe that only feeds a gradient; its answer is never given out.
+        temperature: overrides the request's sampling temperature when set.
+    """
+
+    matrix: FloatMatrix
+    releasable: bool = True
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A proposal with the answer it gave and the verdict on exactly that text."""
+
+    proposal: Proposal
+    completion: Completion
+    verdict: Verdict
+    quality: QualityReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """One checked text as the trace reports it."""
+
+    score: float
+    flagged: bool
+    usable: bool
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """One wave of a search: how many answers, and the moderation score of each."""
+
+    scores: tuple[float, ...]
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What happened to one answer; plain data, without any prompt or answer text.
+
+    Attributes:
+        stop_reason: why the work ended, such as ``clean``, ``neutralised``, ``optimiser: ...``,
+            ``budget: generations``, ``moderator: ...``.
+        cosine: cosine between the moved and the original user rows, each set flattened; 1 if unmoved.
+        relative_move: Frobenius norm of the move over that of the original user rows.
+        decodes_to_original: whether every row's nearest token embedding (by cosine) is still its own token.
+    """
+
+    method: str
+    outcome: Outcome
+    stop_reason: str
+    baseline: AnswerScore | None
+    final: AnswerScore | None
+    generations: int
+    generated_tokens: int
+    moderation_calls: int
+    seconds: float
+    steps: tuple[StepTrace, ...] = ()
+    cosine: float = 1.0
+    relative_move: float = 0.0
+    decodes_to_original: bool = True
+    seed: int = 0
+    moderator: str = ""
+    model: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data."""
+        from dataclasses import asdict
+
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedAnswer:
+    """The text that may be shown, and the trace of how it came to be.
+
+    ``finish_reason`` is ``content_filter`` when the text is the policy's notice instead of the model's answer.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length", "content_filter"]
+    trace: Trace
+    prompt_tokens: int
+
+
+Messages: TypeAlias = Sequence[Message]

@@ -1,0 +1,73 @@
+"""Makes open-weight chat models safe while they answer.
+
+Importing this package loads neither torch nor transformers nor langchain; each name is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tta_middleware.chat_model import TTAChatModel
+    from tta_middleware.config import Budget
+    from tta_middleware.errors import TTAError, UnsafeAnswerError
+    from tta_middleware.guard import Guard, Repair
+    from tta_middleware.optimise import TSA, Noise, Resample
+    from tta_middleware.policy import Policy
+    from tta_middleware.quality import QualityBounds, QualityGate
+    from tta_middleware.types import CATEGORIES, GuardedAnswer, Message, Sampling, Trace, Verdict
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CATEGORIES": "types",
+    "TSA": "optimise",
+    "Budget": "config",
+    "Guard": "guard",
+    "GuardedAnswer": "types",
+    "Message": "types",
+    "Noise": "optimise",
+    "Policy": "policy",
+    "QualityBounds": "quality",
+    "QualityGate": "quality",
+    "Repair": "guard",
+    "Resample": "optimise",
+    "Sampling": "types",
+    "TTAChatModel": "chat_model",
+    "TTAError": "errors",
+    "Trace": "types",
+    "UnsafeAnswerError": "errors",
+    "Verdict": "types",
+}
+
+__all__ = [
+    "CATEGORIES",
+    "TSA",
+    "Budget",
+    "Guard",
+    "GuardedAnswer",
+    "Message",
+    "Noise",
+    "Policy",
+    "QualityBounds",
+    "QualityGate",
+    "Repair",
+    "Resample",
+    "Sampling",
+    "TTAChatModel",
+    "TTAError",
+    "Trace",
+    "UnsafeAnswerError",
+    "Verdict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

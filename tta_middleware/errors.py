@@ -8,8 +8,10 @@
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     ├── DataError (ValueError)              a line of an input file is broken; names file and line
     ├── EngineError                         the model failed while it decoded
+    ├── StreamProtocolError (RuntimeError)  a stream's driver applied text or verdicts out of order
     ├── ModerationError                     no verdict could be had
     │   ├── ModerationUnavailableError      timeouts, connection errors, 408, 409, 429, 5xx after all retries
+    │   │   └── CircuitOpenError            the breaker is open: the request was not sent
     │   ├── ModerationRejectedError         authentication, permission, bad request: retrying cannot help
     │   └── InvalidVerdictError             the moderator answered, but not with usable scores
     └── UnsafeAnswerError                   no safe and usable answer was found and the policy says raise
@@ -18,6 +20,11 @@ Every error pickles. None carries a prompt, an answer or a secret.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tta_middleware.types import Trace
 
 
 class TTAError(Exception):
@@ -52,16 +59,42 @@ class EngineError(TTAError):
     """Raised when the model failed while decoding."""
 
 
+class StreamProtocolError(TTAError, RuntimeError):
+    """Raised when text or verdicts reach a stream's state machine out of order."""
+
+
 class ModerationError(TTAError):
     """Raised when a text could not be scored."""
 
 
 class ModerationUnavailableError(ModerationError):
-    """Raised when the moderator could not be reached within the retry policy."""
+    """Raised when the moderator could not be reached within the retry policy.
+
+    Attributes:
+        cause: what stood in the way, such as ``timeout``, ``connection``, ``rate_limit``, ``deadline``.
+        retry_after: seconds the server asked to wait, or None.
+    """
+
+    def __init__(self, message: str, *, cause: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.retry_after = retry_after
+
+
+class CircuitOpenError(ModerationUnavailableError):
+    """Raised instead of sending a request while the circuit breaker is open."""
 
 
 class ModerationRejectedError(ModerationError):
-    """Raised when the moderator refused the request for a reason that a retry cannot cure."""
+    """Raised when the moderator refused the request for a reason that a retry cannot cure.
+
+    Attributes:
+        status: the HTTP status, or None when no request was sent.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class InvalidVerdictError(ModerationError):
@@ -69,4 +102,14 @@ class InvalidVerdictError(ModerationError):
 
 
 class UnsafeAnswerError(TTAError):
-    """Raised when no safe and usable answer was found within the budget and the fallback is ``raise``."""
+    """Raised when no safe and usable answer was found within the budget and the fallback is ``raise``.
+
+    ``trace`` tells what was tried.
+    """
+
+    def __init__(self, message: str, trace: Trace | None = None) -> None:
+        super().__init__(message, trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])

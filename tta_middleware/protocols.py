@@ -7,11 +7,13 @@ loop and from several at once.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from tta_middleware.types import (
     Completion,
+    FloatMatrix,
     GenerationRequest,
+    IntVector,
     Message,
     PromptEmbeddings,
     Proposal,
@@ -19,9 +21,6 @@ from tta_middleware.types import (
     TextDelta,
     Verdict,
 )
-
-if TYPE_CHECKING:
-    from tta_middleware.types import FloatMatrix, IntVector
 
 
 @runtime_checkable

@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, InvalidVerdictError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    FloatMatrix: TypeAlias = NDArray[np.float32]
-    IntVector: TypeAlias = NDArray[np.int64]
-    BoolVector: TypeAlias = NDArray[np.bool_]
-
+FloatMatrix: TypeAlias = NDArray[np.float32]
+IntVector: TypeAlias = NDArray[np.int64]
+BoolVector: TypeAlias = NDArray[np.bool_]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "aborted"]
 Outcome: TypeAlias = Literal["clean", "neutralised", "blocked"]
@@ -247,11 +245,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class AnswerScore:
-    """One checked text as the trace reports it."""
+    """One checked text as the trace reports it; ``usable`` is None where it was not measured."""
 
     score: float
     flagged: bool
-    usable: bool
+    usable: bool | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -294,8 +292,6 @@ class Trace:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""
-        from dataclasses import asdict
-
         return asdict(self)
 
 

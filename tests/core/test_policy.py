@@ -1,0 +1,85 @@
+"""Verdicts seen through a policy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tta_middleware import CATEGORIES, Policy, Verdict
+from tta_middleware.errors import ConfigurationError, InvalidVerdictError
+
+scores = st.dictionaries(st.sampled_from(CATEGORIES), st.floats(0, 1), min_size=1)
+
+
+def verdict(**values: float) -> Verdict:
+    return Verdict({name.replace("_", "-"): score for name, score in values.items()}, flagged=False, model="m")
+
+
+def test_the_threshold_itself_is_flagged() -> None:
+    policy = Policy(threshold=0.5)
+    assert policy.decide(verdict(hate=0.5)).flagged
+    assert not policy.decide(verdict(hate=0.4999)).flagged
+
+
+def test_a_category_may_be_stricter_than_the_rest() -> None:
+    policy = Policy(threshold=0.5, categories={"self-harm": 0.1})
+    decision = policy.decide(verdict(hate=0.3, self_harm=0.2))
+    assert decision.flagged
+    assert decision.category == "self-harm"
+
+
+def test_the_moderators_own_opinion_does_not_decide() -> None:
+    assert not Policy(threshold=0.5).decide(Verdict({"hate": 0.1}, flagged=True, model="m")).flagged
+
+
+def test_the_moderators_default_fills_an_open_threshold_only() -> None:
+    assert Policy().with_default(0.1).threshold == 0.1
+    assert Policy(threshold=0.7).with_default(0.1).threshold == 0.7
+
+
+def test_a_policy_without_a_threshold_does_not_decide() -> None:
+    with pytest.raises(ConfigurationError, match="with_default"):
+        Policy().decide(verdict(hate=0.1))
+
+
+@given(scores, st.floats(0, 1))
+def test_flagged_exactly_when_some_score_reaches_the_threshold(values: dict[str, float], threshold: float) -> None:
+    decision = Policy(threshold=threshold).decide(Verdict(values, flagged=False, model="m"))
+    assert decision.flagged == any(score >= threshold for score in values.values())
+    assert decision.flagged == (decision.excess >= 0)
+
+
+@pytest.mark.parametrize("value", [Policy(threshold=0.2), 0.2, {"hate": 0.2}, None])
+def test_what_users_write_becomes_a_policy(value: object) -> None:
+    assert isinstance(Policy.of(value), Policy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (1.5, "less than or equal to 1"),
+        (-0.1, "greater than or equal to 0"),
+        (math.nan, "finite"),
+        ({"self harm": 0.2}, "did you mean 'self-harm'"),
+        ({"hate": 7}, "less than or equal to 1"),
+        (True, "threshold"),
+        ("strict", "threshold"),
+    ],
+)
+def test_mistakes_are_named(value: object, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        Policy.of(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("score", [math.nan, -0.01, 1.01, math.inf])
+def test_a_malformed_score_never_becomes_a_verdict(score: float) -> None:
+    with pytest.raises(InvalidVerdictError, match="hate"):
+        Verdict({"hate": score}, flagged=False, model="m")
+
+
+def test_no_scores_never_become_a_verdict() -> None:
+    with pytest.raises(InvalidVerdictError, match="no category"):
+        Verdict({}, flagged=False, model="m")

@@ -1,0 +1,73 @@
+"""The one bridge from sync code to the async core.
+
+Sync calls run on one event loop in a background thread of the process, which the first of them starts. That works
+inside a running loop, too (notebooks): the caller's thread blocks, the bridge's loop is another one. The thread is a
+daemon and ends with the process or with :func:`shutdown`, whichever comes first; both cancel what still runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import ExitStack
+from typing import Final, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+T = TypeVar("T")
+
+_END: Final = object()
+
+
+class _Bridge:
+    """A portal that starts when first needed; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+
+    def portal(self) -> BlockingPortal:
+        with self._lock:
+            if self._portal is None:
+                self._portal = self._stack.enter_context(start_blocking_portal(name="tta-sync-bridge"))
+                self._stack.callback(self._portal.call, self._portal.stop, True)
+                atexit.register(self.shutdown)
+            return self._portal
+
+    def shutdown(self) -> None:
+        with self._lock:
+            self._portal = None
+            self._stack.close()
+            atexit.unregister(self.shutdown)
+
+
+_bridge = _Bridge()
+
+
+def run(function: Callable[[], Awaitable[T]]) -> T:
+    """Run an async function to its end and return its result; an interrupt of the caller cancels it."""
+    future = _bridge.portal().start_task_soon(function)
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+    """Yield from an async generator; closing the result closes it."""
+
+    async def step() -> T | object:
+        return await anext(stream, _END)
+
+    try:
+        while (item := run(step)) is not _END:
+            yield item  # type: ignore[misc]
+    finally:
+        run(stream.aclose)
+
+
+def shutdown() -> None:
+    """Stop the bridge's thread and cancel its calls; the next sync call starts a new one."""
+    _bridge.shutdown()

@@ -1,0 +1,5 @@
+"""The guard as a LangChain chat model."""
+
+from tta_middleware.chat_model.model import TTAChatModel
+
+__all__ = ["TTAChatModel"]

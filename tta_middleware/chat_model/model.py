@@ -1,0 +1,226 @@
+"""``TTAChatModel``: a local model behind a guard, as an ordinary LangChain chat model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
+from typing import Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from pydantic import Field, field_validator
+
+from tta_middleware import bridge
+from tta_middleware.chat_model.messages import from_langchain, to_chunks, to_message
+from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.config import Budget
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard import Fallback, Guard, Repair
+from tta_middleware.policy import Policy
+from tta_middleware.registry import MODERATORS, names, resolve_method
+from tta_middleware.types import GuardedAnswer, Message, Sampling
+
+DEFAULT_METHOD = "noise"
+"""What measured best; see the results table in the README."""
+
+
+class TTAChatModel(BaseChatModel):
+    """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
+
+    Everything is loaded at the first call. Any setting below but ``model``, ``moderator`` and the loading options can
+    be given per call (``model.invoke(..., policy=0.3)``), bound (``model.bind(method="tsa")``) or made configurable
+    (``configurable_fields``).
+
+    Attributes:
+        model: ``smollm2``, a local folder, a Hugging Face id, or an Engine.
+        moderator: ``local``, ``openai``, or a Moderator.
+        method: how a flagged answer is repaired: ``noise``, ``resample``, ``tsa``, ``none``, or a Method.
+        policy: a threshold, thresholds per category, or a Policy.
+        fallback: ``refuse``, ``raise``, an async function of the messages, or a Runnable whose output is text or a
+            message; its text is moderated, too.
+        release: ``end`` holds the answer until all of it was checked.
+        allow_download: whether a Hugging Face id may be fetched from the hub.
+
+    Raises:
+        ConfigurationError: through pydantic's ValidationError, when a value is out of range or unknown.
+    """
+
+    model: Any = "smollm2"
+    moderator: Any = "local"
+    method: Any = DEFAULT_METHOD
+    policy: Any = None
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    stop: list[str] | None = None
+    seed: int = 0
+    budget: Budget = Field(default_factory=Budget)
+    fallback: Any = "refuse"
+    release: Literal["end"] = "end"
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_download: bool = False
+    runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
+
+    @field_validator("moderator")
+    @classmethod
+    def _known_moderator(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in names(MODERATORS):
+            raise ValueError(f"unknown moderator {value!r}; known are {', '.join(names(MODERATORS))}")
+        return value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: Any) -> Any:
+        resolve_method(value)
+        return value
+
+    @field_validator("policy")
+    @classmethod
+    def _usable_policy(cls, value: Any) -> Policy:
+        return Policy.of(value)
+
+    @field_validator("fallback")
+    @classmethod
+    def _usable_fallback(cls, value: Any) -> Any:
+        _fallback(value)
+        return value
+
+    @property
+    def _llm_type(self) -> str:
+        return "tta-chat-model"
+
+    @property
+    def _model_name(self) -> str:
+        return self.model if isinstance(self.model, str) else str(self.model.model_id)
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        method = resolve_method(self.method)
+        return {
+            "model": self._model_name,
+            "moderator": self.moderator if isinstance(self.moderator, str) else self.moderator.name,
+            "method": repr(method) if method else "none",
+            "policy": Policy.of(self.policy).model_dump(),
+            "budget": self.budget.model_dump(),
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "stop": self.stop,
+            "seed": self.seed,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "tta_middleware"
+        params["ls_model_name"] = self._model_name
+        params["ls_temperature"] = kwargs.get("temperature", self.temperature)
+        params["ls_max_tokens"] = kwargs.get("max_new_tokens", self.max_new_tokens)
+        return params
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return bridge.run(partial(self._agenerate, messages, stop, None, **kwargs))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        message = to_message(await self._answer(messages, stop, kwargs))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        for chunk in to_chunks(bridge.run(partial(self._answer, messages, stop, kwargs))):
+            yield ChatGenerationChunk(message=chunk)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        for chunk in to_chunks(await self._answer(messages, stop, kwargs)):
+            yield ChatGenerationChunk(message=chunk)
+
+    async def _answer(
+        self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
+    ) -> GuardedAnswer:
+        settings = self._settings(overrides)
+        sampling = Sampling(
+            max_new_tokens=settings["max_new_tokens"],
+            temperature=settings["temperature"],
+            top_p=settings["top_p"],
+            seed=settings["seed"],
+            stop=tuple(stop or settings["stop"] or ()),
+        )
+        return await self._guard(settings).answer(from_langchain(messages), sampling)
+
+    def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """This model's per-call settings with the call's own on top."""
+        fields = ("max_new_tokens", "temperature", "top_p", "seed", "stop", "policy", "method", "budget", "fallback")
+        unknown = sorted(set(overrides) - set(fields) - _IGNORED)
+        if unknown:
+            raise ConfigurationError(f"unknown call setting {', '.join(unknown)}; known are {', '.join(fields)}")
+        own = {name: getattr(self, name) for name in fields}
+        return own | {name: value for name, value in overrides.items() if name in own and value is not None}
+
+    def _guard(self, settings: Mapping[str, Any]) -> Guard:
+        return Guard(
+            self.runtime.engine(self.model, **self._loading()),
+            self.runtime.moderator(self.moderator),
+            policy=Policy.of(settings["policy"]),
+            repair=Repair(
+                method=resolve_method(settings["method"]),
+                budget=settings["budget"],
+                fallback=_fallback(settings["fallback"]),
+                seed=settings["seed"],
+            ),
+        )
+
+    def _loading(self) -> dict[str, Any]:
+        if not isinstance(self.model, str):
+            return {}
+        return {"device": self.device, "dtype": self.dtype, "allow_download": self.allow_download}
+
+    async def aclose(self) -> None:
+        """Free the model and the moderator's sockets; the next call loads them again."""
+        await self.runtime.aclose()
+
+
+_IGNORED = frozenset({"ls_structured_output_format", "stream", "stream_usage"})
+"""Call settings that LangChain adds for its own use."""
+
+
+def _fallback(value: Any) -> Fallback:
+    if value in ("refuse", "raise"):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, Runnable):
+        return partial(_run_fallback, value)
+    if callable(value):
+        return value  # type: ignore[no-any-return]
+    raise ConfigurationError(f"fallback is 'refuse', 'raise', an async function or a Runnable, not {value!r:.40}")
+
+
+async def _run_fallback(runnable: Runnable[Any, Any], messages: list[Message]) -> str:
+    """The runnable's text. Callbacks are cut off, since its raw tokens are not checked yet."""
+    turns = [(message.role, message.content) for message in messages]
+    output = await runnable.ainvoke(turns, config={"callbacks": []})
+    return output.text if isinstance(output, BaseMessage) else str(output)

@@ -1,0 +1,51 @@
+"""The parts that all copies of a chat model share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+from typing import Any
+
+from tta_middleware.protocols import Engine, Moderator
+from tta_middleware.registry import resolve_engine, resolve_moderator
+
+
+class Runtime:
+    """Engines and moderators by what they were asked for, each made once.
+
+    LangChain's ``configurable_fields`` builds a new chat model per call. It hands the fields on, so a model that is
+    held in this shared field is loaded once, while one in a private attribute would be loaded with every call.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engines: dict[Hashable, Engine] = {}
+        self._moderators: dict[str, Moderator] = {}
+
+    def engine(self, model: str | Engine, **options: Any) -> Engine:
+        """The engine of ``model``; nothing is loaded yet."""
+        if not isinstance(model, str):
+            return resolve_engine(model)
+        key = (model, *sorted(options.items()))
+        with self._lock:
+            if key not in self._engines:
+                self._engines[key] = resolve_engine(model, **options)
+            return self._engines[key]
+
+    def moderator(self, moderator: str | Moderator) -> Moderator:
+        """The moderator of that name, or the object itself."""
+        if not isinstance(moderator, str):
+            return resolve_moderator(moderator)
+        with self._lock:
+            if moderator not in self._moderators:
+                self._moderators[moderator] = resolve_moderator(moderator)
+            return self._moderators[moderator]
+
+    async def aclose(self) -> None:
+        """Close what was made here; objects that the user passed in stay open."""
+        with self._lock:
+            made: list[Engine | Moderator] = [*self._engines.values(), *self._moderators.values()]
+            self._engines.clear()
+            self._moderators.clear()
+        for part in made:
+            await part.aclose()

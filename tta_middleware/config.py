@@ -1,0 +1,47 @@
+"""Frozen, validated settings shared by the search, the guard and the public face."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+
+from tta_middleware.errors import ConfigurationError
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown keys, mistakes raised as :class:`ConfigurationError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(type(self).__name__, error)) from None
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    """One line per mistake; the offending value is left out, since it may be a secret."""
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        lines.append(f"{name}.{where}: {item['msg']}" if where else f"{name}: {item['msg']}")
+    return "; ".join(lines)
+
+
+class Budget(Settings):
+    """What one answer may cost, the base answer included; the first limit reached ends the search.
+
+    Attributes:
+        generations: answers decoded. The paper's K = 10 base points with N = 8 probes between two of them come
+            to 82.
+        generated_tokens: tokens decoded over all of them.
+        moderation_calls: requests to the moderator; a list of texts is one request.
+        seconds: wall time, which also cuts a decode or a moderation call that is under way.
+    """
+
+    generations: PositiveInt = 82
+    generated_tokens: PositiveInt | None = None
+    moderation_calls: PositiveInt | None = None
+    seconds: PositiveFloat | None = None

@@ -1,0 +1,103 @@
+"""Is an answer usable? Not empty, not degenerate, fluent (DESIGN section 3)."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tta_middleware.config import Settings
+from tta_middleware.protocols import Engine
+from tta_middleware.types import Completion, PromptEmbeddings, QualityReport
+
+_UNIT = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class QualityBounds(Settings):
+    """Bounds of the usability gate. The defaults were measured with ``benchmarks/quality_bounds.py``.
+
+    Attributes:
+        min_words: fewer words than this is not an answer; a word has two letters or more.
+        min_letter_share: least share of letters among the characters that are not white space.
+        max_repeated_share: largest share of the units (words and signs) covered by the most frequent
+            repeated sequence of one to eight units, from ``repetition_from`` units on.
+        max_compression: largest ratio of plain to deflated length, from 200 characters on; loops of long
+            sentences compress better than prose does.
+        max_nll: largest mean negative log-likelihood in nats per token under the unmoved model and prompt;
+            babble lies above it.
+    """
+
+    min_words: PositiveInt = 2
+    min_letter_share: Share = 0.5
+    max_repeated_share: Share = 0.5
+    repetition_from: PositiveInt = 12
+    max_compression: PositiveFloat = 4.0
+    max_nll: PositiveFloat = 5.0
+
+
+def text_problems(text: str, bounds: QualityBounds) -> tuple[str, ...]:
+    """Names of the checks that ``text`` fails by itself; empty when it passes them all."""
+    dense = "".join(text.split())
+    if not dense:
+        return ("empty",)
+    problems = []
+    if len(_WORD.findall(text)) < bounds.min_words:
+        problems.append("too_short")
+    if sum(char.isalpha() for char in dense) < bounds.min_letter_share * len(dense):
+        problems.append("symbols")
+    if (
+        _repeated_share(text, bounds.repetition_from) > bounds.max_repeated_share
+        or _compression(text) > bounds.max_compression
+    ):
+        problems.append("repetition")
+    return tuple(problems)
+
+
+def _repeated_share(text: str, least_units: int) -> float:
+    units = _UNIT.findall(text.lower())
+    if len(units) < least_units:
+        return 0.0
+    return max(_cover(units, size) for size in range(1, 9))
+
+
+def _cover(units: Sequence[str], size: int) -> float:
+    """Share of the units that the most frequent sequence of ``size`` units covers, if it comes three times."""
+    grams = Counter(tuple(units[i : i + size]) for i in range(len(units) - size + 1))
+    if not grams:
+        return 0.0
+    count = grams.most_common(1)[0][1]
+    return min(1.0, count * size / len(units)) if count >= 3 else 0.0
+
+
+def _compression(text: str) -> float:
+    raw = text.encode()
+    return len(raw) / len(zlib.compress(raw, 9)) if len(raw) >= 200 else 1.0
+
+
+class QualityGate:
+    """The text checks, then one batched forward pass for the fluency of the texts that passed them."""
+
+    def __init__(self, bounds: QualityBounds | None = None) -> None:
+        self.bounds = bounds or QualityBounds()
+
+    async def assess(
+        self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
+    ) -> list[QualityReport]:
+        """One report per completion, in order; ``prompt`` must be the unmoved prompt."""
+        reports = [QualityReport(text_problems(done.text, self.bounds)) for done in completions]
+        passed = [i for i, report in enumerate(reports) if report.usable]
+        if not passed:
+            return reports
+        nlls = await engine.mean_nll(prompt, [completions[i].token_ids for i in passed])
+        for i, nll in zip(passed, nlls, strict=True):
+            # Written so that a NaN fails: an answer whose fluency is unknown is not called usable.
+            fluent = nll <= self.bounds.max_nll
+            reports[i] = QualityReport(() if fluent else ("not_fluent",), nll)
+        return reports

@@ -1,0 +1,81 @@
+"""Turns what users write (``model="smollm2"``, ``moderator="local"``, ``method="tsa"``) into parts.
+
+Extension points are entry points: a package that declares one in the group ``tta_middleware.engines``,
+``tta_middleware.moderators`` or ``tta_middleware.methods`` is found by name. Nothing is
+imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.optimise.base import Method
+from tta_middleware.protocols import Engine, Moderator
+
+ENGINES = "tta_middleware.engines"
+MODERATORS = "tta_middleware.moderators"
+METHODS = "tta_middleware.methods"
+
+
+def names(group: str) -> list[str]:
+    """The names that are declared in an entry-point group, sorted."""
+    return sorted({entry.name for entry in entry_points(group=group)})
+
+
+def _load(group: str, kind: str, name: str) -> Callable[..., Any]:
+    found = next(iter(entry_points(group=group, name=name)), None)
+    if found is None:
+        raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join(names(group)) or 'none'}")
+    return cast(Callable[..., Any], found.load())
+
+
+def resolve_engine(model: str | Engine, **options: Any) -> Engine:
+    """An engine for a model reference.
+
+    ``"name:reference"`` uses the engine that is declared under ``name``; any other string goes to the
+    ``transformers`` engine, which knows ``smollm2``, local folders and Hugging Face ids.
+
+    Raises:
+        ConfigurationError: the model is neither a string nor an engine.
+    """
+    if isinstance(model, str):
+        name, colon, reference = model.partition(":")
+        if colon and name in names(ENGINES):
+            return cast(Engine, _load(ENGINES, "engine", name)(reference, **options))
+        return cast(Engine, _load(ENGINES, "engine", "transformers")(model, **options))
+    if isinstance(model, Engine):
+        return model
+    raise ConfigurationError(f"a model is a name, a folder or an Engine, not {type(model).__name__}")
+
+
+def resolve_moderator(moderator: str | Moderator) -> Moderator:
+    """A moderator for a name such as ``local`` or ``openai``, or the moderator itself.
+
+    Raises:
+        ConfigurationError: an unknown name, or an object without the Moderator protocol (a judge, say).
+    """
+    if isinstance(moderator, str):
+        return cast(Moderator, _load(MODERATORS, "moderator", moderator)())
+    if isinstance(moderator, Moderator):
+        return moderator
+    raise ConfigurationError(
+        f"a moderator is a name or has name, default_threshold, moderate and aclose; {type(moderator).__name__} has not"
+    )
+
+
+def resolve_method(method: str | Method | None) -> Method | None:
+    """A search method for a name, or the method itself; ``none`` and None mean that flagged answers are blocked.
+
+    Raises:
+        ConfigurationError: an unknown name, or an object without the Method protocol.
+    """
+    if method is None or method == "none":
+        return None
+    if isinstance(method, str):
+        return cast(Method, _load(METHODS, "method", method)())
+    if isinstance(method, Method):
+        return method
+    raise ConfigurationError(f"a method is a name or has name and build; {type(method).__name__} has not")

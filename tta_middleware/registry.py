@@ -36,7 +36,8 @@ def resolve_engine(model: str | Engine, **options: Any) -> Engine:
     """An engine for a model reference.
 
     ``"name:reference"`` uses the engine that is declared under ``name``; any other string goes to the
-    ``transformers`` engine, which knows ``smollm2``, local folders and Hugging Face ids.
+    ``transformers`` engine, which knows ``smollm2``, local folders and Hugging Face ids. ``options`` go to the engine's
+    constructor; the chat model gives ``device``, ``dtype`` and ``allow_download``.
 
     Raises:
         ConfigurationError: the model is neither a string nor an engine.

@@ -82,7 +82,9 @@ def to_chunks(answer: GuardedAnswer) -> Iterator[AIMessageChunk]:
     """The answer as a stream: its text, then the metadata on one chunk, since strings would concatenate on merge."""
     if answer.text:
         yield AIMessageChunk(content=answer.text)
-    yield AIMessageChunk(content="", response_metadata=_metadata(answer), usage_metadata=_usage(answer), chunk_position="last")
+    yield AIMessageChunk(
+        content="", response_metadata=_metadata(answer), usage_metadata=_usage(answer), chunk_position="last"
+    )
 
 
 def _metadata(answer: GuardedAnswer) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ DEFAULT_METHOD = "noise"
 class TTAChatModel(BaseChatModel):
     """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
 
-    Everything is loaded at the first call. Any setting below but ``model``, ``moderator`` and the loading options can
+    Everything is loaded at the first call. Any setting below but ``moderator``, ``release`` and the loading options can
     be given per call (``model.invoke(..., policy=0.3)``), bound (``model.bind(method="tsa")``) or made configurable
     (``configurable_fields``).
 
@@ -116,7 +116,7 @@ class TTAChatModel(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "tta_middleware"
-        params["ls_model_name"] = self._model_name
+        params["ls_model_name"] = kwargs.get("model", self._model_name)
         params["ls_temperature"] = kwargs.get("temperature", self.temperature)
         params["ls_max_tokens"] = kwargs.get("max_new_tokens", self.max_new_tokens)
         return params
@@ -147,8 +147,7 @@ class TTAChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for chunk in to_chunks(bridge.run(partial(self._answer, messages, stop, kwargs))):
-            yield ChatGenerationChunk(message=chunk)
+        yield from bridge.iterate(self._astream(messages, stop, None, **kwargs))
 
     async def _astream(
         self,
@@ -156,7 +155,7 @@ class TTAChatModel(BaseChatModel):
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
         for chunk in to_chunks(await self._answer(messages, stop, kwargs)):
             yield ChatGenerationChunk(message=chunk)
 
@@ -175,16 +174,17 @@ class TTAChatModel(BaseChatModel):
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """This model's per-call settings with the call's own on top."""
-        fields = ("max_new_tokens", "temperature", "top_p", "seed", "stop", "policy", "method", "budget", "fallback")
-        unknown = sorted(set(overrides) - set(fields) - _IGNORED)
+        unknown = sorted(set(overrides) - set(_PER_CALL) - _IGNORED)
         if unknown:
-            raise ConfigurationError(f"unknown call setting {', '.join(unknown)}; known are {', '.join(fields)}")
-        own = {name: getattr(self, name) for name in fields}
+            raise ConfigurationError(f"unknown call setting {', '.join(unknown)}; known are {', '.join(_PER_CALL)}")
+        own = {name: getattr(self, name) for name in _PER_CALL}
         return own | {name: value for name, value in overrides.items() if name in own and value is not None}
 
     def _guard(self, settings: Mapping[str, Any]) -> Guard:
         return Guard(
-            self.runtime.engine(self.model, **self._loading()),
+            self.runtime.engine(
+                settings["model"], device=self.device, dtype=self.dtype, allow_download=self.allow_download
+            ),
             self.runtime.moderator(self.moderator),
             policy=Policy.of(settings["policy"]),
             repair=Repair(
@@ -195,15 +195,23 @@ class TTAChatModel(BaseChatModel):
             ),
         )
 
-    def _loading(self) -> dict[str, Any]:
-        if not isinstance(self.model, str):
-            return {}
-        return {"device": self.device, "dtype": self.dtype, "allow_download": self.allow_download}
-
     async def aclose(self) -> None:
         """Free the model and the moderator's sockets; the next call loads them again."""
         await self.runtime.aclose()
 
+
+_PER_CALL = (
+    "model",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "policy",
+    "method",
+    "budget",
+    "fallback",
+)
 
 _IGNORED = frozenset({"ls_structured_output_format", "stream", "stream_usage"})
 """Call settings that LangChain adds for its own use."""

@@ -26,7 +26,8 @@ def _explain(name: str, error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in item["loc"])
-        lines.append(f"{name}.{where}: {item['msg']}" if where else f"{name}: {item['msg']}")
+        message = "unknown setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}.{where}: {message}" if where else f"{name}: {message}")
     return "; ".join(lines)
 
 

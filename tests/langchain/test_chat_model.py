@@ -9,7 +9,7 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from pydantic import ValidationError
 
 from tta_middleware import TSA, Budget, Policy, TTAChatModel
@@ -69,12 +69,13 @@ async def test_in_a_chain(model: TTAChatModel) -> None:
 
 async def test_system_messages_and_history_reach_the_model(model: TTAChatModel) -> None:
     history = [
-        SystemMessage("You are a helpful assistant."),
-        HumanMessage("My name is Ada."),
-        AIMessage("Hello Ada!"),
-        HumanMessage("What is my name?"),
+        HumanMessage("My dog is called Rex."),
+        AIMessage("Rex is a nice name for a dog!"),
+        HumanMessage("What is the name of my dog?"),
     ]
-    assert "Ada" in (await model.ainvoke(history)).text
+    assert "Rex" in (await model.ainvoke(history)).text
+    named = [SystemMessage("You are a helpful AI assistant named Zork, trained by Acme."), HumanMessage("Who are you?")]
+    assert "Zork" in (await model.ainvoke(named)).text
 
 
 async def test_stop_ends_the_text_before_the_stop_string(model: TTAChatModel) -> None:
@@ -116,7 +117,7 @@ async def test_a_bound_method_and_budget_are_used(model: TTAChatModel) -> None:
 
 
 async def test_a_runnable_falls_back_and_is_moderated_too(model: TTAChatModel) -> None:
-    fallback = ChatPromptTemplate.from_messages([("user", "Name a colour.")]) | model
+    fallback = RunnableLambda(lambda messages: "Name a colour.") | model
     guarded = TTAChatModel(
         model="smollm2", dtype="float32", max_new_tokens=8, policy=0.0, method="none",
         fallback=fallback, runtime=model.runtime,

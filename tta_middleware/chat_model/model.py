@@ -39,7 +39,7 @@ class TTAChatModel(BaseChatModel):
         moderator: ``local``, ``openai``, or a Moderator.
         method: how a flagged answer is repaired: ``noise``, ``resample``, ``tsa``, ``none``, or a Method.
         policy: a threshold, thresholds per category, or a Policy.
-        fallback: ``refuse``, ``raise``, an async function of the messages, or a Runnable whose output is text or a
+        fallback: ``refuse``, ``raise``, an async function of the messages, or a Runnable from messages to text or a
             message; its text is moderated, too.
         release: ``end`` holds the answer until all of it was checked.
         allow_download: whether a Hugging Face id may be fetched from the hub.

@@ -1,0 +1,99 @@
+"""Runs ``tta`` in this process or in one of its own, with staged parts beside the real ones."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tta_middleware.cli import main
+
+ENTRY_POINTS = """
+[tta_middleware.engines]
+staged = staged_parts:engine
+
+[tta_middleware.moderators]
+words = staged_parts:Words
+strict = staged_parts:Strict
+down = staged_parts:Down
+downlater = staged_parts:DownLater
+
+[tta_middleware.judges]
+gardener = staged_parts:Judge
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def objects(self) -> list[dict]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory) -> Path:
+    """A folder that holds the staged parts as an installed distribution."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copy(Path(__file__).with_name("staged_parts.py"), folder)
+    info = folder / "staged_parts-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: staged-parts\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    return folder
+
+
+@pytest.fixture
+def tta(plugin, monkeypatch, capsys):
+    """``tta("chat", "hello", stdin=...)`` in this process."""
+    monkeypatch.syspath_prepend(str(plugin))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def run(*words: object, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def tta_process(plugin):
+    """``tta_process("moderate", "-")``: a Popen of the real command; ``steps`` is when ``staged:hanging`` hangs."""
+    started = []
+
+    def start(*words: object, steps: int = sys.maxsize, **options) -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": str(plugin), "STAGED_STEPS": str(steps)}
+        command = [sys.executable, "-c", "import sys; from tta_middleware.cli import main; sys.exit(main())"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen([*command, *map(str, words)], env=environment, **{**pipes, **options})
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Writes objects (or raw bytes) as lines of a file."""
+
+    def write(name: str, *lines: object) -> Path:
+        path = tmp_path / name
+        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        path.write_bytes(b"".join(line + b"\n" for line in raw))
+        return path
+
+    return write

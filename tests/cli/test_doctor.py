@@ -1,0 +1,58 @@
+import pytest
+
+
+def checks(ran) -> dict[str, dict]:
+    return {check["name"]: check for check in ran.objects[0]["checks"]}
+
+
+def test_a_working_installation_is_fine(tta):
+    ran = tta("doctor", "--json")
+    assert ran.code == 0
+    assert ran.objects[0]["ok"] is True
+    found = checks(ran)
+    assert "torch" in found["local models"]["detail"]
+    assert "smollm2" in found["model"]["detail"]
+    assert "local answers" in found["moderator"]["detail"]
+
+
+def test_a_missing_model_names_the_command_that_brings_it(tta):
+    ran = tta("doctor", "--model", "nobody/nothing")
+    assert ran.code == 1
+    assert "hf download nobody/nothing" in ran.out
+
+
+def test_an_unreachable_moderator_fails(tta):
+    ran = tta("doctor", "--json", "--moderator", "down", "--online")
+    assert ran.code == 1
+    assert checks(ran)["moderator"]["status"] == "fail"
+    assert "could not be reached" in checks(ran)["moderator"]["detail"]
+
+
+def test_an_unknown_moderator_fails(tta):
+    ran = tta("doctor", "--json", "--moderator", "nix")
+    assert ran.code == 1
+    assert "unknown moderator 'nix'; known are" in checks(ran)["moderator"]["detail"]
+
+
+def test_a_moderator_on_the_network_is_only_called_when_asked(tta, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-real-key")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    ran = tta("doctor", "--json", "--moderator", "openai")
+    assert ran.code == 0
+    assert "not called" in checks(ran)["moderator"]["detail"]
+    assert "sk-not" not in ran.out
+
+
+def test_a_missing_key_fails(tta, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    ran = tta("doctor", "--json", "--moderator", "openai")
+    assert ran.code == 1
+    assert checks(ran)["moderator"]["fix"] == "set OPENAI_API_KEY"
+
+
+@pytest.mark.parametrize(("chosen", "status"), [(None, "hint"), ("ACTIVE", "hint"), ("PASSIVE", "ok")])
+def test_the_wait_policy_is_the_users_and_not_ours(tta, monkeypatch, chosen, status):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    assert checks(tta("doctor", "--json", "--moderator", "words"))["openmp"]["status"] == status

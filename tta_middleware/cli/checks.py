@@ -1,0 +1,140 @@
+"""The checks of ``tta doctor``. Versions are read from metadata, so nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from tta_middleware import bridge
+from tta_middleware.cli.output import say
+from tta_middleware.errors import TTAError
+from tta_middleware.evaluation.environment import installed_version
+from tta_middleware.registry import MODERATORS, names, resolve_moderator
+
+_LOCAL = ("torch", "transformers", "safetensors", "gguf")
+_CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
+_EXTRAS = {"agents": ("langchain", "langgraph"), "server": ("starlette", "uvicorn"), "eval": ("sklearn",)}
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding; ``fix`` is what to do where the status is not ``ok``."""
+
+    name: str
+    status: Literal["ok", "hint", "fail"]
+    detail: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return {key: value for key, value in asdict(self).items() if value}
+
+
+def run(model: str, moderator: str, *, online: bool, wait_policy: str | None) -> list[Check]:
+    """Everything that the main job needs, then what is good to know."""
+    return [
+        Check("python", "ok", f"{platform.python_version()} ({sys.executable})"),
+        Check("packages", "ok", _versions(_CORE)),
+        *_local_packages(),
+        _model(model),
+        _moderator(moderator, online=online),
+        _wait_policy(wait_policy),
+        Check("cpu", "ok", _cpu()),
+        *_extras(),
+    ]
+
+
+def show(found: list[Check]) -> None:
+    """One line per check, and one more for what to do."""
+    width = max(len(check.name) for check in found)
+    for check in found:
+        say(f"{check.status:4}  {check.name:{width}}  {check.detail}")
+        if check.fix:
+            say(f"{'':{width + 8}}{check.fix}")
+
+
+def _versions(packages: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in packages)
+
+
+def _local_packages() -> Iterator[Check]:
+    missing = [name for name in _LOCAL if installed_version(name) is None]
+    detail = _versions(_LOCAL)
+    if missing:
+        yield Check("local models", "fail", detail, 'run: pip install "tta-middleware[local]"')
+    else:
+        yield Check("local models", "ok", detail)
+
+
+def _model(reference: str) -> Check:
+    from tta_middleware.engines.models import describe_model
+
+    try:
+        info = describe_model(reference)
+    except TTAError as error:
+        return Check("model", "fail", str(error))
+    if info.source is None:
+        return Check("model", "fail", f"{reference} is not on this machine", f"run: {info.install}")
+    size = f", {info.size_bytes / 2**20:.0f} MiB" if info.size_bytes else ""
+    if not info.ready:
+        fix = "nothing to do: it is converted once, at first use, which takes about half a minute"
+        return Check("model", "hint", f"{reference} from {info.source}{size}; not converted yet", fix)
+    return Check("model", "ok", f"{reference} in {info.folder or info.source}{size}")
+
+
+def _moderator(name: str, *, online: bool) -> Check:
+    if not online and name != "local":
+        return _not_called(name)
+    try:
+        moderator = resolve_moderator(name)
+        verdict = bridge.run(partial(moderator.moderate, ["Hello, how are you?"]))[0]
+        bridge.run(moderator.aclose)
+    except (TTAError, ImportError, OSError) as error:
+        return Check("moderator", "fail", f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return Check(
+        "moderator",
+        "ok",
+        f"{moderator.name} answers: {verdict.score:.3f} for a greeting, flagged from {moderator.default_threshold} on",
+    )
+
+
+def _not_called(name: str) -> Check:
+    """Nothing goes to the network unasked; what can be seen from here is whether the key is there."""
+    if name not in names(MODERATORS):
+        return Check("moderator", "fail", f"unknown moderator {name!r}; known are {', '.join(names(MODERATORS))}")
+    if name == "openai" and not os.environ.get("OPENAI_API_KEY"):
+        return Check("moderator", "fail", "openai: no key", "set OPENAI_API_KEY")
+    where = f" at {os.environ.get('OPENAI_BASE_URL') or 'the public API'}; a key is set" if name == "openai" else ""
+    return Check("moderator", "hint", f"{name}{where}; not called", "add --online to make one call")
+
+
+def _wait_policy(chosen: str | None) -> Check:
+    if (chosen or "").upper() == "PASSIVE":
+        return Check("openmp", "ok", "OMP_WAIT_POLICY=PASSIVE")
+    detail = f"OMP_WAIT_POLICY is {chosen or 'not set'}; spinning threads stall decoding when a neighbour is busy"
+    fix = "in programs of your own: export OMP_WAIT_POLICY=PASSIVE before torch is imported (tta does so where unset)"
+    return Check("openmp", "hint", detail, fix)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text(encoding="utf-8", errors="replace").split()) if info.exists() else set()
+    features = [flag for flag in _CPU_FLAGS if flag in words]
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, {' '.join(features) or 'features unknown'}"
+
+
+def _extras() -> Iterator[Check]:
+    for extra, modules in _EXTRAS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        if missing:
+            fix = f'if you need it: pip install "tta-middleware[{extra}]"'
+            yield Check(f"extra {extra}", "hint", f"{', '.join(missing)} missing", fix)
+        else:
+            yield Check(f"extra {extra}", "ok", "installed")

@@ -1,0 +1,36 @@
+"""``tta doctor``: is everything there?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tta_middleware.cli import options as opt
+from tta_middleware.cli.failures import FAILED, OK
+
+WAIT_POLICY = "OMP_WAIT_POLICY"
+"""The environment variable that the command line sets where the user has not."""
+
+
+def doctor(
+    context: typer.Context,
+    model: opt.Model = "smollm2",
+    moderator: opt.Moderator = "local",
+    online: Annotated[bool, typer.Option("--online", help="Make one real call to a moderator on the network.")] = False,
+    json: opt.Json = False,
+) -> None:
+    """Check what is installed, where the model is and whether the moderator answers.
+
+    Exits with 1 if ``tta chat`` could not run here.
+    """
+    from tta_middleware.cli import checks
+    from tta_middleware.cli.output import emit
+
+    found = checks.run(model, moderator, online=online, wait_policy=context.obj.get(WAIT_POLICY))
+    fine = all(check.status != "fail" for check in found)
+    if json:
+        emit({"ok": fine, "checks": [check.as_dict() for check in found]})
+    else:
+        checks.show(found)
+    raise typer.Exit(OK if fine else FAILED)

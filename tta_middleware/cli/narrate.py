@@ -1,0 +1,81 @@
+"""Tells what happened to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tta_middleware.cli.output import emit, facts, say
+from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.types import AnswerScore, GuardedAnswer, Trace
+
+_OUTCOMES = {
+    "clean": "clean: the model's own answer",
+    "neutralised": "neutralised: the model's answer was flagged and replaced by a safe one of its own",
+    "blocked": "blocked: the notice stands in for the answer",
+}
+
+
+def as_record(answer: GuardedAnswer) -> Record:
+    """The answer for machines."""
+    trace = answer.trace.as_dict()
+    return {
+        "answer": answer.text,
+        "outcome": answer.trace.outcome,
+        "finish_reason": answer.finish_reason,
+        "trace": trace,
+    }
+
+
+def show(answer: GuardedAnswer, *, as_json: bool, verbose: bool) -> None:
+    """The answer on stdout and, for people, its story on stderr."""
+    if as_json:
+        emit(as_record(answer))
+        return
+    say(answer.text)
+    facts(_story(answer.trace, verbose=verbose))
+
+
+def _story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
+    yield "outcome", _OUTCOMES[trace.outcome]
+    if trace.outcome != "clean":
+        yield "method", f"{trace.method} ({trace.stop_reason})"
+    yield "score", _scores(trace)
+    yield (
+        "work",
+        (
+            f"{trace.generations} generations, {trace.generated_tokens} tokens, "
+            f"{trace.moderation_calls} moderation calls, {trace.seconds:.1f} s"
+        ),
+    )
+    if trace.outcome == "neutralised":
+        yield "move", _move(trace)
+    if trace.stop_reason.startswith("moderator:"):
+        yield "hint", "the moderator gave no verdict, so nothing may be shown; see: tta doctor --online"
+    if verbose:
+        yield from _waves(trace)
+        yield "parts", f"model {trace.model}, moderator {trace.moderator}, seed {trace.seed}"
+
+
+def _scores(trace: Trace) -> str:
+    if trace.baseline is None:
+        return "none: the answer could not be scored"
+    if trace.outcome == "clean" or trace.final is None:
+        return _score(trace.baseline)
+    return f"{_score(trace.baseline)} before, {_score(trace.final)} after"
+
+
+def _score(score: AnswerScore) -> str:
+    words = ["flagged" if score.flagged else "safe"]
+    if score.usable is not None:
+        words.append("usable" if score.usable else f"not usable: {', '.join(score.problems)}")
+    return f"{score.score:.3f} ({', '.join(words)})"
+
+
+def _move(trace: Trace) -> str:
+    kept = "still decodes" if trace.decodes_to_original else "no longer decodes"
+    return f"cosine {trace.cosine:.2f}, relative norm {trace.relative_move:.2f}; the prompt {kept} to its own words"
+
+
+def _waves(trace: Trace) -> Iterator[tuple[str, str]]:
+    for number, step in enumerate(trace.steps, start=1):
+        yield f"wave {number}", " ".join(f"{score:.3f}" for score in step.scores)

@@ -1,0 +1,102 @@
+"""Builds engine, moderator, policy and guard from what was typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from tta_middleware.config import Budget
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard import Guard, Repair
+from tta_middleware.policy import Policy
+from tta_middleware.protocols import Engine, Moderator
+from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
+from tta_middleware.types import GuardedAnswer, Message, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """How answers are made."""
+
+    model: str
+    moderator: str
+    method: str
+    policy: Policy
+    sampling: Sampling
+    budget: Budget
+    allow_download: bool
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[Guard]:
+        """A guard whose parts are closed afterwards, in the loop that used them."""
+        repair = Repair(method=resolve_method(self.method), budget=self.budget, seed=self.sampling.seed)
+        async with opened(self.model, self.moderator, allow_download=self.allow_download) as (engine, moderator):
+            yield Guard(engine, moderator, policy=self.policy, repair=repair)
+
+    async def answer(self, messages: Sequence[Message]) -> GuardedAnswer:
+        """One answer, with parts of its own."""
+        async with self.guard() as guard:
+            return await guard.answer(messages, self.sampling)
+
+
+@asynccontextmanager
+async def opened(model: str, moderator: str, *, allow_download: bool) -> AsyncIterator[tuple[Engine, Moderator]]:
+    """Engine and moderator by name; the model is loaded, so that its mistakes show before any work."""
+    scorer = resolve_moderator(moderator)
+    # Other engines than ours need not know the option, so it is only passed where it was given.
+    engine = resolve_engine(model, **({"allow_download": True} if allow_download else {}))
+    try:
+        await engine.embed([Message("user", "Hello")])
+        yield engine, scorer
+    finally:
+        with anyio.CancelScope(shield=True):
+            await scorer.aclose()
+            await engine.aclose()
+
+
+def policy_of(text: str | None, threshold: float | None) -> Policy:
+    """A policy from ``--policy`` and ``--threshold``, which wins.
+
+    Raises:
+        ConfigurationError: no JSON object, an unknown field or category, or a threshold outside [0, 1].
+    """
+    fields = _policy_fields(text) if text else {}
+    return Policy(**fields | ({} if threshold is None else {"threshold": threshold}))
+
+
+def _policy_fields(text: str) -> dict[str, Any]:
+    inline = text.lstrip().startswith("{")
+    where = "--policy" if inline else text
+    try:
+        fields = json.loads(text if inline else Path(text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"--policy: cannot read {text}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigurationError(f"{where} is not valid JSON") from None
+    if not isinstance(fields, dict):
+        raise ConfigurationError(f"{where} must hold a JSON object with threshold, categories, on_error or notice")
+    return fields
+
+
+def text_or_stdin(text: str | None) -> str:
+    """The argument, or all of stdin without one or with ``-``.
+
+    Raises:
+        ConfigurationError: nothing was given, it is empty, or it is not UTF-8.
+    """
+    if text is None and sys.stdin.isatty():
+        raise ConfigurationError("no text; give it as an argument or pipe it in")
+    try:
+        text = sys.stdin.buffer.read().decode() if text in (None, "-") else text.encode().decode()
+    except UnicodeError:
+        raise ConfigurationError("the text is not UTF-8") from None
+    if not text.strip():
+        raise ConfigurationError("the text is empty; give it as an argument or pipe it in")
+    return text

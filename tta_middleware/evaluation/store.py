@@ -1,0 +1,93 @@
+"""The folder of a run: its settings, its results so far, its summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.evaluation.jsonl import Record, dump, recover
+
+
+class RunFolder:
+    """Appends results; takes up where an earlier run with the same settings was cut off.
+
+    Args:
+        settings: everything but the methods that changes results.
+        methods: the settings of each method by its name. Methods may be added to a run.
+
+    Raises:
+        ConfigurationError: the folder cannot be made, or holds a run with other settings.
+        DataError: a line of the earlier results is broken.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], methods: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.results = folder / "results.jsonl"
+        self._make()
+        self._agree({"settings": dict(settings), "methods": dict(methods)})
+        self.records: list[Record] = list(recover(self.results))
+        self._file = self.results.open("a", encoding="utf-8")
+
+    @property
+    def finished(self) -> set[tuple[str, str]]:
+        """The (id, method) pairs that have a result."""
+        return {(str(record.get("id")), str(record.get("method"))) for record in self.records}
+
+    def append(self, record: Record) -> None:
+        """Write one result through to the system at once."""
+        self._file.write(dump(record) + "\n")
+        self._file.flush()
+        self.records.append(record)
+
+    def write_summary(self, summary: Mapping[str, Any], table: str) -> None:
+        """Write ``summary.json`` and ``summary.md``."""
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (self.folder / "summary.md").write_text(table, encoding="utf-8")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write to the folder {self.folder}: {error.strerror}") from None
+
+    def _agree(self, run: dict[str, dict[str, Any]]) -> None:
+        """Hold the settings against those of an earlier run, and note them."""
+        path = self.folder / "run.json"
+        if path.exists():
+            earlier = _read(path)
+            self._refuse_other(earlier, run)
+            run["methods"] = {**earlier["methods"], **run["methods"]}
+        elif self.results.exists():
+            raise ConfigurationError(f"{self.results} exists without run.json; give another --out")
+        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+    def _refuse_other(self, earlier: dict[str, dict[str, Any]], run: dict[str, dict[str, Any]]) -> None:
+        old, new = earlier["settings"], run["settings"]
+        differ = [f"{key} {old.get(key)!r} before, {new[key]!r} now" for key in new if old.get(key) != new[key]]
+        shared = [name for name in run["methods"] if name in earlier["methods"]]
+        differ += [f"method {name}" for name in shared if earlier["methods"][name] != run["methods"][name]]
+        if differ:
+            raise ConfigurationError(
+                f"{self.folder} holds a run with other settings ({'; '.join(differ)}); "
+                "give another --out, or the same settings to go on"
+            )
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        return {"settings": dict(run["settings"]), "methods": dict(run["methods"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigurationError(f"{path} cannot be read; give another --out") from None

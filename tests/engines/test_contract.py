@@ -1,0 +1,25 @@
+"""Both engines against the conformance suite that users get."""
+
+from __future__ import annotations
+
+import pytest
+
+from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.testing.engine import EngineContract
+
+
+class TestTransformers(EngineContract):
+    @pytest.fixture
+    def engine(self, smollm2: TransformersEngine) -> TransformersEngine:
+        return smollm2
+
+
+def _ramble(call: ScriptedCall) -> str:
+    return " ".join(f"{word}-{number} 🏙️" for number in range(200) for word in call.text.split()[:3])
+
+
+class TestScripted(EngineContract):
+    @pytest.fixture
+    def engine(self) -> ScriptedEngine:
+        return ScriptedEngine(_ramble)

@@ -1,0 +1,251 @@
+"""Cancelling, failing, closing, and being used from several places at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
+
+ENDLESS = 4000
+
+
+async def prompt_of(engine: TransformersEngine, text: str = "Tell me something.") -> PromptEmbeddings:
+    return await engine.embed([Message("user", text)])
+
+
+def request(prompt: PromptEmbeddings, tokens: int = ENDLESS) -> GenerationRequest:
+    return GenerationRequest(prompt, Sampling(max_new_tokens=tokens))
+
+
+def decode_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "tta-decode"}
+
+
+async def test_abort_stops_a_stream_within_one_step(tiny: TransformersEngine) -> None:
+    endless = request(await prompt_of(tiny))
+    stream = tiny.stream(endless)
+    await anext(stream)
+    endless.abort.set()
+    steps = tiny.stats().steps
+    last = [delta async for delta in stream][-1]
+    assert last.finish_reason == "aborted"
+    assert tiny.stats().steps <= steps + 1
+    assert tiny.stats().active == 0
+
+
+async def test_abort_leaves_the_rest_of_the_batch_running(tiny: TransformersEngine) -> None:
+    prompt = await prompt_of(tiny)
+    dropped = request(prompt)
+    async with anyio.create_task_group() as tasks:
+
+        async def abort_once_it_runs() -> None:
+            async for _ in tiny.stream(request(prompt, 2)):
+                pass
+            dropped.abort.set()
+
+        tasks.start_soon(abort_once_it_runs)
+        aborted, finished = await tiny.generate_batch([dropped, request(prompt, 300)])
+    assert aborted.finish_reason == "aborted"
+    assert 0 < len(aborted.token_ids) < ENDLESS
+    assert len(finished.token_ids) == 300
+
+
+async def test_closing_a_stream_frees_its_row_within_one_step(tiny: TransformersEngine) -> None:
+    prompt = await prompt_of(tiny)
+    stream = tiny.stream(request(prompt))
+    await anext(stream)
+    await stream.aclose()
+    before = tiny.stats().tokens
+    await tiny.generate_batch([request(prompt, 5)])
+    assert tiny.stats().tokens <= before + 1 + 5
+    assert tiny.stats().active == 0
+
+
+async def test_a_stream_may_be_closed_by_another_task(tiny: TransformersEngine) -> None:
+    stream = tiny.stream(request(await prompt_of(tiny)))
+    await anext(stream)
+    await asyncio.create_task(stream.aclose())
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_cancelling_a_batch_frees_its_rows(tiny: TransformersEngine) -> None:
+    prompt = await prompt_of(tiny)
+    task = asyncio.create_task(tiny.generate_batch([request(prompt), request(prompt)]))
+    await tiny.generate_batch([request(prompt, 3)])
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    before = tiny.stats().tokens
+    await tiny.generate_batch([request(prompt, 5)])
+    assert tiny.stats().tokens <= before + 2 + 5
+
+
+async def test_queued_requests_can_be_aborted(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), max_batch=1)
+    prompt = await prompt_of(engine)
+    first, second = request(prompt), request(prompt)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.generate_batch, [first])
+        waiting = engine.stream(second)
+        second.abort.set()
+        deltas = [delta async for delta in waiting]
+        first.abort.set()
+    assert [(delta.text, delta.finish_reason) for delta in deltas] == [("", "aborted")]
+    await engine.aclose()
+
+
+async def test_more_requests_than_places_are_all_answered_in_order(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), max_batch=3, dtype="float64")
+    prompt = await prompt_of(engine)
+    lengths = [14, 19, 12, 17, 11, 15, 13]
+    completions = await engine.generate_batch([request(prompt, length) for length in lengths])
+    assert [len(completion.token_ids) for completion in completions] == lengths
+    assert engine.stats().tokens <= 3 * engine.stats().steps
+    longest = max((completion.token_ids for completion in completions), key=len)
+    assert all(c.token_ids == longest[: len(c.token_ids)] for c in completions)
+    await engine.aclose()
+
+
+async def test_a_failing_step_reaches_its_callers_and_the_engine_lives_on(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = await prompt_of(tiny)
+    await tiny.generate_batch([request(prompt, 1)])
+    forward, calls = tiny._loaded.forward, iter(range(1000))
+
+    def fail_on_the_third(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 2:
+            raise RuntimeError("out of memory, as it were")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(tiny._loaded, "forward", fail_on_the_third)
+    with pytest.raises(EngineError, match="out of memory") as caught:
+        await tiny.generate_batch([request(prompt), request(prompt)])
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    [completion] = await tiny.generate_batch([request(prompt, 4)])
+    assert len(completion.token_ids) == 4
+
+
+async def test_a_failing_prefill_spares_the_rows_that_run(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tta_middleware.engines.batch as batch
+
+    prompt = await prompt_of(tiny)
+    endless = request(prompt)
+    stream = tiny.stream(endless)
+    await anext(stream)
+    monkeypatch.setattr(batch, "prefill", lambda *_: 1 / 0)
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        await tiny.generate_batch([request(prompt, 3)])
+    assert (await anext(stream)).finish_reason is None
+    endless.abort.set()
+    assert [delta async for delta in stream][-1].finish_reason == "aborted"
+
+
+async def test_overflowing_embeddings_are_an_error_not_an_answer(tiny: TransformersEngine) -> None:
+    import numpy as np
+
+    prompt = await prompt_of(tiny)
+    with pytest.raises(EmbeddingShapeError, match="not finite"):
+        await tiny.generate_batch([request(prompt.moved(np.full_like(prompt.matrix, np.nan)))])
+
+
+async def test_one_engine_serves_two_event_loops_at_once(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    answers: dict[int, str] = {}
+    barrier = threading.Barrier(2)
+
+    async def answer(index: int) -> None:
+        prompt = await prompt_of(engine)
+        barrier.wait()
+        text = [delta.text async for delta in engine.stream(request(prompt, 60))]
+        [completion] = await engine.generate_batch([request(prompt, 60)])
+        assert "".join(text) == completion.text
+        answers[index] = completion.text
+
+    threads = [threading.Thread(target=asyncio.run, args=(answer(index),)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        await anyio.to_thread.run_sync(thread.join)
+    assert answers[0] == answers[1] != ""
+    await engine.aclose()
+
+
+async def test_a_loop_that_closes_under_its_stream_frees_the_row(tiny: TransformersEngine) -> None:
+    prompt = await prompt_of(tiny)
+
+    def leave_a_stream_behind() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(anext(tiny.stream(request(prompt))))
+        loop.close()
+
+    await anyio.to_thread.run_sync(leave_a_stream_behind)
+    await tiny.generate_batch([request(prompt, 5)])
+    assert tiny.stats().active == 0
+
+
+async def test_closing_the_engine_ends_its_thread_and_its_callers(tiny_folder: Path) -> None:
+    before = decode_threads()
+    engine = TransformersEngine(str(tiny_folder))
+    prompt = await prompt_of(engine)
+    stream = engine.stream(request(prompt))
+    await anext(stream)
+    assert len(decode_threads() - before) == 1
+    await engine.aclose()
+    assert decode_threads() <= before
+    with pytest.raises(EngineError, match="closed"):
+        async for _ in stream:
+            pass
+    with pytest.raises(EngineError, match="closed"):
+        await engine.generate_batch([request(prompt)])
+    await engine.aclose()
+
+
+async def test_an_idle_thread_ends_and_the_next_request_starts_another(tiny: TransformersEngine) -> None:
+    prompt = await prompt_of(tiny)
+    before = decode_threads()
+    tiny._decoder._grace_seconds = 0.0
+    for _ in range(2):
+        await tiny.generate_batch([request(prompt, 2)])
+        for thread in decode_threads() - before:
+            await anyio.to_thread.run_sync(thread.join)
+    assert decode_threads() <= before
+
+
+async def test_many_first_uses_load_one_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tta_middleware.engines.loaded as loaded
+
+    loads: list[Path] = []
+    real = loaded.load_model
+
+    def counted(folder: Path, **options: Any) -> Any:
+        loads.append(folder)
+        return real(folder, **options)
+
+    monkeypatch.setattr(loaded, "load_model", counted)
+    engine = TransformersEngine(str(tiny_folder))
+    assert loads == []
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(engine.load)
+    assert len(loads) == 1
+    await engine.aclose()
+
+
+def test_nonsense_settings_are_refused(tiny_folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="max_batch"):
+        TransformersEngine(max_batch=0)
+    for options, told in (({"dtype": "int8"}, "dtype"), ({"device": "abacus"}, "device")):
+        with pytest.raises(ConfigurationError, match=told):
+            asyncio.run(TransformersEngine(str(tiny_folder), **options).load())

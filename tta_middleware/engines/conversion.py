@@ -1,0 +1,89 @@
+"""Turns a GGUF file into a folder that transformers loads in a fraction of a second, once per machine.
+
+Reading a GGUF takes 20 to 60 seconds because every tensor is dequantised; the safetensors copy that is kept in
+the user's cache folder loads in about 0.3 seconds. Several processes may ask for the same model at once: one
+converts under a file lock, the others wait, and a folder appears only when it is complete.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tta_middleware.engines.torch_import import import_torch, import_transformers, quiet_transformers
+from tta_middleware.errors import EngineError
+
+
+def converted(gguf: Path, folder: Path) -> Path:
+    """The safetensors copy of ``gguf`` at ``folder``, made now if it is not there yet.
+
+    Raises:
+        EngineError: transformers cannot read the file.
+        MissingExtraError: torch or transformers is not installed.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not folder.is_dir():
+            _remove_leftovers(folder)
+            _convert_into(gguf, folder)
+    return folder
+
+
+def _remove_leftovers(folder: Path) -> None:
+    # The lock is held, so every temporary folder here belongs to a process that died.
+    for stale in folder.parent.glob(f".{folder.name}.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _convert_into(gguf: Path, folder: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+    try:
+        with _progress(f"Preparing {gguf.stem} (once on this machine)"):
+            _save_as_safetensors(gguf, temporary)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_as_safetensors(gguf: Path, target: Path) -> None:
+    torch, transformers = import_torch(), import_transformers()
+    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    with quiet_transformers():
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                dtype=torch.float32,
+                # Without dequantize=True transformers reaches for a kernel on the hub.
+                quantization_config=transformers.GgufConfig(dequantize=True),
+                **source,
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+        except (OSError, ValueError, KeyError, RuntimeError) as exc:
+            raise EngineError(f"transformers cannot read {gguf.name}; is the file complete?") from exc
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(str(target))
+        tokenizer.save_pretrained(str(target))
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[None]:
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(title, total=None)
+        yield

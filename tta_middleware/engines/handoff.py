@@ -1,0 +1,88 @@
+"""Carries results from the decode thread into whichever event loop asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Generic, TypeVar
+
+from tta_middleware.errors import EngineError
+from tta_middleware.types import Completion, TextDelta
+
+Item = TypeVar("Item")
+
+
+class Mailbox(Generic[Item]):
+    """An unbounded queue with one reader in the event loop that made it and a writer in another thread.
+
+    The writer never waits. Errors that are put in are raised at the reader.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[Item | EngineError] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: Item | EngineError) -> bool:
+        """Add an item; False if the reader's loop is closed and nobody will read it."""
+        self._items.append(item)
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            return False
+        return True
+
+    @property
+    def abandoned(self) -> bool:
+        return self._loop.is_closed()
+
+    async def get(self) -> Item:
+        """The next item.
+
+        Raises:
+            EngineError: the writer put one in.
+        """
+        while not self._items:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        item = self._items.popleft()
+        if isinstance(item, EngineError):
+            raise item
+        return item
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class StreamSink:
+    """Every delta goes to the mailbox."""
+
+    def __init__(self, mailbox: Mailbox[TextDelta]) -> None:
+        self._mailbox = mailbox
+
+    def delta(self, delta: TextDelta) -> bool:
+        return self._mailbox.put(delta)
+
+    def ended(self, last: TextDelta, completion: Completion) -> None:
+        self._mailbox.put(last)
+
+    def failed(self, error: EngineError) -> None:
+        self._mailbox.put(error)
+
+
+class BatchSink:
+    """Only the finished completion goes to the mailbox, with its place in the batch."""
+
+    def __init__(self, mailbox: Mailbox[tuple[int, Completion]], index: int) -> None:
+        self._mailbox = mailbox
+        self._index = index
+
+    def delta(self, delta: TextDelta) -> bool:
+        return not self._mailbox.abandoned
+
+    def ended(self, last: TextDelta, completion: Completion) -> None:
+        self._mailbox.put((self._index, completion))
+
+    def failed(self, error: EngineError) -> None:
+        self._mailbox.put(error)

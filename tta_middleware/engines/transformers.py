@@ -1,0 +1,251 @@
+"""The embedded engine: a Hugging Face decoder that runs in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from tta_middleware.engines.handoff import BatchSink, Mailbox, StreamSink
+from tta_middleware.engines.models import resolve_model
+from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.torch_import import import_torch, import_transformers
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
+from tta_middleware.types import Completion, GenerationRequest, Message, PromptEmbeddings, TextDelta
+
+if TYPE_CHECKING:
+    from tta_middleware.engines.decoder import Decoder, DecoderStats
+    from tta_middleware.engines.loaded import LoadedModel
+    from tta_middleware.engines.row import Row, Sink
+    from tta_middleware.types import FloatMatrix, IntVector
+
+T = TypeVar("T")
+
+
+class TransformersEngine:
+    """Decodes a local open-weight model from input embeddings; one model, one decode thread, many callers.
+
+    The model is loaded at first use, in a worker thread. Every method may be called from several asyncio event
+    loops at once: their sequences share one batch, which sequences join and leave at any step.
+
+    Decoder-only families with full or sliding-window attention work (Llama, SmolLM, Qwen, Mistral, Phi, Gemma,
+    GPT-2). Models with recurrent layers, shared or latent key caches, or inputs per layer are refused.
+
+    Args:
+        model: a known short name (``smollm2``), a folder, a ``.gguf`` file, or a Hugging Face id.
+        device: ``auto`` (CUDA if there is one, else the CPU) or a torch device.
+        dtype: ``auto`` (bfloat16 where the hardware multiplies it, else float32) or a torch floating type.
+        cache_dir: where a converted GGUF is kept; by default ``$TTA_CACHE_DIR`` or the user's cache folder.
+        allow_download: let a Hugging Face id be fetched from the hub; without it nothing goes to the network.
+        max_batch: most sequences decoded at once; further ones wait their turn.
+
+    Raises:
+        ConfigurationError: ``max_batch`` is below 1. What is wrong with the model shows at first use.
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        allow_download: bool = False,
+        max_batch: int = 32,
+    ) -> None:
+        if max_batch < 1:
+            raise ConfigurationError(f"max_batch must be at least 1, not {max_batch}")
+        self.model_id = model
+        self._device, self._dtype = device, dtype
+        self._cache_dir, self._allow_download = cache_dir, allow_download
+        self._max_batch = max_batch
+        self._lock = threading.Lock()
+        self._loaded: LoadedModel | None = None
+        self._decoder: Decoder | None = None
+        self._closed = False
+
+    async def load(self) -> None:
+        """Load the model now instead of at first use.
+
+        Raises:
+            ModelNotFoundError: the model is not on this machine; the message says what to run.
+            MissingExtraError: torch or transformers is not installed.
+            ConfigurationError: device, dtype or architecture is not supported.
+            EngineError: the files cannot be read, or the engine is closed.
+        """
+        await self._ready()
+
+    async def embed(self, messages: Sequence[Message], *, assistant_prefix: str = "") -> PromptEmbeddings:
+        """Render the chat template and look the tokens up; see :class:`tta_middleware.protocols.Engine`.
+
+        Scaling that a family applies outside its embedding module (Gemma) is left to the model: the rows are
+        what ``inputs_embeds`` takes.
+
+        Raises:
+            EmptyPromptError: the last user turn is empty, or there is none.
+            ConfigurationError: no chat template, roles that it refuses, or a prompt that fills the context.
+        """
+        model = await self._ready()
+        return await anyio.to_thread.run_sync(_embed, model, list(messages), assistant_prefix)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
+        """Decode one sequence; closing the generator, from any task, stops decoding within one step.
+
+        A step is one forward pass: the next token of every sequence, or the prompts of those that join.
+
+        Raises:
+            EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
+            EngineError: the model failed.
+        """
+        model = await self._ready()
+        mailbox: Mailbox[TextDelta] = Mailbox()
+        row = _row(model, request, StreamSink(mailbox))
+        self._submit([row])
+        try:
+            finished = False
+            while not finished:
+                delta = await mailbox.get()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            row.cancel()
+
+    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Decode sequences side by side; they join the running batch at one step.
+
+        Raises:
+            EmbeddingShapeError: a prompt is not as wide as the model's embeddings; nothing is decoded then.
+            EngineError: the model failed; the sequences of this call that still run are given up.
+        """
+        model = await self._ready()
+        mailbox: Mailbox[tuple[int, Completion]] = Mailbox()
+        rows = [_row(model, request, BatchSink(mailbox, at)) for at, request in enumerate(requests)]
+        if rows:
+            self._submit(rows)
+        try:
+            done = dict([await mailbox.get() for _ in rows])
+        finally:
+            for row in rows:
+                row.cancel()
+        return [done[index] for index in range(len(rows))]
+
+    async def mean_nll(self, prompt: PromptEmbeddings, completions: Sequence[Sequence[int]]) -> list[float]:
+        """Mean negative log-likelihood in nats per token of each completion after ``prompt``; NaN if empty.
+
+        Raises:
+            EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
+        """
+        model = await self._ready()
+        _check_width(model, prompt.matrix)
+        from tta_middleware.engines.scoring import mean_nll
+
+        return await anyio.to_thread.run_sync(mean_nll, model, prompt.matrix, [list(ids) for ids in completions])
+
+    async def nearest_tokens(self, rows: FloatMatrix) -> IntVector:
+        """For (n, d) rows, the (n,) ids of the vocabulary's nearest input embeddings by cosine.
+
+        Raises:
+            EmbeddingShapeError: the rows are not as wide as the model's embeddings.
+        """
+        model = await self._ready()
+        _check_width(model, rows)
+        from tta_middleware.engines.scoring import nearest_tokens
+
+        return await anyio.to_thread.run_sync(nearest_tokens, model, rows)
+
+    def stats(self) -> DecoderStats:
+        """Sequences at work and waiting, steps done and tokens generated so far."""
+        from tta_middleware.engines.decoder import DecoderStats
+
+        return self._decoder.stats() if self._decoder is not None else DecoderStats()
+
+    async def aclose(self) -> None:
+        """Stop decoding within one step, wait for the decode thread, free the model; idempotent.
+
+        Calls that still wait get an EngineError; so do later ones.
+        """
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._close)
+
+    async def _ready(self) -> LoadedModel:
+        loaded = self._loaded
+        if loaded is not None:
+            return loaded
+        # A caller that is cancelled goes at once; the load goes on for the next one.
+        return await anyio.to_thread.run_sync(self._load_once, abandon_on_cancel=True)
+
+    def _load_once(self) -> LoadedModel:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine is closed; build a new one")
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> LoadedModel:
+        import_torch()
+        import_transformers()
+        from tta_middleware.engines.decoder import Decoder
+        from tta_middleware.engines.loaded import load_model
+
+        folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
+        loaded = load_model(folder, device=self._device, dtype=self._dtype)
+        self._decoder = Decoder(loaded, self._max_batch)
+        return loaded
+
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._loaded = None
+            decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.close()
+
+    def _submit(self, rows: Sequence[Row]) -> None:
+        decoder = self._decoder
+        if decoder is None:
+            raise EngineError("the engine is closed; build a new one")
+        decoder.submit(rows)
+
+
+def _embed(model: LoadedModel, messages: Sequence[Message], assistant_prefix: str) -> PromptEmbeddings:
+    rendered = render_prompt(model.tokenizer, messages, assistant_prefix)
+    _check_length(model, len(rendered.token_ids))
+    return PromptEmbeddings(
+        matrix=model.rows(rendered.token_ids),
+        token_ids=np.array(rendered.token_ids, dtype=np.int64),
+        user_mask=np.array(rendered.user_mask, dtype=np.bool_),
+    )
+
+
+def _row(model: LoadedModel, request: GenerationRequest, sink: Sink) -> Row:
+    from tta_middleware.engines.row import Row
+
+    prompt, sampling = request.prompt, request.sampling
+    _check_width(model, prompt.matrix)
+    _check_length(model, len(prompt.matrix))
+    limit = sampling.max_new_tokens
+    if model.context is not None:
+        limit = min(limit, model.context - len(prompt.matrix))
+    return Row(request, sink, limit=limit, text=model.assembler(prompt.token_ids.tolist(), sampling.stop))
+
+
+def _check_width(model: LoadedModel, rows: FloatMatrix) -> None:
+    if rows.ndim != 2 or rows.shape[1] != model.width:
+        raise EmbeddingShapeError(f"this model takes rows of {model.width} numbers, not an array of {rows.shape}")
+    if not np.isfinite(rows).all():
+        raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
+
+
+def _check_length(model: LoadedModel, length: int) -> None:
+    if length == 0:
+        raise EmbeddingShapeError("a prompt needs at least one embedding row")
+    if model.context is not None and length > model.context - 1:
+        raise ConfigurationError(
+            f"the prompt has {length} tokens and the model's context is {model.context}; shorten the conversation"
+        )

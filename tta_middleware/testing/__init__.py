@@ -1,0 +1,1 @@
+"""What users need to test their own parts: stand-ins, a fault server, conformance suites."""

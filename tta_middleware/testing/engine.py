@@ -1,0 +1,183 @@
+"""A conformance suite for engines: subclass :class:`EngineContract` and give it an ``engine`` fixture.
+
+    class TestMyEngine(EngineContract):
+        @pytest.fixture
+        async def engine(self):
+            engine = MyEngine()
+            yield engine
+            await engine.aclose()
+
+The engine should answer ``prompts`` with at least six tokens each. Needs pytest and pytest-asyncio in auto mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import numpy as np
+import pytest
+
+from tta_middleware.errors import EmbeddingShapeError, EmptyPromptError
+from tta_middleware.protocols import Engine
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta
+
+if TYPE_CHECKING:
+    from tta_middleware.types import FloatMatrix
+
+_PATIENCE_SECONDS = 60.0
+
+
+class EngineContract:
+    """What every :class:`tta_middleware.protocols.Engine` must do."""
+
+    prompts: Sequence[str] = (
+        "Write a short story about a lighthouse.",
+        "Explain how bread is baked.",
+        "Zähle drei Städte auf 🏙️ und beschreibe sie.",
+    )
+
+    async def test_satisfies_the_protocol(self, engine: Engine) -> None:
+        assert isinstance(engine, Engine)
+
+    async def test_embeds_one_float32_row_per_token(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        assert prompt.matrix.dtype == np.float32
+        assert np.isfinite(prompt.matrix).all()
+        assert 0 < prompt.user_mask.sum() < len(prompt.token_ids)
+
+    async def test_mask_covers_only_the_last_user_turn(self, engine: Engine) -> None:
+        first, last = self.prompts[0], self.prompts[1]
+        turns = [Message("user", first), Message("assistant", last), Message("user", last)]
+        long, short = await engine.embed(turns), await _embed(engine, last)
+        assert long.token_ids[long.user_mask].tolist() == short.token_ids[short.user_mask].tolist()
+        assert np.flatnonzero(long.user_mask).min() > len(short.token_ids) - short.user_mask.sum()
+
+    async def test_assistant_prefix_follows_the_prompt_outside_the_mask(self, engine: Engine) -> None:
+        bare = await _embed(engine, self.prompts[0])
+        begun = await engine.embed([Message("user", self.prompts[0])], assistant_prefix="Once upon a time")
+        added = len(begun.token_ids) - len(bare.token_ids)
+        assert added > 0
+        assert begun.token_ids[:-added].tolist() == bare.token_ids.tolist()
+        assert begun.user_mask.tolist() == bare.user_mask.tolist() + [False] * added
+
+    @pytest.mark.parametrize("content", [None, "", " \n\t "])
+    async def test_refuses_a_prompt_without_user_text(self, engine: Engine, content: str | None) -> None:
+        messages = [Message("system", "Be kind.")] + ([] if content is None else [Message("user", content)])
+        with pytest.raises(EmptyPromptError):
+            await engine.embed(messages)
+
+    async def test_deltas_add_up_to_the_completion(self, engine: Engine) -> None:
+        for text in self.prompts:
+            prompt = await _embed(engine, text)
+            deltas = await _collect(engine, _request(prompt, tokens=12))
+            [completion] = await engine.generate_batch([_request(prompt, tokens=12)])
+            assert "".join(delta.text for delta in deltas) == completion.text
+            assert tuple(i for delta in deltas for i in delta.token_ids) == completion.token_ids
+            assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+            assert deltas[-1].finish_reason == completion.finish_reason
+
+    async def test_batch_answers_come_in_the_order_of_the_requests(self, engine: Engine) -> None:
+        prompts = [await _embed(engine, text) for text in self.prompts]
+        lengths = [5, 1, 3]
+        requests = [_request(prompt, tokens=n) for prompt, n in zip(prompts, lengths, strict=True)]
+        completions = await engine.generate_batch(requests)
+        assert [len(completion.token_ids) for completion in completions] == lengths
+        assert {completion.finish_reason for completion in completions} == {"length"}
+
+    async def test_an_empty_batch_is_answered_at_once(self, engine: Engine) -> None:
+        assert await engine.generate_batch([]) == []
+
+    async def test_a_seed_fixes_a_sampled_answer_whatever_its_batch(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        warm = [_request(prompt, tokens=6, temperature=0.8, seed=seed) for seed in (1, 2, 1)]
+        first, _, again = await engine.generate_batch(warm)
+        [alone] = await engine.generate_batch([_request(prompt, tokens=6, temperature=0.8, seed=1)])
+        assert first.token_ids == again.token_ids == alone.token_ids
+
+    async def test_text_ends_before_a_stop_string(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        [whole] = await engine.generate_batch([_request(prompt, tokens=12)])
+        stop = whole.text[len(whole.text) // 2 :][:4]
+        deltas = await _collect(engine, _request(prompt, tokens=12, stop=(stop,)))
+        assert "".join(delta.text for delta in deltas) == whole.text[: whole.text.index(stop)]
+        assert deltas[-1].finish_reason == "stop"
+
+    async def test_refuses_rows_of_another_width(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        narrow = _narrow(prompt)
+        with pytest.raises(EmbeddingShapeError):
+            await engine.generate_batch([_request(prompt), _request(narrow)])
+        with pytest.raises(EmbeddingShapeError):
+            await _collect(engine, _request(narrow))
+        with pytest.raises(EmbeddingShapeError):
+            await engine.nearest_tokens(narrow.matrix)
+        with pytest.raises(EmbeddingShapeError):
+            await engine.mean_nll(narrow, [[1]])
+
+    async def test_an_aborted_request_leaves_the_others_alone(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        dropped, kept = _request(prompt, tokens=6), _request(prompt, tokens=6)
+        dropped.abort.set()
+        aborted, finished = await engine.generate_batch([dropped, kept])
+        assert aborted.finish_reason == "aborted"
+        assert len(finished.token_ids) == 6
+
+    async def test_abort_ends_a_stream(self, engine: Engine) -> None:
+        request = _request(await _embed(engine, self.prompts[0]), tokens=400)
+        deltas: list[TextDelta] = []
+        async for delta in engine.stream(request):
+            deltas.append(delta)
+            request.abort.set()
+        assert deltas[-1].finish_reason == "aborted"
+
+    async def test_a_closed_stream_leaves_the_engine_usable(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        stream = engine.stream(_request(prompt, tokens=400))
+        await anext(stream)
+        await stream.aclose()
+        [completion] = await engine.generate_batch([_request(prompt, tokens=3)])
+        assert len(completion.token_ids) == 3
+
+    async def test_cancellation_ends_a_batch_and_is_not_swallowed(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        requests = [_request(prompt, tokens=400), _request(prompt, tokens=400)]
+        with anyio.fail_after(_PATIENCE_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(engine.generate_batch, requests)
+                async for _ in engine.stream(_request(prompt, tokens=3)):
+                    pass
+                tasks.cancel_scope.cancel()
+        assert tasks.cancel_scope.cancelled_caught
+
+    async def test_likelihood_is_finite_and_empty_completions_have_none(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        [answer] = await engine.generate_batch([_request(prompt, tokens=6)])
+        likely, empty = await engine.mean_nll(prompt, [answer.token_ids, ()])
+        assert math.isfinite(likely)
+        assert likely > 0
+        assert math.isnan(empty)
+
+    async def test_unmoved_rows_are_nearest_to_their_own_tokens(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[2])
+        nearest = await engine.nearest_tokens(prompt.matrix)
+        assert nearest.tolist() == prompt.token_ids.tolist()
+
+
+async def _embed(engine: Engine, text: str) -> PromptEmbeddings:
+    return await engine.embed([Message("user", text)])
+
+
+def _request(prompt: PromptEmbeddings, *, tokens: int = 4, **sampling: Any) -> GenerationRequest:
+    return GenerationRequest(prompt, Sampling(max_new_tokens=tokens, **sampling))
+
+
+async def _collect(engine: Engine, request: GenerationRequest) -> list[TextDelta]:
+    return [delta async for delta in engine.stream(request)]
+
+
+def _narrow(prompt: PromptEmbeddings) -> PromptEmbeddings:
+    matrix: FloatMatrix = prompt.matrix[:, :-1]
+    return PromptEmbeddings(matrix, prompt.token_ids, prompt.user_mask)

@@ -14,7 +14,7 @@ from tta_middleware.config import Budget
 from tta_middleware.errors import ModerationError, UnsafeAnswerError
 from tta_middleware.optimise.base import Method
 from tta_middleware.optimise.geometry import cosine, relative_move
-from tta_middleware.policy import Policy
+from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.quality import QualityGate
 from tta_middleware.search import Clock, Meter, Parts, Question, generate, score, search
@@ -79,17 +79,13 @@ class Guard:
         engine: Engine,
         moderator: Moderator,
         *,
-        policy: Policy | None = None,
+        policy: Policy | StagePolicies | None = None,
         repair: Repair | None = None,
         quality: Quality | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._parts = Parts(
-            engine,
-            moderator,
-            quality or QualityGate(),
-            (policy or Policy()).with_default(moderator.default_threshold),
-        )
+        policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
+        self._parts = Parts(engine, moderator, quality or QualityGate(), policies)
         self._repair = repair or Repair()
         self._clock = clock
 
@@ -135,13 +131,13 @@ class _Request:
         prompt = await self.parts.engine.embed(self.messages)
         question = Question(prompt, self.sampling, last_user_text(self.messages))
         stop_reason = await self._first_answer(question)
-        if self.baseline is not None and self.parts.policy.decide(self.baseline.verdict).flagged:
+        if self.baseline is not None and self.parts.policies.output.decide(self.baseline.verdict).flagged:
             return await self._search(question, self.baseline)
         if self.baseline is not None:
             self.final = self.baseline
             return await self._deliver(question, self.baseline.completion, "clean", stop_reason)
-        if self.first is not None and self.parts.policy.on_error == "open":
-            return await self._deliver(question, self.first, "clean", f"{stop_reason}, passed unchecked by policy")
+        if self.first is not None and self.parts.policies.output.on_error == "open":
+            return await self._deliver(question, self.first, "unchecked", f"{stop_reason}, passed by policy")
         return await self._fall_back(question, stop_reason)
 
     async def _first_answer(self, question: Question) -> str:
@@ -161,9 +157,11 @@ class _Request:
         if self.repair.method is None:
             return await self._fall_back(question, "no repair method")
         rng = np.random.default_rng([self.repair.seed & 2**63 - 1, *question.prompt.token_ids.tolist()])
-        loss = self.parts.policy.decide(baseline.verdict).excess
+        loss = self.parts.policies.repair.decide(baseline.verdict).excess
         found = await search(self.parts, question, self.repair.method.build(question.prompt, loss, rng), self.meter)
         self.steps, self.final = found.steps, found.best
+        if found.winner is None and found.unscored is not None:
+            return await self._deliver(question, found.unscored, "unchecked", f"{found.stop_reason}, passed by policy")
         if found.winner is None:
             return await self._fall_back(question, found.stop_reason)
         self.final = found.winner
@@ -178,7 +176,7 @@ class _Request:
                 "raise the budget, choose another method, or set fallback='refuse'",
                 trace,
             )
-        text = self.parts.policy.notice
+        text = self.parts.policies.output.notice
         if callable(fallback):
             text = await self._checked_fallback(question, fallback)
             trace = replace(trace, moderation_calls=self.meter.moderation_calls, seconds=self.meter.seconds)
@@ -191,8 +189,8 @@ class _Request:
         try:
             verdict = (await score(self.parts, question, [text], self.meter))[0]
         except ModerationError:
-            return self.parts.policy.notice
-        return self.parts.policy.notice if self.parts.policy.decide(verdict).flagged else text
+            return self.parts.policies.output.notice
+        return self.parts.policies.output.notice if self.parts.policies.output.decide(verdict).flagged else text
 
     async def _deliver(self, question: Question, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
         trace = await self._trace(question, outcome, stop_reason)
@@ -209,8 +207,8 @@ class _Request:
             method=self.repair.method.name if self.repair.method else "none",
             outcome=outcome,
             stop_reason=stop_reason,
-            baseline=self._answer_score(self.baseline),
-            final=self._answer_score(self.final),
+            baseline=_answer_score(self.baseline, self.parts.policies.output),
+            final=_answer_score(self.final, self._final_policy()),
             generations=self.meter.generations,
             generated_tokens=self.meter.generated_tokens,
             moderation_calls=self.meter.moderation_calls,
@@ -230,14 +228,9 @@ class _Request:
         reports = await self.parts.quality.assess(self.parts.engine, question.prompt, [candidate.completion])
         return replace(candidate, quality=reports[0])
 
-    def _answer_score(self, candidate: Candidate | None) -> AnswerScore | None:
-        if candidate is None:
-            return None
-        flagged = self.parts.policy.decide(candidate.verdict).flagged
-        if candidate.quality is None:
-            return AnswerScore(candidate.verdict.score, flagged)
-        quality = candidate.quality
-        return AnswerScore(candidate.verdict.score, flagged, quality.usable, quality.problems)
+    def _final_policy(self) -> Policy:
+        policies = self.parts.policies
+        return policies.output if self.final is self.baseline else policies.repair
 
     async def _move(self, prompt: PromptEmbeddings) -> tuple[float, float, bool]:
         """Cosine and relative norm of the final answer's move, and whether its rows still decode to their tokens."""
@@ -250,6 +243,21 @@ class _Request:
         nearest = await self.parts.engine.nearest_tokens(moved)
         decodes = bool((nearest == prompt.token_ids[rows]).all())
         return cosine(moved, origin), relative_move(moved, origin), decodes
+
+
+def _answer_score(candidate: Candidate | None, policy: Policy) -> AnswerScore | None:
+    if candidate is None:
+        return None
+    decision = policy.decide(candidate.verdict)
+    quality = candidate.quality
+    return AnswerScore(
+        score=candidate.verdict.score,
+        flagged=decision.flagged,
+        category=decision.category,
+        usable=quality.usable if quality else None,
+        problems=quality.problems if quality else (),
+        shadowed=decision.shadowed,
+    )
 
 
 def last_user_text(messages: Sequence[Message]) -> str:

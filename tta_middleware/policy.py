@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -16,6 +16,21 @@ from tta_middleware.types import CATEGORIES, Verdict
 DEFAULT_NOTICE = "I can't help with that request."
 
 Threshold = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(gt=0.0, le=1.0)]
+
+OTHER_CATEGORIES: tuple[str, ...] = (
+    "unsafe",
+    "elections",
+    "financial",
+    "health",
+    "intellectual-property",
+    "law",
+    "pii",
+    "political",
+    "privacy",
+    "specialised-advice",
+)
+"""Categories that some moderators score beside those of the OpenAI API; ``unsafe`` is a guard model's verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +39,20 @@ class Decision:
 
     Attributes:
         flagged: some category's score is at or above its threshold.
-        excess: the largest score minus threshold over all categories, in [-1, 1]. It is negative exactly when
+        excess: the largest weighted score minus threshold over all categories, in [-1, 1]. It is negative exactly when
             the text is safe, and with one threshold for all categories it is the paper's h(y) shifted, so it
             serves the optimisers as loss.
-        category: the category that ``excess`` comes from.
+        category: the category that ``excess`` comes from; empty if every scored category is a shadow.
+        shadowed: the shadow categories whose score is at or above their threshold.
     """
 
     flagged: bool
     excess: float
     category: str
+    shadowed: tuple[str, ...] = ()
+
+
+Names = TypeVar("Names", Mapping[str, float], tuple[str, ...])
 
 
 class Policy(Settings):
@@ -40,9 +60,12 @@ class Policy(Settings):
 
     Attributes:
         threshold: a category's score at or above it is flagged; None takes the moderator's own default.
-        categories: thresholds of single categories, by OpenAI category name.
-        on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass; either way
-            the trace says so.
+        categories: thresholds of single categories, by OpenAI category name or one of ``OTHER_CATEGORIES``.
+        weights: factors in (0, 1] on a category's excess, 1 where none is given. They do not change what is
+            flagged, only which categories a repair works on first.
+        shadow: categories that are scored and reported but not enforced.
+        on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass with the outcome
+            ``unchecked``.
         notice: the text shown instead of an answer.
 
     Raises:
@@ -51,16 +74,19 @@ class Policy(Settings):
 
     threshold: Threshold | None = None
     categories: Mapping[str, Threshold] = Field(default_factory=dict)
+    weights: Mapping[str, Weight] = Field(default_factory=dict)
+    shadow: tuple[str, ...] = ()
     on_error: Literal["closed", "open"] = "closed"
     notice: Annotated[str, Field(min_length=1)] = DEFAULT_NOTICE
 
-    @field_validator("categories")
+    @field_validator("categories", "weights", "shadow")
     @classmethod
-    def _known_categories(cls, categories: Mapping[str, float]) -> Mapping[str, float]:
+    def _known_categories(cls, categories: Names) -> Names:
+        known = (*CATEGORIES, *OTHER_CATEGORIES)
         for name in categories:
-            if name not in CATEGORIES:
-                close = difflib.get_close_matches(name, CATEGORIES, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(CATEGORIES)}"
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
                 raise ValueError(f"unknown category {name!r}; {hint}")
         return categories
 
@@ -98,7 +124,73 @@ class Policy(Settings):
         """
         if self.threshold is None:
             raise ConfigurationError("this policy has no threshold yet; call with_default first")
-        excess, category = max(
-            (score - self.categories.get(name, self.threshold), name) for name, score in verdict.scores.items()
-        )
-        return Decision(flagged=excess >= 0.0, excess=excess, category=category)
+        margins = {name: score - self.categories.get(name, self.threshold) for name, score in verdict.scores.items()}
+        shadowed = tuple(sorted(name for name in self.shadow if margins.pop(name, -1.0) >= 0.0))
+        enforced = ((self.weights.get(name, 1.0) * margin, name) for name, margin in margins.items())
+        excess, category = max(enforced, default=(-1.0, ""))
+        return Decision(flagged=excess >= 0.0, excess=excess, category=category, shadowed=shadowed)
+
+
+Stage: TypeAlias = Literal["prompt", "output", "repair"]
+
+STAGES: tuple[Stage, ...] = ("prompt", "output", "repair")
+
+
+class StagePolicies(Settings):
+    """One policy per stage of a request.
+
+    Attributes:
+        prompt: for what the user wrote.
+        output: for the model's first answer.
+        repair: for the candidates of a repair. It never takes over ``on_error="open"`` from another stage: the first
+            answer was flagged, so unscored text passes here only where a repair policy says so itself.
+    """
+
+    prompt: Policy
+    output: Policy
+    repair: Policy
+
+    @classmethod
+    def of(cls, value: StagePolicies | Policy | float | Mapping[str, Any] | None) -> StagePolicies:
+        """From what users write: a policy for all stages, what :meth:`Policy.of` takes, or policies per stage.
+
+        Raises:
+            ConfigurationError: a setting is unknown or out of range.
+        """
+        if isinstance(value, StagePolicies):
+            return value
+        policy = Policy.of(value)
+        return cls(prompt=policy, output=policy, repair=policy.model_copy(update={"on_error": "closed"}))
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> StagePolicies:
+        """From a policy's settings with an optional table of differences per stage.
+
+        A stage's ``categories`` and ``weights`` are laid over the common ones; other settings replace them. ``repair``
+        starts from ``output``, since its candidates become outputs.
+
+        Raises:
+            ConfigurationError: a setting is unknown or out of range.
+        """
+        common = {key: value for key, value in table.items() if key not in STAGES}
+        prompt = _overlaid(common, table.get("prompt", {}))
+        output = _overlaid(common, table.get("output", {}))
+        repair = _overlaid(output | {"on_error": "closed"}, table.get("repair", {}))
+        return cls(prompt=Policy(**prompt), output=Policy(**output), repair=Policy(**repair))
+
+    def at(self, stage: Stage) -> Policy:
+        """The policy of a stage."""
+        policy: Policy = getattr(self, stage)
+        return policy
+
+    def with_default(self, threshold: float) -> StagePolicies:
+        """These policies with ``threshold`` where one leaves the threshold to the moderator."""
+        return StagePolicies(**{stage: self.at(stage).with_default(threshold) for stage in STAGES})
+
+
+def _overlaid(common: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**common, **stage}
+    for key in ("categories", "weights"):
+        if isinstance(common.get(key), Mapping) and isinstance(stage.get(key), Mapping):
+            merged[key] = {**common[key], **stage[key]}
+    return merged

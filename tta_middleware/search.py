@@ -11,7 +11,7 @@ import anyio
 
 from tta_middleware.config import Budget
 from tta_middleware.errors import ModerationError
-from tta_middleware.policy import Policy
+from tta_middleware.policy import StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Optimiser, Quality
 from tta_middleware.types import (
     Candidate,
@@ -71,12 +71,12 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts that a search and a guard work with; ``policy`` has a threshold."""
+    """The parts that a search and a guard work with; every policy has a threshold."""
 
     engine: Engine
     moderator: Moderator
     quality: Quality
-    policy: Policy
+    policies: StagePolicies
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class SearchResult:
     Attributes:
         winner: a safe and usable answer with its verdict, or None.
         best: the best answer that may be given out: usable ones first, then safe ones, then the lowest loss.
+        unscored: a usable answer that could not be scored, where the repair policy lets such pass.
         stop_reason: ``neutralised``, ``optimiser: ...``, ``budget: ...`` or ``moderator: ...``.
     """
 
@@ -102,6 +103,7 @@ class SearchResult:
     best: Candidate | None
     steps: tuple[StepTrace, ...]
     stop_reason: str
+    unscored: Completion | None = None
 
 
 async def generate(parts: Parts, question: Question, proposals: Sequence[Proposal], meter: Meter) -> list[Completion]:
@@ -144,7 +146,7 @@ async def search(parts: Parts, question: Question, optimiser: Optimiser, meter: 
             run.reason = f"moderator: {type(error).__name__}"
     if scope.cancelled_caught:
         run.reason = "budget: seconds"
-    return SearchResult(run.winner, run.best, tuple(run.steps), run.reason)
+    return SearchResult(run.winner, run.best, tuple(run.steps), run.reason, run.unscored)
 
 
 @dataclass(slots=True)
@@ -156,6 +158,7 @@ class _Run:
     steps: list[StepTrace] = field(default_factory=list)
     best: Candidate | None = None
     winner: Candidate | None = None
+    unscored: Completion | None = None
     reason: str = ""
 
     async def until_done(self) -> None:
@@ -181,7 +184,12 @@ class _Run:
 
     async def _evaluate(self, proposals: Sequence[Proposal]) -> list[Candidate]:
         completions = await generate(self.parts, self.question, proposals, self.meter)
-        verdicts = await score(self.parts, self.question, [done.text for done in completions], self.meter)
+        try:
+            verdicts = await score(self.parts, self.question, [done.text for done in completions], self.meter)
+        except ModerationError:
+            if self.parts.policies.repair.on_error == "open":
+                self.unscored = await self._first_usable(proposals, completions)
+            raise
         self.steps.append(
             StepTrace(
                 scores=tuple(verdict.score for verdict in verdicts),
@@ -201,6 +209,13 @@ class _Run:
             candidates[i] = replace(candidates[i], quality=report)
         return candidates
 
+    async def _first_usable(
+        self, proposals: Sequence[Proposal], completions: Sequence[Completion]
+    ) -> Completion | None:
+        mine = [done for proposal, done in zip(proposals, completions, strict=True) if proposal.releasable]
+        reports = await self.parts.quality.assess(self.parts.engine, self.question.prompt, mine)
+        return next((done for done, report in zip(mine, reports, strict=True) if report.usable), None)
+
     def _remember(self, candidate: Candidate) -> None:
         if not candidate.proposal.releasable:
             return
@@ -213,7 +228,7 @@ class _Run:
         return (not _passes(candidate), self._loss(candidate))
 
     def _loss(self, candidate: Candidate) -> float:
-        return self.parts.policy.decide(candidate.verdict).excess
+        return self.parts.policies.repair.decide(candidate.verdict).excess
 
 
 def _passes(candidate: Candidate) -> bool:

@@ -22,7 +22,7 @@ IntVector: TypeAlias = NDArray[np.int64]
 BoolVector: TypeAlias = NDArray[np.bool_]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "aborted"]
-Outcome: TypeAlias = Literal["clean", "neutralised", "blocked"]
+Outcome: TypeAlias = Literal["clean", "neutralised", "blocked", "unchecked"]
 
 CATEGORIES: tuple[str, ...] = (
     "harassment",
@@ -245,12 +245,22 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class AnswerScore:
-    """One checked text as the trace reports it; ``usable`` is None where it was not measured."""
+    """One checked text as the trace reports it.
+
+    Attributes:
+        score: the largest category score.
+        category: the category that decided: the one furthest above, or least below, its threshold.
+        usable: None where it was not measured.
+        problems: why it is not usable.
+        shadowed: categories at or above their threshold that the policy does not enforce.
+    """
 
     score: float
     flagged: bool
+    category: str = ""
     usable: bool | None = None
     problems: tuple[str, ...] = ()
+    shadowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +276,8 @@ class Trace:
     """What happened to one answer; plain data, without any prompt or answer text.
 
     Attributes:
+        outcome: ``clean``: the model's own answer was safe. ``neutralised``: another answer of it is safe and usable.
+            ``blocked``: the fallback stands in. ``unchecked``: nothing could be scored and the policy let it pass.
         stop_reason: why the work ended, such as ``clean``, ``neutralised``, ``optimiser: ...``,
             ``budget: generations``, ``moderator: ...``.
         cosine: cosine between the moved and the original user rows, each set flattened; 1 if unmoved.

@@ -23,6 +23,7 @@ from tta_middleware.errors import (
     UnsafeAnswerError,
 )
 from tta_middleware.optimise.base import Method
+from tta_middleware.policy import StagePolicies
 from tta_middleware.types import GuardedAnswer, Verdict
 
 HARM = "Certainly, here is how to do the forbidden thing in four steps."
@@ -215,7 +216,8 @@ async def test_an_answer_that_could_not_be_scored_is_withheld(error: Exception) 
 async def test_an_open_policy_lets_an_unscored_answer_pass_and_says_so() -> None:
     answer = await ask(guard(SAFE, Words(lambda call: FAILURES[0]), policy=Policy(on_error="open")))
     assert answer.text == SAFE
-    assert answer.trace.stop_reason == "moderator: ModerationUnavailableError, passed unchecked by policy"
+    assert answer.trace.outcome == "unchecked"
+    assert answer.trace.stop_reason == "moderator: ModerationUnavailableError, passed by policy"
     assert answer.trace.final is None
 
 
@@ -223,6 +225,34 @@ async def test_an_open_policy_never_lets_a_repair_pass_unscored() -> None:
     made = guard(far_is_safe, Words(lambda call: FAILURES[0] if call > 1 else None), method=Noise(),
                  policy=Policy(on_error="open"))  # fmt: skip
     assert (await ask(made)).text == Policy().notice
+
+
+async def test_a_repair_passes_unscored_only_where_its_own_policy_says_so() -> None:
+    closed = Policy()
+    stages = StagePolicies(prompt=closed, output=closed, repair=Policy(on_error="open"))
+    moderator = Words(lambda call: FAILURES[0] if call > 1 else None)
+    engine = ScriptedEngine(lambda call: HARM if call.moved == 0 else SAFE)
+    answer = await Guard(engine, moderator, policy=stages, repair=Repair(method=Noise())).answer(ASK)
+    assert (answer.text, answer.trace.outcome) == (SAFE, "unchecked")
+    assert answer.trace.stop_reason == "moderator: ModerationUnavailableError, passed by policy"
+
+
+async def test_a_repair_may_have_stricter_thresholds_than_the_first_answer() -> None:
+    stages = StagePolicies(prompt=Policy(), output=Policy(threshold=0.5), repair=Policy(threshold=0.05))
+    engine = ScriptedEngine(lambda call: HARM if call.moved == 0 else SAFE)
+    repair = Repair(method=Noise(), budget=Budget(generations=5))
+    answer = await Guard(engine, Words(), policy=stages, repair=repair).answer(ASK)
+    assert answer.trace.outcome == "blocked"
+    assert answer.trace.final is not None
+    assert answer.trace.final.flagged
+
+
+async def test_a_shadow_category_is_reported_and_not_enforced() -> None:
+    answer = await ask(guard(HARM, policy=Policy(shadow=("illicit",))))
+    assert answer.text == HARM
+    assert answer.trace.baseline is not None
+    assert answer.trace.baseline.shadowed == ("illicit",)
+    assert answer.trace.baseline.category == "hate"
 
 
 async def test_too_few_verdicts_are_an_error_not_a_pass() -> None:

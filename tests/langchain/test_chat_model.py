@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from tta_middleware import TSA, Budget, Policy, TTAChatModel
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.errors import ConfigurationError, EmptyPromptError, ModelNotFoundError
+from tta_middleware.policies import PolicyFile
 
 QUESTION = "What is the capital of France?"
 
@@ -104,10 +106,30 @@ async def test_a_policy_of_one_call_changes_nothing_else(model: TTAChatModel) ->
 
 
 async def test_the_policy_can_be_configured_while_the_model_stays_loaded(model: TTAChatModel) -> None:
+    model.method = "none"
     configurable = model.configurable_fields(policy=ConfigurableField(id="policy"))
     blocked = await configurable.ainvoke(QUESTION, config={"configurable": {"policy": Policy(threshold=0.0)}})
     assert blocked.response_metadata["finish_reason"] == "content_filter"
     assert len(model.runtime._engines) == 1
+
+
+async def test_named_policies_are_chosen_per_request_and_reloaded(model: TTAChatModel, tmp_path: Path) -> None:
+    file = tmp_path / "policies.toml"
+    file.write_text("[policies.default]\nthreshold = 1.0\n[policies.strict]\nthreshold = 0.0\n")
+    named = TTAChatModel(
+        model="smollm2", dtype="float32", max_new_tokens=8, method="none", policies=PolicyFile(file, check_every=0.0),
+        runtime=model.runtime,
+    )  # fmt: skip
+    chain = named.configurable_fields(policy=ConfigurableField(id="policy"))
+    strict: Any = {"configurable": {"policy": "strict"}}
+    assert (await chain.ainvoke(QUESTION)).text != Policy().notice
+    assert (await chain.ainvoke(QUESTION, config=strict)).text == Policy().notice
+    file.write_text("[policies.default]\nthreshold = 0.0\nnotice = 'Not today.'\n[policies.strict]\nthreshold = 1.0\n")
+    named.policies.reload()
+    assert (await chain.ainvoke(QUESTION)).text == "Not today."
+    assert (await chain.ainvoke(QUESTION, config=strict)).text != Policy().notice
+    with pytest.raises(ConfigurationError, match=r"no policy 'strikt'.*did you mean 'strict'"):
+        await named.ainvoke(QUESTION, policy="strikt")
 
 
 async def test_a_bound_method_and_budget_are_used(model: TTAChatModel) -> None:
@@ -166,6 +188,8 @@ async def test_a_missing_model_says_which_command_brings_it() -> None:
     [
         ({"policy": 1.2}, "less than or equal to 1"),
         ({"policy": {"violent": 0.2}}, "did you mean 'violence"),
+        ({"policy": "strict"}, "set policies="),
+        ({"policies": "nowhere.toml"}, "cannot read nowhere.toml"),
         ({"method": "gradient"}, "unknown method 'gradient'"),
         ({"moderator": "perspective"}, "unknown moderator 'perspective'"),
         ({"max_new_tokens": 0}, "greater than or equal to 1"),

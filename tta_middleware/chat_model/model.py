@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tta_middleware import bridge
 from tta_middleware.chat_model.messages import from_langchain, to_chunks, to_message
@@ -19,7 +19,8 @@ from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Fallback, Guard, Repair
-from tta_middleware.policy import Policy
+from tta_middleware.policies import DEFAULT_NAME, PolicyFile
+from tta_middleware.policy import StagePolicies
 from tta_middleware.registry import MODERATORS, names, resolve_method
 from tta_middleware.types import GuardedAnswer, Message, Sampling
 
@@ -38,7 +39,9 @@ class TTAChatModel(BaseChatModel):
         model: ``smollm2``, a local folder, a Hugging Face id, or an Engine.
         moderator: ``local``, ``openai``, or a Moderator.
         method: how a flagged answer is repaired: ``noise``, ``resample``, ``tsa``, ``none``, or a Method.
-        policy: a threshold, thresholds per category, or a Policy.
+        policy: a threshold, thresholds per category, a Policy, StagePolicies, or a name in ``policies``.
+        policies: a TOML or YAML file of named policies, which is read anew when it changes; its ``default``, if there
+            is one, is in force where ``policy`` is not given.
         fallback: ``refuse``, ``raise``, an async function of the messages, or a Runnable from messages to text or a
             message; its text is moderated, too.
         release: ``end`` holds the answer until all of it was checked.
@@ -52,6 +55,7 @@ class TTAChatModel(BaseChatModel):
     moderator: Any = "local"
     method: Any = DEFAULT_METHOD
     policy: Any = None
+    policies: Any = None
     max_new_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0.0, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
@@ -78,10 +82,15 @@ class TTAChatModel(BaseChatModel):
         resolve_method(value)
         return value
 
-    @field_validator("policy")
+    @field_validator("policies")
     @classmethod
-    def _usable_policy(cls, value: Any) -> Policy:
-        return Policy.of(value)
+    def _policy_file(cls, value: Any) -> PolicyFile | None:
+        return value if value is None or isinstance(value, PolicyFile) else PolicyFile(value)
+
+    @model_validator(mode="after")
+    def _usable_policy(self) -> TTAChatModel:
+        self._stages(self.policy)
+        return self
 
     @field_validator("fallback")
     @classmethod
@@ -104,7 +113,7 @@ class TTAChatModel(BaseChatModel):
             "model": self._model_name,
             "moderator": self.moderator if isinstance(self.moderator, str) else self.moderator.name,
             "method": repr(method) if method else "none",
-            "policy": Policy.of(self.policy).model_dump(),
+            "policy": self.policy if isinstance(self.policy, str) else self._stages(self.policy).model_dump(),
             "budget": self.budget.model_dump(),
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
@@ -186,7 +195,7 @@ class TTAChatModel(BaseChatModel):
                 settings["model"], device=self.device, dtype=self.dtype, allow_download=self.allow_download
             ),
             self.runtime.moderator(self.moderator),
-            policy=Policy.of(settings["policy"]),
+            policy=self._stages(settings["policy"]),
             repair=Repair(
                 method=resolve_method(settings["method"]),
                 budget=settings["budget"],
@@ -194,6 +203,17 @@ class TTAChatModel(BaseChatModel):
                 seed=settings["seed"],
             ),
         )
+
+    def _stages(self, policy: Any) -> StagePolicies:
+        """The policies in force for ``policy``, as the file has them now."""
+        file: PolicyFile | None = self.policies
+        if policy is None and file is not None and DEFAULT_NAME in file.names():
+            return file.get()
+        if not isinstance(policy, str):
+            return StagePolicies.of(policy)
+        if file is None:
+            raise ConfigurationError(f"the policy {policy!r} is a name; set policies= to the file that defines it")
+        return file.get(policy)
 
     async def aclose(self) -> None:
         """Free the model and the moderator's sockets; the next call loads them again."""

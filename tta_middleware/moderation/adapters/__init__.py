@@ -1,0 +1,1 @@
+"""Moderators of other makers behind :class:`tta_middleware.protocols.Moderator`."""

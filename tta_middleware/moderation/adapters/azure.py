@@ -1,0 +1,102 @@
+"""Azure AI Content Safety.
+
+Source: https://learn.microsoft.com/rest/api/contentsafety/text-operations/analyze-text (2024-09-01)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from tta_middleware.errors import InvalidVerdictError
+from tta_middleware.moderation.adapters.http import HTTPModerator
+from tta_middleware.moderation.batching import without_blanks
+from tta_middleware.moderation.concurrency import gather
+from tta_middleware.moderation.retry import RetryPolicy
+from tta_middleware.moderation.transport import QuietText, Transport
+from tta_middleware.types import Verdict
+
+CATEGORY_NAMES = {"Hate": "hate", "SelfHarm": "self-harm", "Sexual": "sexual", "Violence": "violence"}
+
+_API_VERSION = "2024-09-01"
+_MOST_SEVERE = 7
+_MAX_CHARACTERS = 10_000
+_OVERLAP = 500
+
+
+class AzureContentSafetyModerator(HTTPModerator):
+    """Severities 0 to 7 in four categories, divided by 7.
+
+    The default threshold lies between severities 3 and 4: the service's own 'medium'. Texts above the service's
+    10,000 characters are scored in overlapping pieces, and the largest score of each category counts.
+
+    Args:
+        endpoint: such as ``https://name.cognitiveservices.azure.com``.
+        api_key: None takes AZURE_CONTENT_SAFETY_KEY at the first request.
+        timeout: seconds for one attempt.
+        concurrency: texts scored at once; each is one request.
+    """
+
+    default_threshold = 0.5
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 10.0,
+        retry: RetryPolicy | None = None,
+        concurrency: int = 8,
+    ) -> None:
+        transport = Transport(
+            base_url=f"{endpoint.rstrip('/')}/contentsafety",
+            api_key=api_key,
+            key_variable="AZURE_CONTENT_SAFETY_KEY",
+            key_header="Ocp-Apim-Subscription-Key",
+            timeout=timeout,
+        )
+        super().__init__(transport, retry, concurrency)
+        self.name = "azure-content-safety"
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        """One verdict per text; ``prompt`` is not sent."""
+        return await without_blanks(texts, CATEGORY_NAMES.values(), self.name, partial(self._each, score=self._score))
+
+    async def _score(self, text: str) -> Verdict:
+        scores = await gather([partial(self._analyse, piece) for piece in pieces(text)], limit=1)
+        largest = {name: max(piece[name] for piece in scores) for name in CATEGORY_NAMES.values()}
+        flagged = max(largest.values()) >= self.default_threshold
+        return Verdict(scores=largest, flagged=flagged, model=self.name)
+
+    async def _analyse(self, text: str) -> dict[str, float]:
+        body = {
+            "text": QuietText.of(text),
+            "categories": list(CATEGORY_NAMES),
+            "outputType": "EightSeverityLevels",
+        }
+        payload = await self._post("/text:analyze", body, {"api-version": _API_VERSION})
+        return parse_severities(payload, self._transport.where)
+
+
+def parse_severities(payload: Any, where: str) -> dict[str, float]:
+    """Scores from ``{"categoriesAnalysis": [{"category", "severity"}]}``.
+
+    Raises:
+        InvalidVerdictError: a category is missing or a severity is not a whole number from 0 to 7.
+    """
+    items = payload.get("categoriesAnalysis") if isinstance(payload, dict) else None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InvalidVerdictError(f"{where} gave no categoriesAnalysis")
+    severities = {item.get("category"): item.get("severity") for item in items}
+    for name in CATEGORY_NAMES:
+        severity = severities.get(name)
+        if type(severity) is not int or not 0 <= severity <= _MOST_SEVERE:
+            raise InvalidVerdictError(f"{where} gave no usable severity for {name}")
+    return {ours: severities[name] / _MOST_SEVERE for name, ours in CATEGORY_NAMES.items()}
+
+
+def pieces(text: str) -> list[str]:
+    """``text`` in overlapping stretches that the service takes; a short text as it is."""
+    last = max(1, len(text) - _OVERLAP)
+    return [text[start : start + _MAX_CHARACTERS] for start in range(0, last, _MAX_CHARACTERS - _OVERLAP)]

@@ -1,0 +1,54 @@
+"""What all wrappers around a moderator have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from tta_middleware.errors import InvalidVerdictError
+from tta_middleware.protocols import Moderator
+from tta_middleware.types import Verdict
+
+
+class Closing:
+    """``async with`` for anything that has ``aclose``."""
+
+    async def aclose(self) -> None:
+        """Release sockets; idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Wrapper(Closing):
+    """Stands in for another moderator under its name and threshold; closing it closes that one."""
+
+    def __init__(self, inner: Moderator) -> None:
+        self._inner = inner
+        self.name = inner.name
+        self.default_threshold = inner.default_threshold
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        """The inner moderator's verdicts."""
+        return await self._inner.moderate(texts, prompt=prompt)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+async def ask(moderator: Moderator, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
+    """``moderator``'s verdicts, counted.
+
+    Raises:
+        ModerationError: what the moderator raised, or :class:`InvalidVerdictError` if their number is wrong.
+    """
+    verdicts = await moderator.moderate(texts, prompt=prompt)
+    if len(verdicts) != len(texts):
+        raise InvalidVerdictError(f"moderator {moderator.name!r} gave {len(verdicts)} verdicts for {len(texts)} texts")
+    return verdicts

@@ -17,9 +17,9 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-from tta_middleware.engines.transformers import TransformersEngine
 
 from tta_middleware import Message, QualityBounds, Sampling
+from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.optimise.geometry import gaussian, mean_row_norm, unit_step
 from tta_middleware.quality import text_problems
 from tta_middleware.types import Completion, GenerationRequest, PromptEmbeddings

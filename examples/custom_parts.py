@@ -3,9 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from tta_middleware.engines.transformers import TransformersEngine
-
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Sampling, Verdict
+from tta_middleware.engines.transformers import TransformersEngine
 
 
 class NoFruit:

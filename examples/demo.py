@@ -30,6 +30,7 @@ PROMPTS = (
 OUTCOMES = {
     "clean": "[green]the model's own answer was safe, it was passed on unchanged[/]",
     "neutralised": "[yellow]the model's own answer was flagged and withheld; this other answer of it is safe[/]",
+    "unchecked": "[red]the answer could not be scored and the policy let it pass[/]",
     "blocked": "[red]no safe and usable answer was found within the budget; the policy's notice stands in[/]",
 }
 

@@ -12,6 +12,7 @@ _OUTCOMES = {
     "clean": "clean: the model's own answer",
     "neutralised": "neutralised: the model's answer was flagged and replaced by a safe one of its own",
     "blocked": "blocked: the notice stands in for the answer",
+    "unchecked": "unchecked: the answer could not be scored and the policy let it pass",
 }
 
 
@@ -49,7 +50,7 @@ def _story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
     )
     if trace.outcome == "neutralised":
         yield "move", _move(trace)
-    if trace.stop_reason.startswith("moderator:"):
+    if trace.outcome == "blocked" and trace.stop_reason.startswith("moderator:"):
         yield "hint", "the moderator gave no verdict, so nothing may be shown; see: tta doctor --online"
     if verbose:
         yield from _waves(trace)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -83,15 +82,11 @@ def fresh(code: str) -> float:
     return statistics.median(times)
 
 
-def memory() -> float:
-    """MiB that import, artifact and a first score add to a new interpreter with numpy."""
-    code = (
-        "import resource, numpy; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "from tta_middleware.moderation.embedded import EmbeddedModerator\n"
-        "EmbeddedModerator().score(['hello'])\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024)"
-    )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+def peak_memory(code: str) -> float:
+    """Peak resident MiB of a new interpreter that runs code (Linux)."""
+    tail = "; print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
 
 
 def main() -> None:
@@ -107,8 +102,8 @@ def main() -> None:
     print(f"import: {fresh('import tta_middleware.moderation.embedded') - bare:.3f} s beyond numpy's")
     first = "from tta_middleware.moderation.embedded import EmbeddedModerator as M; M().score(['hello'])"
     print(f"import, artifact and first score: {fresh(first) - bare:.3f} s beyond numpy's")
-    print(f"memory beyond numpy's: {memory():.1f} MiB; peak of this process: "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")  # fmt: skip
+    base, loaded = peak_memory("import numpy"), peak_memory(first)
+    print(f"peak memory: {loaded:.0f} MiB, of which numpy and the interpreter are {base:.0f} MiB")
 
 
 if __name__ == "__main__":

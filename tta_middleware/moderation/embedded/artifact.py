@@ -1,0 +1,54 @@
+"""Reads a packaged artifact: the heads and their calibrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.moderation.embedded.linear import LinearHeads, Table
+from tta_middleware.moderation.embedded.scoring import Calibration
+
+FORMAT = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Artifact:
+    """A trained model."""
+
+    heads: LinearHeads
+    calibrations: Mapping[str, Calibration]
+
+
+@lru_cache(maxsize=4)
+def load(name: str) -> Artifact:
+    """A packaged artifact, read once per process.
+
+    Raises:
+        ConfigurationError: the artifact is missing or of another format.
+    """
+    source = files("tta_middleware.moderation.embedded") / name
+    try:
+        with as_file(source) as path, np.load(path, allow_pickle=False) as data:
+            return _parse(dict(data))
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigurationError(
+            f"the artifact {name} of the embedded moderator cannot be read ({type(error).__name__}); "
+            "reinstall tta-middleware"
+        ) from error
+
+
+def _parse(data: Mapping[str, Any]) -> Artifact:
+    if int(data["format"].item()) != FORMAT:
+        raise ValueError("another format")
+    word, char = (
+        Table(data[f"{group}_weights"], data[f"{group}_scale"], data[f"{group}_idf"]) for group in ("word", "char")
+    )
+    names = tuple(map(str, data["heads"]))
+    calibrations = {name: Calibration(*data[f"calibration:{name}"]) for name in names if f"calibration:{name}" in data}
+    return Artifact(LinearHeads(names, data["bias"], word, char), calibrations)

@@ -20,7 +20,7 @@ from tta_middleware.registry import MODERATORS, names, resolve_moderator
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
-_EXTRAS = {"agents": ("langchain", "langgraph"), "server": ("starlette", "uvicorn"), "eval": ("sklearn",)}
+_EXTRAS = {"agents": ("langchain", "langgraph"), "server": ("starlette", "uvicorn")}
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 

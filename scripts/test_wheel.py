@@ -16,7 +16,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("tests/core", "tests/packaging")
+TESTS = ("tests/core", "tests/packaging", "tests/policies", "tests/server", "tests/cli")
 
 
 def run(*command: str | Path, cwd: Path) -> None:
@@ -32,8 +32,7 @@ def main() -> None:
         python = work / "env" / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=work)
         _share_packages(python, work)
-        for tests in TESTS:
-            shutil.copytree(ROOT / tests, work / tests)
+        shutil.copytree(ROOT / "tests", work / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", work)
         environment = os.environ | {"TTA_EXPECT_WHEEL": "1"}
         subprocess.run(

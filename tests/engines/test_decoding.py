@@ -49,6 +49,22 @@ async def test_greedy_from_embeddings_equals_generate_from_ids(smollm2: Transfor
     assert list(single.token_ids) == expected[2]
 
 
+QUESTIONS = ("What is {}?", "Tell me two facts about {}.", "Write a line of verse about {}.", "Why do people like {}?")
+THINGS = ("rain", "an oak tree", "the number seven", "a bicycle", "\u00e9t\u00e9 in Provence")
+TWENTY = tuple(question.format(thing) for question in QUESTIONS for thing in THINGS)
+
+
+@pytest.mark.slow
+async def test_greedy_from_embeddings_equals_generate_on_twenty_prompts(smollm2: TransformersEngine) -> None:
+    prompts = await embed_all(smollm2, TWENTY)
+    expected = [reference(smollm2, prompt, 32) for prompt in prompts]
+    batched = await smollm2.generate_batch([request(prompt, 32) for prompt in prompts])
+    assert [list(completion.token_ids) for completion in batched] == expected
+    for prompt, ids in zip(prompts, expected, strict=True):
+        [single] = await smollm2.generate_batch([request(prompt, 32)])
+        assert list(single.token_ids) == ids
+
+
 async def test_a_stream_is_the_same_while_batches_join_and_leave(smollm2: TransformersEngine) -> None:
     prompts = await embed_all(smollm2)
     alone = await smollm2.generate_batch([request(prompts[3], 24)])

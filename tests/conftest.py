@@ -1,0 +1,14 @@
+"""Settings for all tests."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Before anything imports torch: spinning OpenMP threads stall small products when a core is busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# No deadline: wall time is no property of the code, least of all on a busy machine.
+settings.register_profile("tta", deadline=None, print_blob=True)
+settings.load_profile("tta")

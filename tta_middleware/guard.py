@@ -125,6 +125,7 @@ class _Request:
     first: Completion | None = None
     baseline: Candidate | None = None
     final: Candidate | None = None
+    point: Proposal | None = None
     steps: tuple[StepTrace, ...] = ()
 
     async def run(self) -> Report:
@@ -161,7 +162,8 @@ class _Request:
         found = await search(self.parts, question, self.repair.method.build(question.prompt, loss, rng), self.meter)
         self.steps, self.final = found.steps, found.best
         if found.winner is None and found.unscored is not None:
-            return await self._deliver(question, found.unscored, "unchecked", f"{found.stop_reason}, passed by policy")
+            self.final, (self.point, completion) = None, found.unscored
+            return await self._deliver(question, completion, "unchecked", f"{found.stop_reason}, passed by policy")
         if found.winner is None:
             return await self._fall_back(question, found.stop_reason)
         self.final = found.winner
@@ -199,16 +201,18 @@ class _Request:
         return Report(answer, self.baseline, self.final)
 
     async def _trace(self, question: Question, outcome: Outcome, stop_reason: str) -> Trace:
+        policies = self.parts.policies
+        unmoved = self.final is self.baseline
         if self.judge_all:
             self.baseline = await self._with_quality(question, self.baseline)
-            self.final = await self._with_quality(question, self.final)
+            self.final = self.baseline if unmoved else await self._with_quality(question, self.final)
         cosine_, relative, decodes = await self._move(question.prompt)
         return Trace(
             method=self.repair.method.name if self.repair.method else "none",
             outcome=outcome,
             stop_reason=stop_reason,
-            baseline=_answer_score(self.baseline, self.parts.policies.output),
-            final=_answer_score(self.final, self._final_policy()),
+            baseline=_answer_score(self.baseline, policies.output),
+            final=_answer_score(self.final, policies.output if unmoved else policies.repair),
             generations=self.meter.generations,
             generated_tokens=self.meter.generated_tokens,
             moderation_calls=self.meter.moderation_calls,
@@ -228,13 +232,10 @@ class _Request:
         reports = await self.parts.quality.assess(self.parts.engine, question.prompt, [candidate.completion])
         return replace(candidate, quality=reports[0])
 
-    def _final_policy(self) -> Policy:
-        policies = self.parts.policies
-        return policies.output if self.final is self.baseline else policies.repair
-
     async def _move(self, prompt: PromptEmbeddings) -> tuple[float, float, bool]:
-        """Cosine and relative norm of the final answer's move, and whether its rows still decode to their tokens."""
-        matrix = prompt.matrix if self.final is None else self.final.proposal.matrix
+        """Cosine and relative norm of the answer's move, and whether its rows still decode to their tokens."""
+        point = self.point or (self.final.proposal if self.final else None)
+        matrix = point.matrix if point else prompt.matrix
         changed = (matrix != prompt.matrix).any(axis=1)
         if not changed.any():
             return 1.0, 0.0, True

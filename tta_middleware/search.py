@@ -95,7 +95,7 @@ class SearchResult:
     Attributes:
         winner: a safe and usable answer with its verdict, or None.
         best: the best answer that may be given out: usable ones first, then safe ones, then the lowest loss.
-        unscored: a usable answer that could not be scored, where the repair policy lets such pass.
+        unscored: a usable answer that could not be scored and where it came from, if the repair policy lets such pass.
         stop_reason: ``neutralised``, ``optimiser: ...``, ``budget: ...`` or ``moderator: ...``.
     """
 
@@ -103,7 +103,7 @@ class SearchResult:
     best: Candidate | None
     steps: tuple[StepTrace, ...]
     stop_reason: str
-    unscored: Completion | None = None
+    unscored: tuple[Proposal, Completion] | None = None
 
 
 async def generate(parts: Parts, question: Question, proposals: Sequence[Proposal], meter: Meter) -> list[Completion]:
@@ -158,7 +158,7 @@ class _Run:
     steps: list[StepTrace] = field(default_factory=list)
     best: Candidate | None = None
     winner: Candidate | None = None
-    unscored: Completion | None = None
+    unscored: tuple[Proposal, Completion] | None = None
     reason: str = ""
 
     async def until_done(self) -> None:
@@ -211,10 +211,10 @@ class _Run:
 
     async def _first_usable(
         self, proposals: Sequence[Proposal], completions: Sequence[Completion]
-    ) -> Completion | None:
-        mine = [done for proposal, done in zip(proposals, completions, strict=True) if proposal.releasable]
-        reports = await self.parts.quality.assess(self.parts.engine, self.question.prompt, mine)
-        return next((done for done, report in zip(mine, reports, strict=True) if report.usable), None)
+    ) -> tuple[Proposal, Completion] | None:
+        mine = [pair for pair in zip(proposals, completions, strict=True) if pair[0].releasable]
+        reports = await self.parts.quality.assess(self.parts.engine, self.question.prompt, [done for _, done in mine])
+        return next((pair for pair, report in zip(mine, reports, strict=True) if report.usable), None)
 
     def _remember(self, candidate: Candidate) -> None:
         if not candidate.proposal.releasable:

@@ -234,6 +234,8 @@ async def test_a_repair_passes_unscored_only_where_its_own_policy_says_so() -> N
     engine = ScriptedEngine(lambda call: HARM if call.moved == 0 else SAFE)
     answer = await Guard(engine, moderator, policy=stages, repair=Repair(method=Noise())).answer(ASK)
     assert (answer.text, answer.trace.outcome) == (SAFE, "unchecked")
+    assert answer.trace.final is None
+    assert answer.trace.relative_move > 0.0
     assert answer.trace.stop_reason == "moderator: ModerationUnavailableError, passed by policy"
 
 
@@ -245,6 +247,14 @@ async def test_a_repair_may_have_stricter_thresholds_than_the_first_answer() -> 
     assert answer.trace.outcome == "blocked"
     assert answer.trace.final is not None
     assert answer.trace.final.flagged
+
+
+async def test_an_unmoved_answer_is_reported_by_the_output_policy() -> None:
+    stages = StagePolicies(prompt=Policy(), output=Policy(threshold=0.5), repair=Policy(threshold=0.05))
+    report = await Guard(ScriptedEngine(SAFE), Words(), policy=stages).report(ASK, judge_all=True)
+    assert report.answer.trace.final == report.answer.trace.baseline
+    assert report.answer.trace.final is not None
+    assert not report.answer.trace.final.flagged
 
 
 async def test_a_shadow_category_is_reported_and_not_enforced() -> None:

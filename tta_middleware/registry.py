@@ -8,7 +8,7 @@ imported before it is asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from tta_middleware.errors import ConfigurationError
@@ -25,11 +25,25 @@ def names(group: str) -> list[str]:
     return sorted({entry.name for entry in entry_points(group=group)})
 
 
-def _load(group: str, kind: str, name: str) -> Callable[..., Any]:
-    found = next(iter(entry_points(group=group, name=name)), None)
+def find(group: str, name: str) -> EntryPoint | None:
+    """The entry point of that name in a group; reads the metadata of what is installed, some milliseconds."""
+    return next(iter(entry_points(group=group, name=name)), None)
+
+
+def check_known(group: str, kind: str, name: str) -> EntryPoint:
+    """The entry point of that name, which is not loaded yet.
+
+    Raises:
+        ConfigurationError: the group has no such name.
+    """
+    found = find(group, name)
     if found is None:
         raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join(names(group)) or 'none'}")
-    return cast(Callable[..., Any], found.load())
+    return found
+
+
+def _load(group: str, kind: str, name: str) -> Callable[..., Any]:
+    return cast(Callable[..., Any], check_known(group, kind, name).load())
 
 
 def resolve_engine(model: str | Engine, **options: Any) -> Engine:

@@ -21,7 +21,7 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Fallback, Guard, Repair
 from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
-from tta_middleware.registry import MODERATORS, names, resolve_method
+from tta_middleware.registry import MODERATORS, check_known, resolve_method
 from tta_middleware.types import GuardedAnswer, Message, Sampling
 
 DEFAULT_METHOD = "noise"
@@ -72,8 +72,8 @@ class TTAChatModel(BaseChatModel):
     @field_validator("moderator")
     @classmethod
     def _known_moderator(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in names(MODERATORS):
-            raise ValueError(f"unknown moderator {value!r}; known are {', '.join(names(MODERATORS))}")
+        if isinstance(value, str):
+            check_known(MODERATORS, "moderator", value)
         return value
 
     @field_validator("method")
@@ -108,7 +108,7 @@ class TTAChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        method = resolve_method(self.method)
+        method = self.runtime.method(self.method)
         return {
             "model": self._model_name,
             "moderator": self.moderator if isinstance(self.moderator, str) else self.moderator.name,
@@ -197,7 +197,7 @@ class TTAChatModel(BaseChatModel):
             self.runtime.moderator(self.moderator),
             policy=self._stages(settings["policy"]),
             repair=Repair(
-                method=resolve_method(settings["method"]),
+                method=self.runtime.method(settings["method"]),
                 budget=settings["budget"],
                 fallback=_fallback(settings["fallback"]),
                 seed=settings["seed"],

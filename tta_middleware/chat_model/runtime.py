@@ -6,12 +6,13 @@ import threading
 from collections.abc import Hashable
 from typing import Any
 
+from tta_middleware.optimise.base import Method
 from tta_middleware.protocols import Engine, Moderator
-from tta_middleware.registry import resolve_engine, resolve_moderator
+from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
 
 
 class Runtime:
-    """Engines and moderators by what they were asked for, each made once.
+    """Engines, moderators and methods by what they were asked for, each made once.
 
     LangChain's ``configurable_fields`` builds a new chat model per call. It hands the fields on, so a model that is
     held in this shared field is loaded once, while one in a private attribute would be loaded with every call.
@@ -21,6 +22,7 @@ class Runtime:
         self._lock = threading.Lock()
         self._engines: dict[Hashable, Engine] = {}
         self._moderators: dict[str, Moderator] = {}
+        self._methods: dict[str, Method | None] = {}
 
     def engine(self, model: str | Engine, **options: Any) -> Engine:
         """The engine of ``model``; nothing is loaded yet."""
@@ -40,6 +42,15 @@ class Runtime:
             if moderator not in self._moderators:
                 self._moderators[moderator] = resolve_moderator(moderator)
             return self._moderators[moderator]
+
+    def method(self, method: str | Method | None) -> Method | None:
+        """The method of that name, or the object itself; the name is looked up once, not with every answer."""
+        if not isinstance(method, str):
+            return resolve_method(method)
+        with self._lock:
+            if method not in self._methods:
+                self._methods[method] = resolve_method(method)
+            return self._methods[method]
 
     async def aclose(self) -> None:
         """Close what was made here; objects that the user passed in stay open."""

@@ -14,9 +14,9 @@ from typing import Literal
 
 from tta_middleware import bridge
 from tta_middleware.cli.output import say
-from tta_middleware.errors import TTAError
+from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
-from tta_middleware.registry import MODERATORS, names, resolve_moderator
+from tta_middleware.registry import MODERATORS, check_known, resolve_moderator
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
@@ -107,8 +107,10 @@ def _moderator(name: str, *, online: bool) -> Check:
 
 def _not_called(name: str) -> Check:
     """Nothing goes to the network unasked; what can be seen from here is whether the key is there."""
-    if name not in names(MODERATORS):
-        return Check("moderator", "fail", f"unknown moderator {name!r}; known are {', '.join(names(MODERATORS))}")
+    try:
+        check_known(MODERATORS, "moderator", name)
+    except ConfigurationError as error:
+        return Check("moderator", "fail", str(error))
     if name == "openai" and not os.environ.get("OPENAI_API_KEY"):
         return Check("moderator", "fail", "openai: no key", "set OPENAI_API_KEY")
     where = f" at {os.environ.get('OPENAI_BASE_URL') or 'the public API'}; a key is set" if name == "openai" else ""

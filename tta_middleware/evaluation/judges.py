@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Protocol, cast
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import Policy
 from tta_middleware.protocols import Moderator
-from tta_middleware.registry import MODERATORS, names, resolve_moderator
+from tta_middleware.registry import MODERATORS, find, names, resolve_moderator
 from tta_middleware.types import Verdict
 
 JUDGES = "tta_middleware.judges"
@@ -89,7 +88,7 @@ def resolve_judge(name: str, *, moderator: str) -> Reviewer:
     """
     if name == moderator:
         raise ConfigurationError(f"the judge must not be the moderator that the search sees ({name}); choose another")
-    found = next(iter(entry_points(group=JUDGES, name=name)), None)
+    found = find(JUDGES, name)
     if found is not None:
         return JudgeReviewer(cast(Judge, found.load()()))
     if name in names(MODERATORS):

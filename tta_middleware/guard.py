@@ -12,7 +12,7 @@ import numpy as np
 
 from tta_middleware.config import Budget
 from tta_middleware.errors import ModerationError, UnsafeAnswerError
-from tta_middleware.optimise.base import Method
+from tta_middleware.optimise.base import Method, Start
 from tta_middleware.optimise.geometry import cosine, relative_move
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Quality
@@ -159,7 +159,7 @@ class _Request:
             return await self._fall_back(question, "no repair method")
         rng = np.random.default_rng([self.repair.seed & 2**63 - 1, *question.prompt.token_ids.tolist()])
         loss = self.parts.policies.repair.decide(baseline.verdict).excess
-        found = await search(self.parts, question, self.repair.method.build(question.prompt, loss, rng), self.meter)
+        found = await search(self.parts, question, self.repair.method.build(Start(question.prompt, loss, rng)), self.meter)
         self.steps, self.final = found.steps, found.best
         if found.winner is None and found.unscored is not None:
             self.final, (self.point, completion) = None, found.unscored

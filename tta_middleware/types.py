@@ -226,11 +226,18 @@ class Proposal:
         matrix: (T, d) float32 embeddings to generate from.
         releasable: False marks a probe that only feeds a gradient; its answer is never given out.
         temperature: overrides the request's sampling temperature when set.
+        prompt: the prompt whose rows ``matrix`` moves, where that is not the question itself (one with a
+            self-reminder, say).
+        whole: decode to the end even if the answer's beginning is flagged already, as a gradient's probes need.
+        label: what kind of move this is, for the trace; the method's name where it has one kind only.
     """
 
     matrix: FloatMatrix
     releasable: bool = True
     temperature: float | None = None
+    prompt: PromptEmbeddings | None = None
+    whole: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from tta_middleware import TSA, Noise, Resample
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.optimise.base import Start
 from tta_middleware.optimise.geometry import cosine, project_to_cone, relative_move, unit_step
 from tta_middleware.protocols import Optimiser
 from tta_middleware.types import FloatMatrix, PromptEmbeddings
@@ -69,7 +70,7 @@ def test_a_step_has_unit_length_in_its_norm(gradient: FloatMatrix) -> None:
 @pytest.mark.parametrize("method", [TSA(), TSA(step_norm="matrix"), Noise()])
 def test_only_the_users_tokens_move(method: TSA | Noise) -> None:
     start = prompt()
-    optimiser = method.build(start, 1.0, np.random.default_rng(1))
+    optimiser = method.build(Start(start, 1.0, np.random.default_rng(1)))
     for point in run(optimiser, lambda matrix: 1.0 + float(matrix[2, 0]), limit=4, most=40):
         assert np.array_equal(point[~start.user_mask], start.matrix[~start.user_mask])
         assert not np.array_equal(point[start.user_mask], start.matrix[start.user_mask])
@@ -77,14 +78,14 @@ def test_only_the_users_tokens_move(method: TSA | Noise) -> None:
 
 def test_all_rows_move_when_told_so() -> None:
     start = prompt()
-    (first,) = TSA(rows="all").build(start, 1.0, np.random.default_rng(1)).ask(1)
+    (first,) = TSA(rows="all").build(Start(start, 1.0, np.random.default_rng(1))).ask(1)
     assert (first.matrix != start.matrix).any(axis=1).all()
 
 
 @pytest.mark.parametrize("method", [TSA(), Noise()])
 def test_equal_seeds_give_equal_searches_in_waves_of_any_size(method: TSA | Noise) -> None:
     def points(limit: int) -> list[FloatMatrix]:
-        optimiser = method.build(prompt(), 1.0, np.random.default_rng(7))
+        optimiser = method.build(Start(prompt(), 1.0, np.random.default_rng(7)))
         return run(optimiser, lambda matrix: 1.0 + float(matrix[3].sum()), limit=limit, most=30)
 
     if isinstance(method, TSA):
@@ -103,14 +104,14 @@ def test_tsa_descends_a_slope_until_it_is_safe() -> None:
     def loss(matrix: FloatMatrix) -> float:
         return float(np.linalg.norm(matrix - target) / np.linalg.norm(start.matrix - target)) - 0.7
 
-    optimiser = TSA(eta=0.1, steps=60, probes=16).build(start, loss(start.matrix), np.random.default_rng(0))
+    optimiser = TSA(eta=0.1, steps=60, probes=16).build(Start(start, loss(start.matrix), np.random.default_rng(0)))
     points = run(optimiser, loss, limit=16, most=2000)
     assert optimiser.stop() == ("base point under the threshold",)
     assert loss(points[-1]) < 0.0
 
 
 def test_tsa_gives_out_base_points_only_and_asks_for_n_probes_between_them() -> None:
-    optimiser = TSA(probes=3, steps=3).build(prompt(), 0.5, np.random.default_rng(0))
+    optimiser = TSA(probes=3, steps=3).build(Start(prompt(), 0.5, np.random.default_rng(0)))
     kinds = []
     while not optimiser.stop():
         proposals = optimiser.ask(2)
@@ -122,7 +123,7 @@ def test_tsa_gives_out_base_points_only_and_asks_for_n_probes_between_them() -> 
 
 def test_tsa_stays_where_it_is_when_every_score_is_alike() -> None:
     start = prompt()
-    optimiser = TSA(probes=2, steps=2).build(start, 0.5, np.random.default_rng(0))
+    optimiser = TSA(probes=2, steps=2).build(Start(start, 0.5, np.random.default_rng(0)))
     points = run(optimiser, lambda _: 0.5, limit=8)
     assert np.array_equal(points[-1], start.matrix)
 
@@ -130,7 +131,7 @@ def test_tsa_stays_where_it_is_when_every_score_is_alike() -> None:
 def test_tsa_never_leaves_the_cone() -> None:
     start = prompt()
     rows = start.user_mask
-    optimiser = TSA(eta=5.0, kappa=0.6, steps=6).build(start, 0.5, np.random.default_rng(0))
+    optimiser = TSA(eta=5.0, kappa=0.6, steps=6).build(Start(start, 0.5, np.random.default_rng(0)))
     while not optimiser.stop():
         proposals = optimiser.ask(8)
         for proposal in proposals:
@@ -145,7 +146,7 @@ def test_relative_units_scale_with_the_embeddings() -> None:
     large = small.moved(small.matrix * np.float32(100.0))
 
     def move(start: PromptEmbeddings) -> float:
-        (probe,) = TSA().build(start, 0.5, np.random.default_rng(0)).ask(1)
+        (probe,) = TSA().build(Start(start, 0.5, np.random.default_rng(0))).ask(1)
         return relative_move(probe.matrix[start.user_mask], start.matrix[start.user_mask])
 
     assert move(small) == pytest.approx(move(large), rel=1e-4)
@@ -153,7 +154,9 @@ def test_relative_units_scale_with_the_embeddings() -> None:
 
 def test_noise_grows_to_its_outer_radius_and_stays_there() -> None:
     start = prompt()
-    optimiser = Noise(wave=1, waves=3, radius_from=0.5, radius_to=1.5).build(start, 1.0, np.random.default_rng(0))
+    optimiser = Noise(wave=1, waves=3, radius_from=0.5, radius_to=1.5).build(
+        Start(start, 1.0, np.random.default_rng(0))
+    )
     scale = float(np.linalg.norm(start.matrix[start.user_mask], axis=1).mean())
     radii = []
     for _ in range(5):
@@ -166,14 +169,14 @@ def test_noise_grows_to_its_outer_radius_and_stays_there() -> None:
 
 def test_resample_leaves_the_prompt_alone_and_raises_the_temperature() -> None:
     start = prompt()
-    proposals = Resample(temperature=0.9, wave=3).build(start, 1.0, np.random.default_rng(0)).ask(8)
+    proposals = Resample(temperature=0.9, wave=3).build(Start(start, 1.0, np.random.default_rng(0))).ask(8)
     assert [proposal.temperature for proposal in proposals] == [0.9] * 3
     assert all(proposal.matrix is start.matrix for proposal in proposals)
 
 
 @pytest.mark.parametrize("method", [TSA(), Noise()])
 def test_a_prompt_without_user_tokens_cannot_be_moved(method: TSA | Noise) -> None:
-    optimiser = method.build(prompt(user=()), 1.0, np.random.default_rng(0))
+    optimiser = method.build(Start(prompt(user=()), 1.0, np.random.default_rng(0)))
     assert optimiser.stop() == ("no movable tokens",)
     assert optimiser.ask(4) == []
 
@@ -182,11 +185,11 @@ def test_a_prompt_without_user_tokens_cannot_be_moved(method: TSA | Noise) -> No
 @given(st.integers(1, 9))
 def test_no_more_is_asked_for_than_allowed(limit: int) -> None:
     for method in (TSA(), Noise(wave=4), Resample(wave=4)):
-        assert 1 <= len(method.build(prompt(), 1.0, np.random.default_rng(0)).ask(limit)) <= limit
+        assert 1 <= len(method.build(Start(prompt(), 1.0, np.random.default_rng(0))).ask(limit)) <= limit
 
 
 def test_a_foreign_or_broken_tell_is_refused() -> None:
-    optimiser = Noise().build(prompt(), 1.0, np.random.default_rng(0))
+    optimiser = Noise().build(Start(prompt(), 1.0, np.random.default_rng(0)))
     first, second = optimiser.ask(2)
     with pytest.raises(ValueError, match="NaN"):
         optimiser.tell([first], [float("nan")])

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from tta_middleware.protocols import Optimiser
-from tta_middleware.types import PromptEmbeddings, Proposal
+from tta_middleware.types import FloatMatrix, PromptEmbeddings, Proposal
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method wants to know of the model and the conversation before it starts.
+
+    Attributes:
+        words: words of which it wants the directions in embedding space.
+        reminders: system prompts under which it wants the conversation embedded, too.
+    """
+
+    words: tuple[str, ...] = ()
+    reminders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """What one search starts from.
+
+    Attributes:
+        prompt: the unmoved prompt, whose own answer was flagged.
+        loss: that answer's loss.
+        rng: the search's only source of chance.
+        directions: per word of :class:`Needs`, its (d,) embedding less the mean of the model's table, of length 1.
+        variants: per reminder of :class:`Needs`, the conversation under that system prompt.
+    """
+
+    prompt: PromptEmbeddings
+    loss: float
+    rng: np.random.Generator
+    directions: Mapping[str, FloatMatrix] = field(default_factory=dict)
+    variants: Mapping[str, PromptEmbeddings] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -18,8 +51,11 @@ class Method(Protocol):
     @property
     def name(self) -> str: ...
 
-    def build(self, prompt: PromptEmbeddings, loss: float, rng: np.random.Generator) -> Optimiser:
-        """An optimiser that starts at ``prompt``, whose own answer had ``loss``."""
+    @property
+    def needs(self) -> Needs: ...
+
+    def build(self, start: Start) -> Optimiser:
+        """An optimiser for one flagged answer."""
         ...
 
 

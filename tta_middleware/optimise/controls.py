@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from tta_middleware.config import Settings
-from tta_middleware.optimise.base import OpenProposals
+from tta_middleware.optimise.base import Needs, OpenProposals, Start
 from tta_middleware.optimise.geometry import Rows, gaussian, mean_row_norm, movable, unit_step
 from tta_middleware.types import PromptEmbeddings, Proposal
 
@@ -18,12 +18,13 @@ class Resample(Settings):
     """Settings of plain resampling: the unmoved prompt again, at another temperature, until one answer passes."""
 
     name: ClassVar[str] = "resample"
+    needs: ClassVar[Needs] = Needs()
 
     temperature: PositiveFloat = 1.0
     wave: PositiveInt = 2
 
-    def build(self, prompt: PromptEmbeddings, loss: float, rng: np.random.Generator) -> ResampleOptimiser:
-        return ResampleOptimiser(self, prompt)
+    def build(self, start: Start) -> ResampleOptimiser:
+        return ResampleOptimiser(self, start.prompt)
 
 
 class ResampleOptimiser:
@@ -39,7 +40,7 @@ class ResampleOptimiser:
     def ask(self, limit: int) -> list[Proposal]:
         temperature = self._settings.temperature
         return [
-            self._open.add(Proposal(self._matrix, temperature=temperature), i)
+            self._open.add(Proposal(self._matrix, temperature=temperature, label=self.name), i)
             for i in range(min(limit, self._settings.wave))
         ]
 
@@ -64,6 +65,7 @@ class Noise(Settings):
     """
 
     name: ClassVar[str] = "noise"
+    needs: ClassVar[Needs] = Needs()
 
     wave: PositiveInt = 2
     waves: PositiveInt = 10
@@ -77,8 +79,8 @@ class Noise(Settings):
             raise ValueError(f"radius_to ({self.radius_to}) must not be below radius_from ({self.radius_from})")
         return self
 
-    def build(self, prompt: PromptEmbeddings, loss: float, rng: np.random.Generator) -> NoiseOptimiser:
-        return NoiseOptimiser(self, prompt, rng)
+    def build(self, start: Start) -> NoiseOptimiser:
+        return NoiseOptimiser(self, start.prompt, start.rng)
 
 
 class NoiseOptimiser:
@@ -118,4 +120,4 @@ class NoiseOptimiser:
         shape = (int(self._mask.sum()), self._matrix.shape[1])
         matrix = self._matrix.copy()
         matrix[self._mask] += radius * self._scale * unit_step(gaussian(self._rng, shape), "token")
-        return Proposal(matrix)
+        return Proposal(matrix, label=self.name)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tta_middleware.config import Settings
-from tta_middleware.optimise.base import OpenProposals
+from tta_middleware.optimise.base import Needs, OpenProposals, Start
 from tta_middleware.optimise.geometry import (
     Rows,
     StepNorm,
@@ -43,6 +43,7 @@ class TSA(Settings):
     """
 
     name: ClassVar[str] = "tsa"
+    needs: ClassVar[Needs] = Needs()
 
     probes: PositiveInt = 8
     steps: PositiveInt = 10
@@ -53,8 +54,8 @@ class TSA(Settings):
     rows: Rows = "user"
     units: Units = "token_norm"
 
-    def build(self, prompt: PromptEmbeddings, loss: float, rng: np.random.Generator) -> TSAOptimiser:
-        return TSAOptimiser(self, prompt, loss, rng)
+    def build(self, start: Start) -> TSAOptimiser:
+        return TSAOptimiser(self, start.prompt, start.loss, start.rng)
 
 
 class TSAOptimiser:
@@ -146,4 +147,4 @@ class TSAOptimiser:
     def _propose(self, rows: FloatMatrix, index: int, *, releasable: bool) -> Proposal:
         matrix = self._matrix.copy()
         matrix[self._mask] = rows
-        return self._open.add(Proposal(matrix, releasable=releasable), index)
+        return self._open.add(Proposal(matrix, releasable=releasable, whole=True, label=self.name), index)

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tta_middleware.chat_model import TTAChatModel
-    from tta_middleware.config import Budget
+    from tta_middleware.config import Budget, Windows
     from tta_middleware.errors import TTAError, UnsafeAnswerError
     from tta_middleware.guard import Guard, Repair
     from tta_middleware.optimise import TSA, Noise, Resample
     from tta_middleware.policy import Policy
     from tta_middleware.quality import QualityBounds, QualityGate
-    from tta_middleware.types import CATEGORIES, GuardedAnswer, Message, Sampling, Trace, Verdict
+    from tta_middleware.types import (
+        CATEGORIES,
+        Finished,
+        GuardedAnswer,
+        Message,
+        Released,
+        RepairFinished,
+        RepairStarted,
+        RepairStep,
+        Sampling,
+        Trace,
+        Verdict,
+    )
 
 __version__ = "0.1.0"
 
@@ -38,6 +50,12 @@ _HOMES = {
     "TTAError": "errors",
     "Trace": "types",
     "UnsafeAnswerError": "errors",
+    "Windows": "config",
+    "Finished": "types",
+    "Released": "types",
+    "RepairFinished": "types",
+    "RepairStarted": "types",
+    "RepairStep": "types",
     "Verdict": "types",
 }
 
@@ -45,6 +63,7 @@ __all__ = [
     "CATEGORIES",
     "TSA",
     "Budget",
+    "Finished",
     "Guard",
     "GuardedAnswer",
     "Message",
@@ -52,7 +71,11 @@ __all__ = [
     "Policy",
     "QualityBounds",
     "QualityGate",
+    "Released",
     "Repair",
+    "RepairFinished",
+    "RepairStarted",
+    "RepairStep",
     "Resample",
     "Sampling",
     "TTAChatModel",
@@ -60,6 +83,7 @@ __all__ = [
     "Trace",
     "UnsafeAnswerError",
     "Verdict",
+    "Windows",
 ]
 
 

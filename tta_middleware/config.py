@@ -46,3 +46,22 @@ class Budget(Settings):
     generated_tokens: PositiveInt | None = None
     moderation_calls: PositiveInt | None = None
     seconds: PositiveFloat | None = None
+
+
+class Windows(Settings):
+    """How a streaming answer is cut into windows that are checked one by one; lengths are in characters.
+
+    Attributes:
+        first: length of the first window; small, for a fast first token.
+        largest: each window is twice as long as the one before it, up to this length.
+        context: how much of the text before a window is sent along, so that a phrase which lies across two windows is
+            seen whole and calls stay linear in the length of the answer.
+        in_flight: most checks that are open at once. A slower moderator gets larger windows instead of more calls.
+        ahead: decoding pauses while this much text waits to be checked or taken by the consumer.
+    """
+
+    first: PositiveInt = 48
+    largest: PositiveInt = 384
+    context: PositiveInt = 2000
+    in_flight: PositiveInt = 4
+    ahead: PositiveInt = 4000

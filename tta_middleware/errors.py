@@ -14,6 +14,7 @@
     │   │   └── CircuitOpenError            the breaker is open: the request was not sent
     │   ├── ModerationRejectedError         authentication, permission, bad request: retrying cannot help
     │   └── InvalidVerdictError             the moderator answered, but not with usable scores
+    ├── FlaggedError                        a text of another model was flagged
     └── UnsafeAnswerError                   no safe and usable answer was found and the policy says raise
 
 Every error pickles. None carries a prompt, an answer or a secret.
@@ -99,6 +100,35 @@ class ModerationRejectedError(ModerationError):
 
 class InvalidVerdictError(ModerationError):
     """Raised when a moderator's answer is malformed; it never counts as a pass."""
+
+
+class FlaggedError(TTAError):
+    """Raised when a stream of another model was flagged; what left before was checked.
+
+    Attributes:
+        category: the category that decided.
+        score: the moderator's largest score.
+        released: characters that had left.
+    """
+
+    def __init__(self, category: str, score: float, *, released: int = 0) -> None:
+        super().__init__(category, score, released)
+        self.category = category
+        self.score = score
+        self.released = released
+
+    def __str__(self) -> str:
+        return (
+            f"the text was flagged for {self.category} (score {self.score:.2f}) after {self.released} characters; "
+            "block it, replace it, or hand over to a model that repairs"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _flagged, (self.category, self.score, self.released)
+
+
+def _flagged(category: str, score: float, released: int) -> FlaggedError:
+    return FlaggedError(category, score, released=released)
 
 
 class UnsafeAnswerError(TTAError):

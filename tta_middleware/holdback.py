@@ -7,15 +7,23 @@ re-chunking of one text gives the same checks and releases.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tta_middleware.errors import ConfigurationError, StreamProtocolError
+from tta_middleware.config import Windows
+from tta_middleware.errors import StreamProtocolError
+
+_LONGEST_WORD = 80
+"""Text without a gap is held back for so many characters, then released wherever the check ended."""
+
+_IDEOGRAPHS = "\u2e80"
+"""From here on Unicode holds mostly scripts that are written without spaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Score the answer's first ``end`` characters, given as ``text``."""
+    """Score ``text``: the window that ends after ``end`` characters of the answer, and what comes before it."""
 
     text: str
     end: int
@@ -35,7 +43,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Flagged:
-    """A prefix was flagged: ``released`` is out for good, nothing further of this text may follow it."""
+    """A window was flagged: ``released`` is out for good, nothing further of this text may follow it."""
 
     released: str
 
@@ -47,22 +55,32 @@ class HoldBack:
     """One answer's stream.
 
     Args:
-        window: characters between two checks; None checks the whole answer at its end (``release="end"``).
-
-    Raises:
-        ConfigurationError: ``window`` is below 1.
+        windows: how the answer is cut; None checks it whole at its end (``release="end"``).
+        prefix: what the answer goes on from. It was checked and released before, counts as context, and is never
+            released again.
     """
 
-    def __init__(self, window: int | None = None) -> None:
-        if window is not None and window < 1:
-            raise ConfigurationError(f"a release window has at least one character, not {window}")
-        self._window = window
-        self._text = ""
-        self._asked: list[int] = []
-        self._next_end = window
-        self._released = 0
+    def __init__(self, windows: Windows | None = None, prefix: str = "") -> None:
+        self._windows = windows
+        self._text = prefix
+        self._released = len(prefix)
+        self._asked: deque[int] = deque()
+        self._last_asked = len(prefix)
+        self._due = len(prefix)
+        self._width = 0
         self._finished = False
         self._closed = False
+        self._widen()
+
+    @property
+    def held(self) -> int:
+        """Characters that have come in and not gone out."""
+        return len(self._text) - self._released
+
+    @property
+    def released(self) -> str:
+        """All that has gone out, the prefix included."""
+        return self._text[: self._released]
 
     def feed(self, text: str) -> list[Action]:
         """More of the answer was decoded."""
@@ -70,11 +88,7 @@ class HoldBack:
         if self._closed:
             return []
         self._text += text
-        actions: list[Action] = []
-        while self._window and self._next_end is not None and self._next_end <= len(self._text):
-            actions.append(self._check(self._next_end))
-            self._next_end += self._window
-        return actions
+        return self._ask()
 
     def finish(self) -> list[Action]:
         """Decoding ended; the last, short window is checked before the end is announced."""
@@ -82,13 +96,14 @@ class HoldBack:
         self._finished = True
         if self._closed:
             return []
-        last = self._asked[-1] if self._asked else self._released
-        if last < len(self._text) or not self._text:
+        if self._last_asked < len(self._text) or not self._text:
             return [self._check(len(self._text))]
-        return self._end_if_done()
+        if self._asked:
+            return []
+        return [*self._release(len(self._text)), *self._end_if_done()]
 
     def verdict(self, end: int, *, safe: bool) -> list[Action]:
-        """The oldest open check, of the first ``end`` characters, was answered.
+        """The oldest open check, of the window that ends at ``end``, was answered.
 
         Raises:
             StreamProtocolError: verdicts are applied out of order, or none was asked for.
@@ -96,17 +111,49 @@ class HoldBack:
         if self._closed:
             return []
         self._require(bool(self._asked) and self._asked[0] == end, f"no verdict of {end} characters is due")
-        self._asked.pop(0)
+        self._asked.popleft()
         if not safe:
             self._closed = True
-            return [Flagged(self._text[: self._released])]
-        piece, self._released = self._text[self._released : end], end
-        release: list[Action] = [Release(piece)] if piece else []
-        return release + self._end_if_done()
+            return [Flagged(self.released)]
+        last = self._finished and end == len(self._text)
+        return [*self._release(end if last else self._gap(end)), *self._ask(), *self._end_if_done()]
+
+    def _release(self, cut: int) -> list[Action]:
+        piece, self._released = self._text[self._released : cut], cut
+        return [Release(piece)] if piece else []
+
+    def _ask(self) -> list[Action]:
+        """The next checks: one per window, or one for all that waited while too many were open."""
+        actions: list[Action] = []
+        windows = self._windows
+        while windows and not self._finished and self._due <= len(self._text) and len(self._asked) < windows.in_flight:
+            end = self._due
+            self._widen()
+            if len(self._asked) == windows.in_flight - 1:
+                while self._due <= len(self._text):
+                    end = self._due
+                    self._widen()
+            actions.append(self._check(end))
+        return actions
+
+    def _widen(self) -> None:
+        """Where the next window ends: a matter of the text alone, not of chunks or time."""
+        if self._windows is not None:
+            self._width = min(self._windows.largest, 2 * self._width) or min(self._windows.first, self._windows.largest)
+            self._due += self._width
 
     def _check(self, end: int) -> Check:
+        begin = max(0, self._last_asked - self._windows.context) if self._windows else 0
         self._asked.append(end)
-        return Check(self._text[:end], end)
+        self._last_asked = end
+        return Check(self._text[begin:end], end)
+
+    def _gap(self, end: int) -> int:
+        """The last gap between two words of the checked text, so that a repair can go on from whole words."""
+        for at in range(end - 1, self._released, -1):
+            if self._text[at] >= _IDEOGRAPHS or (self._text[at].isspace() and not self._text[at - 1].isspace()):
+                return at
+        return end if end - self._released >= _LONGEST_WORD else self._released
 
     def _end_if_done(self) -> list[Action]:
         if self._finished and not self._asked and self._released == len(self._text):

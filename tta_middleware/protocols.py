@@ -6,8 +6,8 @@ loop and from several at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from tta_middleware.types import (
     Completion,
@@ -19,6 +19,7 @@ from tta_middleware.types import (
     Proposal,
     QualityReport,
     TextDelta,
+    ToolFormat,
     Verdict,
 )
 
@@ -29,18 +30,29 @@ class Engine(Protocol):
 
     model_id: str
 
-    async def embed(self, messages: Sequence[Message], *, assistant_prefix: str = "") -> PromptEmbeddings:
+    async def embed(
+        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+    ) -> PromptEmbeddings:
         """Render the chat template and look the tokens up; T x d rows, mask on the last user turn.
 
-        ``assistant_prefix`` is text the answer already begins with; its rows are never in the mask.
+        ``assistant_prefix`` is text the answer already begins with; its rows are never in the mask. ``tools`` are
+        descriptions in OpenAI's form; callers leave the argument out when there are none.
 
         Raises:
             EmptyPromptError: no message holds user text.
+            ConfigurationError: the model takes no tools.
         """
         ...
 
     def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator stops decoding within one step."""
+        ...
+
+    def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:
+        """One stream per request, decoded side by side from the first one's start on.
+
+        Each is closed or has its ``abort`` set in the end, those that were never started included.
+        """
         ...
 
     async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
@@ -60,6 +72,19 @@ class Engine(Protocol):
 
     async def aclose(self) -> None:
         """Stop decoding and free the model; idempotent."""
+        ...
+
+
+@runtime_checkable
+class ToolEngine(Protocol):
+    """What an engine offers besides when its model may call tools."""
+
+    async def tool_format(self) -> ToolFormat:
+        """How the model writes a tool call.
+
+        Raises:
+            ConfigurationError: the model takes no tools, or writes calls in a form that is not known.
+        """
         ...
 
 

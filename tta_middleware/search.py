@@ -1,91 +1,20 @@
-"""The search loop: ask, generate, score, tell; counts what it spends and keeps the best checked answer."""
+"""The search loop: ask, decode under watch, judge, tell; counts what it spends and keeps the best checked answer."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import anyio
 
-from tta_middleware.config import Budget
+from tta_middleware._streams import sole
+from tta_middleware.attempt import Attempt, Delivery, Meter, Parts, Question, attempts
 from tta_middleware.errors import ModerationError
-from tta_middleware.policy import StagePolicies
-from tta_middleware.protocols import Engine, Moderator, Optimiser, Quality
-from tta_middleware.types import (
-    Candidate,
-    Completion,
-    GenerationRequest,
-    PromptEmbeddings,
-    Proposal,
-    Sampling,
-    StepTrace,
-    Verdict,
-)
+from tta_middleware.protocols import Optimiser
+from tta_middleware.types import Candidate, Completion, Proposal, StepTrace
 
-Clock: TypeAlias = Callable[[], float]
-
-_SEED_MASK = 2**63 - 1
-
-
-@dataclass(slots=True)
-class Meter:
-    """What one answer has cost so far."""
-
-    budget: Budget
-    clock: Clock = time.monotonic
-    generations: int = 0
-    generated_tokens: int = 0
-    moderation_calls: int = 0
-    started: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
-
-    @property
-    def seconds(self) -> float:
-        return self.clock() - self.started
-
-    @property
-    def generations_left(self) -> int:
-        return max(0, self.budget.generations - self.generations)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the budget ends, at least 0; None without a limit."""
-        limit = self.budget.seconds
-        return None if limit is None else max(0.0, limit - self.seconds)
-
-    def exhausted(self) -> str | None:
-        """Name of the first limit that is reached, or None."""
-        budget = self.budget
-        limits = (
-            ("generations", self.generations, budget.generations),
-            ("generated_tokens", self.generated_tokens, budget.generated_tokens),
-            ("moderation_calls", self.moderation_calls, budget.moderation_calls),
-            ("seconds", self.seconds, budget.seconds),
-        )
-        return next((name for name, spent, limit in limits if limit is not None and spent >= limit), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts that a search and a guard work with; every policy has a threshold."""
-
-    engine: Engine
-    moderator: Moderator
-    quality: Quality
-    policies: StagePolicies
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One prompt as it is asked: unmoved embeddings, sampling, and the user's words for the moderator."""
-
-    prompt: PromptEmbeddings
-    sampling: Sampling
-    user_text: str
+OnStep: TypeAlias = Callable[[StepTrace], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +25,8 @@ class SearchResult:
         winner: a safe and usable answer with its verdict, or None.
         best: the best answer that may be given out: usable ones first, then safe ones, then the lowest loss.
         unscored: a usable answer that could not be scored and where it came from, if the repair policy lets such pass.
-        stop_reason: ``neutralised``, ``optimiser: ...``, ``budget: ...`` or ``moderator: ...``.
+        stop_reason: ``neutralised``, ``late flag``, ``optimiser: ...``, ``budget: ...`` or ``moderator: ...``.
+        released: what has left of a candidate that was chosen and then flagged; empty for all other reasons.
     """
 
     winner: Candidate | None
@@ -104,41 +34,24 @@ class SearchResult:
     steps: tuple[StepTrace, ...]
     stop_reason: str
     unscored: tuple[Proposal, Completion] | None = None
+    released: str = ""
 
 
-async def generate(parts: Parts, question: Question, proposals: Sequence[Proposal], meter: Meter) -> list[Completion]:
-    """Decode one wave; every generation of an answer has a seed of its own."""
-    requests = []
-    for i, proposal in enumerate(proposals):
-        sampling = replace(question.sampling, seed=(question.sampling.seed + meter.generations + i) & _SEED_MASK)
-        if proposal.temperature is not None:
-            sampling = replace(sampling, temperature=proposal.temperature)
-        requests.append(GenerationRequest(question.prompt.moved(proposal.matrix), sampling))
-    meter.generations += len(requests)
-    completions = await parts.engine.generate_batch(requests)
-    meter.generated_tokens += sum(len(done.token_ids) for done in completions)
-    return completions
+async def search(
+    parts: Parts,
+    question: Question,
+    optimiser: Optimiser,
+    meter: Meter,
+    delivery: Delivery | None = None,
+    on_step: OnStep | None = None,
+) -> SearchResult:
+    """Run ``optimiser`` until a releasable answer is safe and usable, it stops, or the budget ends.
 
-
-async def score(parts: Parts, question: Question, texts: Sequence[str], meter: Meter) -> list[Verdict]:
-    """One moderation request for all texts.
-
-    Raises:
-        ModerationError: a text has no verdict.
+    Every candidate is decoded under watch: one whose beginning is flagged is aborted there. The first in the order of
+    asking that is safe and usable at its commit point is chosen, the others are aborted, and its text flows from then
+    on; see :class:`~tta_middleware.attempt.Delivery`.
     """
-    meter.moderation_calls += 1
-    verdicts = await parts.moderator.moderate(texts, prompt=question.user_text)
-    if len(verdicts) != len(texts):
-        raise ModerationError(
-            f"moderator {parts.moderator.name!r} gave {len(verdicts)} verdicts for {len(texts)} texts; "
-            "an answer without a verdict is never released"
-        )
-    return verdicts
-
-
-async def search(parts: Parts, question: Question, optimiser: Optimiser, meter: Meter) -> SearchResult:
-    """Run ``optimiser`` until a releasable answer is safe and usable, it stops, or the budget ends."""
-    run = _Run(parts, question, optimiser, meter)
+    run = _Run(parts, question, optimiser, meter, delivery or Delivery(), on_step)
     with anyio.move_on_after(meter.seconds_left) as scope:
         try:
             await run.until_done()
@@ -146,7 +59,7 @@ async def search(parts: Parts, question: Question, optimiser: Optimiser, meter: 
             run.reason = f"moderator: {type(error).__name__}"
     if scope.cancelled_caught:
         run.reason = "budget: seconds"
-    return SearchResult(run.winner, run.best, tuple(run.steps), run.reason, run.unscored)
+    return SearchResult(run.winner, run.best, tuple(run.steps), run.reason, run.unscored, run.released)
 
 
 @dataclass(slots=True)
@@ -155,11 +68,20 @@ class _Run:
     question: Question
     optimiser: Optimiser
     meter: Meter
+    delivery: Delivery
+    on_step: OnStep | None
     steps: list[StepTrace] = field(default_factory=list)
     best: Candidate | None = None
     winner: Candidate | None = None
     unscored: tuple[Proposal, Completion] | None = None
+    chosen: Attempt | None = None
     reason: str = ""
+
+    @property
+    def released(self) -> str:
+        """What left of a chosen candidate that did not win in the end."""
+        lost = self.winner is None and self.unscored is None
+        return self.chosen.released if self.chosen is not None and lost else ""
 
     async def until_done(self) -> None:
         while not self.reason:
@@ -175,62 +97,75 @@ class _Run:
         if not proposals:
             self.reason = "optimiser: nothing left to try"
             return
-        candidates = await self._evaluate(proposals)
-        self.optimiser.tell(proposals, [self._loss(candidate) for candidate in candidates])
-        for candidate in candidates:
-            self._remember(candidate)
+        wave = attempts(self.parts, self.question, proposals, self.meter, self.delivery)
+        try:
+            await self._race(wave)
+        finally:
+            await self._record(wave)
+        self._conclude(wave)
+
+    async def _race(self, wave: Sequence[Attempt]) -> None:
+        """Side by side; the first in order that is safe and usable at its commit point goes on alone."""
+        try:
+            async with anyio.create_task_group() as group:
+                for attempt in wave:
+                    group.start_soon(attempt.run)
+                for attempt in wave:
+                    await attempt.decided.wait()
+                    if await attempt.passes():
+                        await self._choose(attempt, wave)
+                        break
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise sole(errors) from None
+        finally:
+            for attempt in wave:
+                attempt.abort()
+
+    async def _choose(self, attempt: Attempt, wave: Sequence[Attempt]) -> None:
+        self.chosen = attempt
+        for other in wave:
+            if other is not attempt:
+                other.abort()
+        await attempt.follow()
+
+    async def _record(self, wave: Sequence[Attempt]) -> None:
+        scores = tuple(attempt.watch.verdict.score for attempt in wave if attempt.watch.verdict is not None)
+        step = StepTrace(scores, sum(len(attempt.watch.token_ids) for attempt in wave))
+        self.steps.append(step)
+        if self.on_step is not None:
+            await self.on_step(step)
+
+    def _conclude(self, wave: Sequence[Attempt]) -> None:
+        told = [(attempt, loss) for attempt in wave if (loss := attempt.loss) is not None]
+        self.optimiser.tell([attempt.proposal for attempt, _ in told], [loss for _, loss in told])
+        for attempt, _ in told:
+            self._remember(attempt)
+        chosen = self.chosen
         if self.winner is not None:
             self.reason = "neutralised"
+        elif chosen is not None and chosen.won and chosen.watch.unchecked:
+            self.unscored = (chosen.proposal, chosen.watch.completion)
+            self.reason = f"moderator: {type(chosen.watch.error).__name__}"
+        elif chosen is not None and chosen.released:
+            self.reason = "late flag"
+        else:
+            self._give_up_unscored(wave)
 
-    async def _evaluate(self, proposals: Sequence[Proposal]) -> list[Candidate]:
-        completions = await generate(self.parts, self.question, proposals, self.meter)
-        try:
-            verdicts = await score(self.parts, self.question, [done.text for done in completions], self.meter)
-        except ModerationError:
-            if self.parts.policies.repair.on_error == "open":
-                self.unscored = await self._first_usable(proposals, completions)
-            raise
-        self.steps.append(
-            StepTrace(
-                scores=tuple(verdict.score for verdict in verdicts),
-                generated_tokens=sum(len(done.token_ids) for done in completions),
-            )
-        )
-        candidates = [Candidate(*parts) for parts in zip(proposals, completions, verdicts, strict=True)]
-        return await self._judge_quality(candidates)
+    def _give_up_unscored(self, wave: Sequence[Attempt]) -> None:
+        error = next((a.watch.error for a in wave if a.watch.ending == "unscored"), None)
+        if error is not None:
+            raise error
 
-    async def _judge_quality(self, candidates: list[Candidate]) -> list[Candidate]:
-        """Only safe answers that may be given out are worth a forward pass."""
-        judged = [i for i, c in enumerate(candidates) if c.proposal.releasable and self._loss(c) < 0.0]
-        reports = await self.parts.quality.assess(
-            self.parts.engine, self.question.prompt, [candidates[i].completion for i in judged]
-        )
-        for i, report in zip(judged, reports, strict=True):
-            candidates[i] = replace(candidates[i], quality=report)
-        return candidates
-
-    async def _first_usable(
-        self, proposals: Sequence[Proposal], completions: Sequence[Completion]
-    ) -> tuple[Proposal, Completion] | None:
-        mine = [pair for pair in zip(proposals, completions, strict=True) if pair[0].releasable]
-        reports = await self.parts.quality.assess(self.parts.engine, self.question.prompt, [done for _, done in mine])
-        return next((pair for pair, report in zip(mine, reports, strict=True) if report.usable), None)
-
-    def _remember(self, candidate: Candidate) -> None:
-        if not candidate.proposal.releasable:
+    def _remember(self, attempt: Attempt) -> None:
+        candidate = attempt.candidate
+        if candidate is None or not attempt.proposal.releasable:
             return
         if self.best is None or self._rank(candidate) < self._rank(self.best):
             self.best = candidate
-        if _passes(self.best):
-            self.winner = self.best
+        if attempt.won and attempt is self.chosen and not attempt.watch.unchecked:
+            self.best = self.winner = candidate
 
     def _rank(self, candidate: Candidate) -> tuple[bool, float]:
-        return (not _passes(candidate), self._loss(candidate))
-
-    def _loss(self, candidate: Candidate) -> float:
-        return self.parts.policies.repair.decide(candidate.verdict).excess
-
-
-def _passes(candidate: Candidate) -> bool:
-    """Safe, since only safe answers have a report, and usable."""
-    return candidate.quality is not None and candidate.quality.usable
+        usable = candidate.quality is not None and candidate.quality.usable
+        return (not usable, self.parts.policies.repair.decide(candidate.verdict).excess)

@@ -23,6 +23,8 @@ BoolVector: TypeAlias = NDArray[np.bool_]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "aborted"]
 Outcome: TypeAlias = Literal["clean", "neutralised", "blocked", "unchecked"]
+ToolFormat: TypeAlias = Literal["hermes", "llama", "mistral"]
+"""How a model writes a tool call: marked JSON (Hermes, Qwen), bare JSON (Llama 3), a marked list (Mistral)."""
 
 CATEGORIES: tuple[str, ...] = (
     "harassment",
@@ -43,11 +45,29 @@ CATEGORIES: tuple[str, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool, as an assistant turn asked for it."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(hash=False)
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        tool_calls: what an assistant turn asked for, besides its text.
+        name: the tool that a tool turn is the result of.
+        tool_call_id: the call that a tool turn is the result of.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +310,8 @@ class Trace:
         cosine: cosine between the moved and the original user rows, each set flattened; 1 if unmoved.
         relative_move: Frobenius norm of the move over that of the original user rows.
         decodes_to_original: whether every row's nearest token embedding (by cosine) is still its own token.
+        repairs: searches that were run; more than one if a repair was flagged in turn after part of it had left.
+        seam: characters that had left before the last repair began; they stay, and the repair goes on from them.
     """
 
     method: str
@@ -308,6 +330,8 @@ class Trace:
     seed: int = 0
     moderator: str = ""
     model: str = ""
+    repairs: int = 0
+    seam: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""
@@ -326,5 +350,45 @@ class GuardedAnswer:
     trace: Trace
     prompt_tokens: int
 
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The next piece of a streaming answer, checked."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepairStarted:
+    """The answer was flagged and a search begins; ``seam`` characters have left and stay."""
+
+    score: float
+    category: str
+    seam: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairStep:
+    """One wave of the search is over."""
+
+    step: StepTrace
+
+
+@dataclass(frozen=True, slots=True)
+class RepairFinished:
+    """The search is over; ``outcome`` and ``stop_reason`` as in :class:`Trace`."""
+
+    outcome: Outcome
+    stop_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a stream; ``answer.text`` is all that was released."""
+
+    answer: GuardedAnswer
+
+
+StreamEvent: TypeAlias = Released | RepairStarted | RepairStep | RepairFinished | Finished
 
 Messages: TypeAlias = Sequence[Message]

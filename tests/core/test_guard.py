@@ -97,7 +97,7 @@ async def test_a_flagged_answer_is_repaired_into_a_safe_and_usable_one() -> None
     assert trace.relative_move >= 0.8
     assert 0.0 < trace.cosine < 1.0
     assert trace.generations == 1 + sum(len(step.scores) for step in trace.steps)
-    assert trace.moderation_calls == 1 + len(trace.steps)
+    assert trace.moderation_calls >= 1 + len(trace.steps)
 
 
 async def test_the_text_that_was_checked_is_the_text_that_is_given_out() -> None:

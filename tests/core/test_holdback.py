@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tta_middleware.errors import ConfigurationError, StreamProtocolError
+from tta_middleware import Windows
+from tta_middleware.errors import StreamProtocolError
 from tta_middleware.holdback import Action, Check, End, Flagged, HoldBack, Release
 
 BAD = "X"
+LATIN = "ab X"
+TEXTS = st.text(alphabet="ab X\n。字", max_size=120)
+SIZES = st.lists(st.integers(0, 9), max_size=40)
+WINDOWS = st.builds(
+    Windows,
+    first=st.integers(1, 12),
+    largest=st.integers(1, 30),
+    context=st.integers(1, 40),
+    in_flight=st.integers(1, 4),
+)
+EAGER = st.builds(Windows, first=st.integers(1, 12), largest=st.integers(1, 30), in_flight=st.just(1000))
 
 
 def cut(text: str, sizes: Sequence[int]) -> list[str]:
@@ -22,68 +35,156 @@ def cut(text: str, sizes: Sequence[int]) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def drive(pieces: Sequence[str], window: int | None, lag: int) -> list[Action]:
-    """Feed all pieces; answer each check once ``lag`` further pieces have come. Text with an X is unsafe."""
-    machine, log, open_checks = HoldBack(window), [], []
+class Drive:
+    """A stream and a moderator whose answers take a random number of chunks; verdicts are applied in order."""
 
-    def take(actions: list[Action]) -> None:
-        log.extend(actions)
-        open_checks.extend([action, lag] for action in actions if isinstance(action, Check))
+    def __init__(self, windows: Windows | None, prefix: str = "", seed: int = 0) -> None:
+        self.machine = HoldBack(windows, prefix)
+        self.log: list[Action] = []
+        self.most_open = 0
+        self._chance = random.Random(seed)
+        self._open: list[tuple[Check, int]] = []
+        self._time = 0
 
-    def settle(*, all_of_them: bool) -> None:
-        while open_checks and (all_of_them or open_checks[0][1] <= 0):
-            check, _ = open_checks.pop(0)
-            take(machine.verdict(check.end, safe=BAD not in check.text))
+    def run(self, pieces: Sequence[str]) -> list[Action]:
+        for piece in pieces:
+            self._take(self.machine.feed(piece))
+            self._time += 1
+            self._settle()
+        self._take(self.machine.finish())
+        self._time = 10_000
+        self._settle()
+        return self.log
 
-    for piece in pieces:
-        take(machine.feed(piece))
-        settle(all_of_them=False)
-        for entry in open_checks:
-            entry[1] -= 1
-    take(machine.finish())
-    settle(all_of_them=True)
-    return log
+    def _take(self, actions: Sequence[Action]) -> None:
+        self.log.extend(actions)
+        due = self._time + self._chance.randrange(6)
+        self._open += [(action, due) for action in actions if isinstance(action, Check)]
+        self.most_open = max(self.most_open, len(self._open))
+
+    def _settle(self) -> None:
+        while self._open and self._open[0][1] <= self._time:
+            check, _ = self._open.pop(0)
+            self._take(self.machine.verdict(check.end, safe=BAD not in check.text))
 
 
 def released(log: Sequence[Action]) -> str:
     return "".join(action.text for action in log if isinstance(action, Release))
 
 
-texts = st.text(alphabet="ab X", max_size=60)
-windows = st.one_of(st.none(), st.integers(1, 12))
-cuts = st.lists(st.integers(0, 9), max_size=30)
+def checks(log: Sequence[Action]) -> list[Check]:
+    return [action for action in log if isinstance(action, Check)]
 
 
-@given(texts, cuts, windows, st.integers(0, 5))
-def test_everything_released_is_a_prefix_that_was_found_safe(
-    text: str, sizes: list[int], window: int | None, lag: int
-) -> None:
-    log = drive(cut(text, sizes), window, lag)
+def assert_only_safe_text_left(text: str, sizes: Sequence[int], windows: Windows | None, seed: int) -> None:
+    drive = Drive(windows, seed=seed)
+    log = drive.run(cut(text, sizes))
     out = released(log)
     assert text.startswith(out)
     assert BAD not in out
-    assert isinstance(log[-1], End) == (BAD not in text)
+    assert isinstance(log[-1], Flagged if BAD in text else End)
     if BAD not in text:
         assert out == text
+    assert len(checks(log)) <= len(text) + 1
+    if windows is not None:
+        assert drive.most_open <= windows.in_flight + 1  # the last window never waits
 
 
-@given(texts, cuts, cuts, windows, st.integers(0, 5))
-def test_decisions_do_not_depend_on_the_chunking(
-    text: str, one: list[int], other: list[int], window: int | None, lag: int
+@given(TEXTS, SIZES, st.none() | WINDOWS, st.integers(0, 10**6))
+def test_everything_released_is_a_prefix_that_was_found_safe(
+    text: str, sizes: list[int], windows: Windows | None, seed: int
 ) -> None:
-    first, second = drive(cut(text, one), window, 0), drive(cut(text, other), window, lag)
+    assert_only_safe_text_left(text, sizes, windows, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000)
+@given(TEXTS, SIZES, st.none() | WINDOWS, st.integers(0, 10**6))
+def test_ten_thousand_streams_release_only_what_was_found_safe(
+    text: str, sizes: list[int], windows: Windows | None, seed: int
+) -> None:
+    assert_only_safe_text_left(text, sizes, windows, seed)
+
+
+@given(TEXTS, SIZES, SIZES, st.none() | EAGER, st.integers(0, 10**6))
+def test_decisions_depend_neither_on_chunks_nor_on_latency(
+    text: str, one: list[int], other: list[int], windows: Windows | None, seed: int
+) -> None:
+    first, second = Drive(windows).run(cut(text, one)), Drive(windows, seed=seed).run(cut(text, other))
     assert released(first) == released(second)
-    checks = [action for action in first if isinstance(action, Check)]
-    others = [action for action in second if isinstance(action, Check)]
-    shorter = min(len(checks), len(others))
-    assert checks[:shorter] == others[:shorter]
+    shorter = min(len(checks(first)), len(checks(second)))
+    assert checks(first)[:shorter] == checks(second)[:shorter]
+
+
+@given(TEXTS, SIZES, SIZES, WINDOWS, st.integers(0, 10**6))
+def test_a_slow_moderator_changes_the_windows_and_never_the_decision(
+    text: str, one: list[int], other: list[int], windows: Windows, seed: int
+) -> None:
+    first, second = Drive(windows).run(cut(text, one)), Drive(windows, seed=seed).run(cut(text, other))
+    assert type(first[-1]) is type(second[-1])
+
+
+@given(TEXTS, SIZES, WINDOWS, st.integers(0, 10**6))
+def test_every_character_is_checked_with_what_comes_before_it(
+    text: str, sizes: list[int], windows: Windows, seed: int
+) -> None:
+    text = text.replace(BAD, "b")
+    seen = 0
+    for check in checks(Drive(windows, seed=seed).run(cut(text, sizes))):
+        begin = check.end - len(check.text)
+        assert text[begin : check.end] == check.text
+        assert begin == max(0, seen - windows.context)
+        seen = check.end
+    assert seen == len(text)
+
+
+@given(TEXTS, TEXTS, SIZES, WINDOWS)
+def test_a_prefix_is_context_and_never_released_again(
+    prefix: str, text: str, sizes: list[int], windows: Windows
+) -> None:
+    prefix, text = prefix.replace(BAD, "b"), text.replace(BAD, "b")
+    drive = Drive(windows, prefix)
+    log = drive.run(cut(text, sizes))
+    assert released(log) == text
+    assert all((prefix + text)[: check.end].endswith(check.text) for check in checks(log))
+
+
+@given(st.text(alphabet="ab ", min_size=1, max_size=200), SIZES)
+def test_text_is_released_in_whole_words(text: str, sizes: list[int]) -> None:
+    log = Drive(Windows(first=7, largest=30)).run(cut(text, sizes))
+    out = ""
+    for action in log:
+        if isinstance(action, Release):
+            out += action.text
+            rest = text[len(out) :]
+            assert not rest or rest[0] == " " or len(action.text) >= 80
+
+
+def test_windows_double_up_to_the_largest() -> None:
+    log = Drive(Windows(first=10, largest=50, in_flight=99)).run(["word " * 40])
+    assert [check.end for check in checks(log)] == [10, 30, 70, 120, 170, 200]
+
+
+def test_a_phrase_across_two_windows_is_seen_whole() -> None:
+    machine = HoldBack(Windows(first=4, context=100))
+    machine.feed("the forbidden word")
+    machine.verdict(4, safe=True)
+    (last,) = machine.finish()
+    assert isinstance(last, Check)
+    assert "forbidden" in last.text
+
+
+def test_what_waits_behind_open_checks_becomes_one_check() -> None:
+    machine = HoldBack(Windows(first=5, largest=5, in_flight=2))
+    assert [check.end for check in checks(machine.feed("word " * 6))] == [5, 30]
 
 
 def test_a_flag_ends_the_stream_for_good() -> None:
-    machine = HoldBack(2)
-    machine.feed("abXX")
-    assert machine.verdict(2, safe=True) == [Release("ab")]
-    assert machine.verdict(4, safe=False) == [Flagged("ab")]
+    machine = HoldBack(Windows(first=3, largest=3))
+    machine.feed("ab cd XX e")
+    assert machine.verdict(3, safe=True) == [Release("ab")]
+    assert machine.verdict(6, safe=True) == [Release(" cd")]
+    assert machine.verdict(9, safe=False) == [Flagged("ab cd")]
     assert machine.feed("more") == []
     assert machine.finish() == []
 
@@ -95,7 +196,7 @@ def test_an_empty_answer_is_checked_like_any_other() -> None:
 
 
 def test_verdicts_out_of_order_are_refused() -> None:
-    machine = HoldBack(1)
+    machine = HoldBack(Windows(first=1, largest=1))
     machine.feed("ab")
     with pytest.raises(StreamProtocolError, match="no verdict of 2"):
         machine.verdict(2, safe=True)
@@ -106,8 +207,3 @@ def test_text_after_the_end_is_refused() -> None:
     machine.finish()
     with pytest.raises(StreamProtocolError, match="after the end"):
         machine.feed("late")
-
-
-def test_a_window_holds_something() -> None:
-    with pytest.raises(ConfigurationError, match="at least one"):
-        HoldBack(0)

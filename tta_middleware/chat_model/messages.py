@@ -78,11 +78,9 @@ def to_message(answer: GuardedAnswer) -> AIMessage:
     return AIMessage(content=answer.text, response_metadata=_metadata(answer), usage_metadata=_usage(answer))
 
 
-def to_chunks(answer: GuardedAnswer) -> Iterator[AIMessageChunk]:
-    """The answer as a stream: its text, then the metadata on one chunk, since strings would concatenate on merge."""
-    if answer.text:
-        yield AIMessageChunk(content=answer.text)
-    yield AIMessageChunk(
+def last_chunk(answer: GuardedAnswer) -> AIMessageChunk:
+    """The end of a stream. The metadata stands on one chunk only, since strings would concatenate on merge."""
+    return AIMessageChunk(
         content="", response_metadata=_metadata(answer), usage_metadata=_usage(answer), chunk_position="last"
     )
 

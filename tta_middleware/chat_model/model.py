@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field, field_validator, model_validator
 
 from tta_middleware import bridge
-from tta_middleware.chat_model.messages import from_langchain, to_chunks, to_message
+from tta_middleware.chat_model.events import announce
+from tta_middleware.chat_model.messages import from_langchain, last_chunk, to_message
 from tta_middleware.chat_model.runtime import Runtime
-from tta_middleware.config import Budget
+from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Fallback, Guard, Repair
 from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
 from tta_middleware.registry import MODERATORS, check_known, resolve_method
-from tta_middleware.types import GuardedAnswer, Message, Sampling
+from tta_middleware.types import Finished, Message, Released, Sampling
 
 DEFAULT_METHOD = "noise"
 """What measured best; see the results table in the README."""
@@ -31,8 +33,8 @@ DEFAULT_METHOD = "noise"
 class TTAChatModel(BaseChatModel):
     """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
 
-    Everything is loaded at the first call. Any setting below but ``moderator``, ``release`` and the loading options can
-    be given per call (``model.invoke(..., policy=0.3)``), bound (``model.bind(method="tsa")``) or made configurable
+    Everything is loaded at the first call. Any setting below but ``moderator``, how it streams and the loading options
+    can be given per call (``model.invoke(..., policy=0.3)``), bound (``model.bind(method="tsa")``) or made configurable
     (``configurable_fields``).
 
     Attributes:
@@ -44,7 +46,12 @@ class TTAChatModel(BaseChatModel):
             is one, is in force where ``policy`` is not given.
         fallback: ``refuse``, ``raise``, an async function of the messages, or a Runnable from messages to text or a
             message; its text is moderated, too.
-        release: ``end`` holds the answer until all of it was checked.
+        release: ``window`` streams text as it is checked, window by window, and repairs a late flag by going on from
+            what has left; ``end`` holds the answer until all of it was checked. Calls that do not stream are always
+            answered whole.
+        windows: how a streaming answer is cut.
+        prompt_check: whether the prompt is moderated, too, by the policy's ``prompt`` stage: ``user`` the last user
+            turn, ``all`` every message, ``off``.
         allow_download: whether a Hugging Face id may be fetched from the hub.
 
     Raises:
@@ -63,7 +70,9 @@ class TTAChatModel(BaseChatModel):
     seed: int = 0
     budget: Budget = Field(default_factory=Budget)
     fallback: Any = "refuse"
-    release: Literal["end"] = "end"
+    release: Literal["window", "end"] = "window"
+    windows: Windows = Field(default_factory=Windows)
+    prompt_check: Literal["off", "user", "all"] = "off"
     device: str = "auto"
     dtype: str = "auto"
     allow_download: bool = False
@@ -146,7 +155,8 @@ class TTAChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        message = to_message(await self._answer(messages, stop, kwargs))
+        guard, turns, sampling = self._request(messages, stop, kwargs)
+        message = to_message(await guard.answer(turns, sampling))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -165,12 +175,20 @@ class TTAChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        for chunk in to_chunks(await self._answer(messages, stop, kwargs)):
-            yield ChatGenerationChunk(message=chunk)
+        guard, turns, sampling = self._request(messages, stop, kwargs)
+        async with aclosing(guard.stream(turns, sampling, release=self.release)) as events:
+            async for event in events:
+                match event:
+                    case Released(text):
+                        yield ChatGenerationChunk(message=AIMessageChunk(content=text))
+                    case Finished(answer):
+                        yield ChatGenerationChunk(message=last_chunk(answer))
+                    case _:
+                        await announce(event, run_manager)
 
-    async def _answer(
+    def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> GuardedAnswer:
+    ) -> tuple[Guard, list[Message], Sampling]:
         settings = self._settings(overrides)
         sampling = Sampling(
             max_new_tokens=settings["max_new_tokens"],
@@ -179,7 +197,7 @@ class TTAChatModel(BaseChatModel):
             seed=settings["seed"],
             stop=tuple(stop or settings["stop"] or ()),
         )
-        return await self._guard(settings).answer(from_langchain(messages), sampling)
+        return self._guard(settings), from_langchain(messages), sampling
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """This model's per-call settings with the call's own on top."""
@@ -202,6 +220,8 @@ class TTAChatModel(BaseChatModel):
                 fallback=_fallback(settings["fallback"]),
                 seed=settings["seed"],
             ),
+            windows=self.windows,
+            prompt_check=self.prompt_check,
         )
 
     def _stages(self, policy: Any) -> StagePolicies:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import numpy as np
 
 from tta_middleware.engines.detokenise import StopFilter
 from tta_middleware.engines.template import last_user_turn
+from tta_middleware.engines.tool_template import no_tools
 from tta_middleware.errors import EmbeddingShapeError, EngineError
 from tta_middleware.types import (
     Completion,
@@ -22,6 +24,8 @@ from tta_middleware.types import (
     Message,
     PromptEmbeddings,
     TextDelta,
+    ToolCall,
+    ToolFormat,
 )
 
 if TYPE_CHECKING:
@@ -41,12 +45,14 @@ class ScriptedCall:
         moved: Frobenius norm of the user rows' move over that of the unmoved user rows.
         prefix: the assistant text that the answer goes on from.
         seed: the seed of the request.
+        conversation: the whole prompt as text: tools, then every turn after its role, as in ``<|user|>``.
     """
 
     text: str
     moved: float
     prefix: str
     seed: int
+    conversation: str = field(default="", compare=False)
 
 
 Script: TypeAlias = str | Mapping[str, str] | Callable[[ScriptedCall], str]
@@ -63,6 +69,7 @@ class ScriptedEngine:
         sleep: what pauses; pass a fake to stay off the clock.
         nll: mean negative log-likelihood of a completion's text, in nats per token.
         fail_at_step: the step, counted from 1 over the engine's life, that raises EngineError.
+        tools: the form in which the script writes tool calls; None refuses tools.
     """
 
     script: Script
@@ -72,20 +79,34 @@ class ScriptedEngine:
     nll: Callable[[str], float] = lambda _text: 2.0
     fail_at_step: int | None = None
     model_id: str = "scripted"
+    tools: ToolFormat | None = "hermes"
     steps: int = field(default=0, init=False)
     closed: bool = field(default=False, init=False)
     _texts: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
-    async def embed(self, messages: Sequence[Message], *, assistant_prefix: str = "") -> PromptEmbeddings:
-        """Role markers and word tokens of every turn, hashed into rows."""
+    async def embed(
+        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+    ) -> PromptEmbeddings:
+        """Tools, role markers and word tokens of every turn, hashed into rows."""
         last, ids, mask = last_user_turn(messages), list[int](), list[bool]()
+        if tools:
+            await self.tool_format()
+            ids += [self._learn("<|tools|>"), *self.tokens(json.dumps(list(tools), ensure_ascii=False))]
+            mask += [False] * len(ids)
         for index, message in enumerate(messages):
             content = self.tokens(message.content.strip())
-            ids += [self._learn(f"<|{message.role}|>"), *content]
-            mask += [False, *([index == last] * len(content))]
+            calls = [token for call in message.tool_calls for token in self.tokens(_written(call))]
+            ids += [self._learn(f"<|{message.role}|>"), *content, *calls]
+            mask += [False, *([index == last] * len(content)), *([False] * len(calls))]
         tail = [self._learn(_ANSWER_BEGINS), *self.tokens(assistant_prefix)]
         ids, mask = ids + tail, mask + [False] * len(tail)
         return PromptEmbeddings(self._rows(ids), np.array(ids, dtype=np.int64), np.array(mask, dtype=np.bool_))
+
+    async def tool_format(self) -> ToolFormat:
+        """What ``tools`` says."""
+        if self.tools is None:
+            raise no_tools()
+        return self.tools
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """One delta per step."""
@@ -93,6 +114,10 @@ class ScriptedEngine:
         while row.reason is None:
             await self._step()
             yield row.advance()
+
+    def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:
+        """One stream per request, each at its own pace."""
+        return [self.stream(request) for request in requests]
 
     async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """One step advances every unfinished row."""
@@ -158,7 +183,8 @@ class ScriptedEngine:
         content = self.text([token_id for token_id, user in zip(ids, mask, strict=True) if user])
         answer_at = max(at for at, token_id in enumerate(ids) if self._texts.get(token_id) == _ANSWER_BEGINS)
         moved = distance / max(float(np.linalg.norm(original[mask])), 1e-12)
-        return ScriptedCall(content, moved, self.text(ids[answer_at + 1 :]), request.sampling.seed)
+        prefix, conversation = self.text(ids[answer_at + 1 :]), self.text(ids[:answer_at])
+        return ScriptedCall(content, moved, prefix, request.sampling.seed, conversation)
 
     async def _step(self) -> None:
         await self.sleep(self.step_seconds)
@@ -169,6 +195,10 @@ class ScriptedEngine:
     def _check_width(self, rows: FloatMatrix) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise EmbeddingShapeError(f"this engine takes rows of {self.width} numbers, not {rows.shape}")
+
+
+def _written(call: ToolCall) -> str:
+    return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
 
 
 class _Row:

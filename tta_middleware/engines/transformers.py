@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -13,10 +14,11 @@ import numpy as np
 
 from tta_middleware.engines.handoff import BatchSink, Mailbox, StreamSink
 from tta_middleware.engines.models import resolve_model
-from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.template import chat_template, render_prompt
+from tta_middleware.engines.tool_template import tool_format
 from tta_middleware.engines.torch_import import import_torch, import_transformers
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
-from tta_middleware.types import Completion, GenerationRequest, Message, PromptEmbeddings, TextDelta
+from tta_middleware.types import Completion, GenerationRequest, Message, PromptEmbeddings, TextDelta, ToolFormat
 
 if TYPE_CHECKING:
     from tta_middleware.engines.decoder import Decoder, DecoderStats
@@ -80,7 +82,9 @@ class TransformersEngine:
         """
         await self._ready()
 
-    async def embed(self, messages: Sequence[Message], *, assistant_prefix: str = "") -> PromptEmbeddings:
+    async def embed(
+        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+    ) -> PromptEmbeddings:
         """Render the chat template and look the tokens up; see :class:`tta_middleware.protocols.Engine`.
 
         Scaling that a family applies outside its embedding module (Gemma) is left to the model: the rows are
@@ -88,10 +92,19 @@ class TransformersEngine:
 
         Raises:
             EmptyPromptError: the last user turn is empty, or there is none.
-            ConfigurationError: no chat template, roles that it refuses, or a prompt that fills the context.
+            ConfigurationError: no chat template, roles or tools that it refuses, or a prompt that fills the context.
         """
         model = await self._ready()
-        return await anyio.to_thread.run_sync(_embed, model, list(messages), assistant_prefix)
+        return await anyio.to_thread.run_sync(_embed, model, list(messages), assistant_prefix, list(tools))
+
+    async def tool_format(self) -> ToolFormat:
+        """How the model writes a tool call, by its chat template; see :class:`tta_middleware.protocols.ToolEngine`.
+
+        Raises:
+            ConfigurationError: the template takes no tools, or teaches a form that is not known.
+        """
+        model = await self._ready()
+        return tool_format(chat_template(model.tokenizer, tools=True))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator, from any task, stops decoding within one step.
@@ -102,18 +115,29 @@ class TransformersEngine:
             EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
             EngineError: the model failed.
         """
-        model = await self._ready()
-        mailbox: Mailbox[TextDelta] = Mailbox()
-        row = _row(model, request, StreamSink(mailbox))
-        self._submit([row])
-        try:
-            finished = False
-            while not finished:
-                delta = await mailbox.get()
-                finished = delta.finish_reason is not None
+        async with aclosing(self.stream_batch([request])[0]) as deltas:
+            async for delta in deltas:
                 yield delta
-        finally:
-            row.cancel()
+
+    def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:
+        """One stream per request; their sequences join the running batch at one step, when the first is started.
+
+        A sequence stops within one step when its stream is closed or its ``abort`` is set. A stream that is never
+        started has no end of its own, so its ``abort`` must be set.
+
+        Raises:
+            EmbeddingShapeError: a prompt is not as wide as the model's embeddings; nothing is decoded then.
+            EngineError: the model failed.
+        """
+        group = _Group(self._begin, requests)
+        return [group.stream(index) for index in range(len(requests))]
+
+    async def _begin(self, requests: Sequence[GenerationRequest]) -> list[tuple[Row, Mailbox[TextDelta]]]:
+        model = await self._ready()
+        mailboxes = [Mailbox[TextDelta]() for _ in requests]
+        rows = [_row(model, request, StreamSink(box)) for request, box in zip(requests, mailboxes, strict=True)]
+        self._submit(rows)
+        return list(zip(rows, mailboxes, strict=True))
 
     async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """Decode sequences side by side; they join the running batch at one step.
@@ -213,8 +237,37 @@ class TransformersEngine:
         decoder.submit(rows)
 
 
-def _embed(model: LoadedModel, messages: Sequence[Message], assistant_prefix: str) -> PromptEmbeddings:
-    rendered = render_prompt(model.tokenizer, messages, assistant_prefix)
+class _Group:
+    """Streams that join the batch together, begun by whichever is started first."""
+
+    def __init__(
+        self,
+        begin: Callable[[Sequence[GenerationRequest]], Awaitable[list[tuple[Row, Mailbox[TextDelta]]]]],
+        requests: Sequence[GenerationRequest],
+    ) -> None:
+        self._begin, self._requests = begin, requests
+        self._begun: list[tuple[Row, Mailbox[TextDelta]]] | None = None
+        self._lock = anyio.Lock()
+
+    async def stream(self, index: int) -> AsyncGenerator[TextDelta, None]:
+        async with self._lock:
+            if self._begun is None:
+                self._begun = await self._begin(self._requests)
+        row, mailbox = self._begun[index]
+        try:
+            finished = False
+            while not finished:
+                delta = await mailbox.get()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            row.cancel()
+
+
+def _embed(
+    model: LoadedModel, messages: Sequence[Message], assistant_prefix: str, tools: Sequence[Mapping[str, Any]]
+) -> PromptEmbeddings:
+    rendered = render_prompt(model.tokenizer, messages, assistant_prefix, tools)
     _check_length(model, len(rendered.token_ids))
     return PromptEmbeddings(
         matrix=model.rows(rendered.token_ids),

@@ -1,0 +1,52 @@
+"""One task behind one stream: structured concurrency for async generators (docs/decisions/005-owned-streams.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeAlias, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+Send: TypeAlias = Callable[[T], Awaitable[None]]
+
+
+async def owned(produce: Callable[[Send[T]], Awaitable[None]], ahead: int = 8) -> AsyncGenerator[T, None]:
+    """Yield what ``produce`` sends from a task of its own.
+
+    A consumer may leave an async generator at any yield and have it closed from another task. A task group that is
+    open across a yield breaks then, so the groups live in the task of ``produce``, which is cancelled and waited
+    for when the generator ends in whatever way. ``ahead`` items are buffered; then ``produce`` waits.
+
+    Raises:
+        Exception: what ``produce`` raised, after everything that it had sent.
+    """
+    send, receive = anyio.create_memory_object_stream[T](ahead)
+
+    async def run() -> None:
+        with send:
+            await produce(send.send)
+
+    task = asyncio.create_task(run(), name="tta-stream")
+    try:
+        async for item in receive:
+            yield item
+        await task
+    finally:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task])
+        # Both ends are closed here as well: a task that is cancelled before its first step never enters its block.
+        send.close()
+        receive.close()
+        if not task.cancelled():
+            task.exception()
+
+
+def sole(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a task group, which cancels the rest; callers expect it bare."""
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -1,0 +1,370 @@
+"""One request from its prompt to its last character."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+import anyio
+import numpy as np
+
+from tta_middleware._streams import sole
+from tta_middleware.attempt import Delivery, Meter, Parts, Question, request, score, watched
+from tta_middleware.config import Budget, Windows
+from tta_middleware.errors import ModerationError, UnsafeAnswerError
+from tta_middleware.optimise.base import Method
+from tta_middleware.optimise.geometry import cosine, relative_move
+from tta_middleware.policy import Policy
+from tta_middleware.search import SearchResult, search
+from tta_middleware.starting import prepare
+from tta_middleware.types import (
+    AnswerScore,
+    Candidate,
+    Completion,
+    Finished,
+    GuardedAnswer,
+    Message,
+    Outcome,
+    Proposal,
+    Released,
+    RepairFinished,
+    RepairStarted,
+    RepairStep,
+    Sampling,
+    StepTrace,
+    StreamEvent,
+    Trace,
+)
+from tta_middleware.watch import Watch
+
+FallbackFunction: TypeAlias = Callable[[Sequence[Message]], Awaitable[str]]
+Fallback: TypeAlias = Literal["refuse", "raise"] | FallbackFunction
+PromptCheck: TypeAlias = Literal["off", "user", "all"]
+Send: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """How a flagged answer is repaired.
+
+    Attributes:
+        method: a search method; None blocks and falls back at once.
+        budget: what one answer may cost, the first one included.
+        fallback: what follows when no safe and usable answer was found: the policy's notice, an
+            :class:`~tta_middleware.errors.UnsafeAnswerError`, or an async function of the messages whose text
+            is moderated like any other.
+        seed: the search's random generator; equal seeds give equal searches.
+        commit: length in characters of a candidate's first window. A candidate is chosen when that is safe and
+            usable, and the others of its wave are dropped; None chooses between whole answers.
+    """
+
+    method: Method | None = None
+    budget: Budget = field(default_factory=Budget)
+    fallback: Fallback = "refuse"
+    seed: int = 0
+    commit: int | None = 120
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """An answer with everything that was found on the way, for evaluations.
+
+    Unlike :class:`~tta_middleware.types.GuardedAnswer` it holds candidates, flagged ones among them: never show
+    their text.
+    """
+
+    answer: GuardedAnswer
+    baseline: Candidate | None
+    final: Candidate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is answered: the messages, and the tools that the model may call."""
+
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] = ()
+    prefix: str = ""
+
+
+@dataclass(slots=True)
+class Answering:
+    """The state of one request.
+
+    ``windows`` is how the first answer is released; None holds it to its end. ``checks`` is how candidates are cut.
+    Released text and events go to ``send``.
+    """
+
+    parts: Parts
+    repair: Repair
+    conversation: Conversation
+    sampling: Sampling
+    meter: Meter
+    windows: Windows | None
+    checks: Windows
+    prompt_check: PromptCheck
+    judge_all: bool
+    send: Send | None
+    question: Question = field(init=False)
+    prompt_tokens: int = 0
+    released: str = ""
+    repairs: int = 0
+    seam: int = 0
+    baseline: Candidate | None = None
+    final: Candidate | None = None
+    point: Proposal | None = None
+    steps: tuple[StepTrace, ...] = ()
+    _prompt_passed: anyio.Event = field(default_factory=anyio.Event)
+
+    async def run(self) -> Report:
+        self.question = await self._ask("")
+        self.prompt_tokens = len(self.question.prompt.token_ids)
+        refused = ""
+        try:
+            async with anyio.create_task_group() as group:
+                with anyio.CancelScope() as work:
+
+                    async def check() -> None:
+                        nonlocal refused
+                        refused = await self._refuse_prompt()
+                        if refused:
+                            work.cancel()
+                        self._prompt_passed.set()
+
+                    group.start_soon(check)
+                    report = await self._answer()
+        except BaseExceptionGroup as errors:
+            raise sole(errors) from None
+        if refused:
+            self.final = None
+            report = await self._fall_back(refused)
+        await self._tell(Finished(report.answer))
+        return report
+
+    async def _ask(self, prefix: str) -> Question:
+        """The conversation as a question; with a prefix, the tokens that it takes count as answered."""
+        talk = self.conversation
+        tools = {"tools": talk.tools} if talk.tools else {}
+        prompt = await self.parts.engine.embed(talk.messages, assistant_prefix=talk.prefix + prefix, **tools)
+        used = max(0, len(prompt.token_ids) - self.prompt_tokens) if prefix else 0
+        left = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - used))
+        return Question(prompt, left, last_user_text(talk.messages), prefix)
+
+    async def _refuse_prompt(self) -> str:
+        """Why the prompt is refused, empty if it is not; runs beside the first decode steps."""
+        if self.prompt_check == "off":
+            return ""
+        policy = self.parts.policies.prompt
+        texts = [m.content for m in self.conversation.messages if m.content]
+        if self.prompt_check == "user":
+            texts = [self.question.user_text]
+        self.meter.moderation_calls += 1
+        try:
+            verdicts = await self.parts.moderator.moderate(texts)
+        except ModerationError as error:
+            return "" if policy.on_error == "open" else f"moderator: {type(error).__name__}"
+        decisions = [policy.decide(verdict) for verdict in verdicts]
+        return next((f"prompt: {decision.category}" for decision in decisions if decision.flagged), "")
+
+    async def _answer(self) -> Report:
+        watch = await self._first_answer()
+        if watch.ending == "done" and not watch.unchecked:
+            self.final = self.baseline
+            return await self._deliver(watch.completion, "clean", "clean")
+        reason = f"moderator: {type(watch.error).__name__}" if watch.error else "budget: seconds"
+        if watch.ending == "done":
+            return await self._deliver(watch.completion, "unchecked", f"{reason}, passed by policy")
+        if watch.ending == "flagged" and self.baseline is not None:
+            return await self._repaired(self.baseline)
+        return await self._fall_back(reason)
+
+    async def _first_answer(self) -> Watch:
+        """The unmoved prompt's answer, released as it is checked."""
+        proposal = Proposal(self.question.prompt.matrix)
+        wanted = request(self.question, proposal, self.meter.generations)
+        self.meter.generations += 1
+        source = self.parts.engine.stream(wanted)
+        policy = self.parts.policies.output
+        watch = watched(self.parts, self.question, source, self.meter, policy, self.windows, self._take)
+        with anyio.move_on_after(self.meter.seconds_left):
+            await watch.run()
+        if watch.verdict is not None:
+            self.baseline = Candidate(proposal, watch.completion, watch.verdict)
+        return watch
+
+    async def _repaired(self, baseline: Candidate) -> Report:
+        if self.repair.method is None:
+            return await self._fall_back("no repair method")
+        verdict = baseline.verdict
+        while True:
+            found = await self._search(self.repair.method, baseline)
+            if found.winner is not None:
+                self.final = found.winner
+                return await self._finish_repair(found.winner.completion, "neutralised", found.stop_reason)
+            if found.unscored is not None:
+                self.final, (self.point, completion) = None, found.unscored
+                reason = f"{found.stop_reason}, passed by policy"
+                return await self._finish_repair(completion, "unchecked", reason)
+            if not found.released:
+                return await self._finish_repair(None, "blocked", found.stop_reason)
+            verdict = found.best.verdict if found.best else verdict
+
+    async def _search(self, method: Method, baseline: Candidate) -> SearchResult:
+        """One search for what follows the text that has left so far."""
+        if self.released:
+            self.question = await self._ask(self.released)
+        self.repairs, self.seam = self.repairs + 1, len(self.released)
+        decision = self.parts.policies.repair.decide(baseline.verdict)
+        await self._tell(RepairStarted(baseline.verdict.score, decision.category, self.seam))
+        rng = np.random.default_rng([self.repair.seed & 2**63 - 1, *self.question.prompt.token_ids.tolist()])
+        start = await prepare(
+            self.parts.engine,
+            method,
+            self.conversation.messages,
+            self.question.prompt,
+            self.conversation.prefix + self.question.prefix,
+            decision.excess,
+            rng,
+        )
+        found = await search(
+            self.parts, self.question, method.build(start), self.meter, self._delivery(), self._on_step
+        )
+        self.steps += found.steps
+        self.final = found.best
+        return found
+
+    def _delivery(self) -> Delivery:
+        """Candidates flow if the first answer did; their first window is what a choice is made on."""
+        commit = self.repair.commit
+        emit = self._emit if self.windows is not None else None
+        if commit is None:
+            return Delivery(self.checks, emit=emit)
+        first = self.checks.model_copy(update={"first": commit, "largest": max(commit, self.checks.largest)})
+        return Delivery(first, commit=True, emit=emit)
+
+    async def _on_step(self, step: StepTrace) -> None:
+        await self._tell(RepairStep(step))
+
+    async def _finish_repair(self, completion: Completion | None, outcome: Outcome, stop_reason: str) -> Report:
+        await self._tell(RepairFinished(outcome, stop_reason))
+        if completion is None:
+            return await self._fall_back(stop_reason)
+        return await self._deliver(completion, outcome, stop_reason)
+
+    async def _fall_back(self, stop_reason: str) -> Report:
+        """What has left stays; after it comes the notice, or what the fallback says."""
+        fallback = self.repair.fallback
+        trace = await self._trace("blocked", stop_reason)
+        if fallback == "raise":
+            raise UnsafeAnswerError(
+                f"no safe and usable answer within the budget ({stop_reason}); "
+                "raise the budget, choose another method, or set fallback='refuse'",
+                trace,
+            )
+        text = self.parts.policies.output.notice
+        if callable(fallback):
+            text = await self._checked_fallback(fallback)
+            trace = replace(trace, moderation_calls=self.meter.moderation_calls, seconds=self.meter.seconds)
+        await self._emit(f"\n\n{text}" if self.released else text)
+        answer = GuardedAnswer(self.released, "content_filter", trace, self.prompt_tokens)
+        return Report(answer, self.baseline, self.final)
+
+    async def _checked_fallback(self, fallback: FallbackFunction) -> str:
+        """The fallback's own text is moderated; where that fails, the notice stands in."""
+        text = await fallback(self.conversation.messages)
+        try:
+            verdict = await score(self.parts, self.question, text, self.meter)
+        except ModerationError:
+            return self.parts.policies.output.notice
+        return self.parts.policies.output.notice if self.parts.policies.output.decide(verdict).flagged else text
+
+    async def _deliver(self, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
+        await self._prompt_passed.wait()
+        if rest := completion.text[len(self.released) :]:
+            await self._emit(rest)
+        trace = await self._trace(outcome, stop_reason)
+        finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
+        return Report(GuardedAnswer(self.released, finish, trace, self.prompt_tokens), self.baseline, self.final)
+
+    async def _take(self, text: str) -> bool:
+        await self._prompt_passed.wait()
+        await self._emit(text)
+        return True
+
+    async def _emit(self, text: str) -> None:
+        self.released += text
+        await self._tell(Released(text))
+
+    async def _tell(self, event: StreamEvent) -> None:
+        if self.send is not None:
+            await self.send(event)
+
+    async def _trace(self, outcome: Outcome, stop_reason: str) -> Trace:
+        policies = self.parts.policies
+        unmoved = self.final is self.baseline
+        if self.judge_all:
+            self.baseline = await self._with_quality(self.baseline)
+            self.final = self.baseline if unmoved else await self._with_quality(self.final)
+        cosine_, relative, decodes = await self._move()
+        return Trace(
+            method=self.repair.method.name if self.repair.method else "none",
+            outcome=outcome,
+            stop_reason=stop_reason,
+            baseline=_answer_score(self.baseline, policies.output),
+            final=_answer_score(self.final, policies.output if unmoved else policies.repair),
+            generations=self.meter.generations,
+            generated_tokens=self.meter.generated_tokens,
+            moderation_calls=self.meter.moderation_calls,
+            seconds=self.meter.seconds,
+            steps=self.steps,
+            cosine=cosine_,
+            relative_move=relative,
+            decodes_to_original=decodes,
+            seed=self.repair.seed,
+            moderator=self.parts.moderator.name,
+            model=self.parts.engine.model_id,
+            repairs=self.repairs,
+            seam=self.seam,
+        )
+
+    async def _with_quality(self, candidate: Candidate | None) -> Candidate | None:
+        if candidate is None or candidate.quality is not None:
+            return candidate
+        reports = await self.parts.quality.assess(self.parts.engine, self.question.prompt, [candidate.completion])
+        return replace(candidate, quality=reports[0])
+
+    async def _move(self) -> tuple[float, float, bool]:
+        """Cosine and relative norm of the answer's move, and whether its rows still decode to their tokens."""
+        point = self.point or (self.final.proposal if self.final else None)
+        prompt = (point.prompt if point else None) or self.question.prompt
+        if point is None or point.matrix.shape != prompt.matrix.shape:
+            return 1.0, 0.0, True
+        changed = (point.matrix != prompt.matrix).any(axis=1)
+        if not changed.any():
+            return 1.0, 0.0, True
+        rows = changed | prompt.user_mask
+        moved, origin = point.matrix[rows], prompt.matrix[rows]
+        nearest = await self.parts.engine.nearest_tokens(moved)
+        decodes = bool((nearest == prompt.token_ids[rows]).all())
+        return cosine(moved, origin), relative_move(moved, origin), decodes
+
+
+def _answer_score(candidate: Candidate | None, policy: Policy) -> AnswerScore | None:
+    if candidate is None:
+        return None
+    decision = policy.decide(candidate.verdict)
+    quality = candidate.quality
+    return AnswerScore(
+        score=candidate.verdict.score,
+        flagged=decision.flagged,
+        category=decision.category,
+        usable=quality.usable if quality else None,
+        problems=quality.problems if quality else (),
+        shadowed=decision.shadowed,
+    )
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """The last user turn's words; empty if there is none."""
+    return next((message.content for message in reversed(messages) if message.role == "user"), "")

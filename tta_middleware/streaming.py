@@ -1,0 +1,70 @@
+"""The same windows over a stream of any other model: checked text out, nothing repaired."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+
+from tta_middleware._streams import Send, owned
+from tta_middleware.config import Windows
+from tta_middleware.errors import FlaggedError, ModerationError
+from tta_middleware.holdback import HoldBack
+from tta_middleware.policy import Policy
+from tta_middleware.protocols import Moderator
+from tta_middleware.types import TextDelta, Verdict
+from tta_middleware.watch import Watch
+
+
+async def moderated(
+    source: AsyncIterable[str],
+    moderator: Moderator,
+    policy: Policy | None = None,
+    *,
+    windows: Windows | None = None,
+    hold: bool = False,
+    prompt: str | None = None,
+) -> AsyncGenerator[str, None]:
+    """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
+
+    The moderator works while ``source`` goes on. Closing the generator closes ``source`` if that can be closed.
+
+    Raises:
+        FlaggedError: a window was flagged. What was yielded before it was checked and stays.
+        ModerationError: a window has no verdict and the policy is ``on_error="closed"``.
+        Exception: what ``source`` raises.
+    """
+    in_force = (policy or Policy()).with_default(moderator.default_threshold)
+    cut = windows or Windows()
+
+    async def check(text: str) -> Verdict:
+        verdicts = await moderator.moderate([text], prompt=prompt)
+        if len(verdicts) != 1:
+            raise ModerationError(f"moderator {moderator.name!r} gave {len(verdicts)} verdicts for one text")
+        return verdicts[0]
+
+    async def produce(send: Send[str]) -> None:
+        async def release(text: str) -> bool:
+            await send(text)
+            return True
+
+        machine = HoldBack(None if hold else cut)
+        watch = Watch(_deltas(source), machine, in_force, check, release, cut.ahead)
+        await watch.run()
+        if watch.ending == "unscored" and watch.error is not None:
+            raise watch.error
+        if watch.ending == "flagged" and watch.verdict is not None:
+            decision = in_force.decide(watch.verdict)
+            raise FlaggedError(decision.category, watch.verdict.score, released=len(machine.released))
+
+    async with aclosing(owned(produce)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+async def _deltas(source: AsyncIterable[str]) -> AsyncGenerator[TextDelta, None]:
+    try:
+        async for text in source:
+            yield TextDelta(text)
+    finally:
+        if isinstance(source, AsyncGenerator):
+            await source.aclose()

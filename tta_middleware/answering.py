@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import anyio
 import numpy as np
 
 from tta_middleware._streams import sole
 from tta_middleware.attempt import Delivery, Meter, Parts, Question, request, score, watched
-from tta_middleware.config import Budget, Windows
+from tta_middleware.config import Windows
 from tta_middleware.errors import ModerationError, UnsafeAnswerError
+from tta_middleware.findings import answer_score, move_of
 from tta_middleware.optimise.base import Method
-from tta_middleware.optimise.geometry import cosine, relative_move
-from tta_middleware.policy import Policy
+from tta_middleware.optimise.bridged import Bridged
+from tta_middleware.repair import Conversation, FallbackFunction, PromptCheck, Repair, Report
 from tta_middleware.search import SearchResult, search
 from tta_middleware.starting import prepare
 from tta_middleware.types import (
-    AnswerScore,
     Candidate,
     Completion,
     Finished,
     GuardedAnswer,
-    Message,
     Outcome,
     Proposal,
     Released,
@@ -38,54 +37,10 @@ from tta_middleware.types import (
 )
 from tta_middleware.watch import Watch
 
-FallbackFunction: TypeAlias = Callable[[Sequence[Message]], Awaitable[str]]
-Fallback: TypeAlias = Literal["refuse", "raise"] | FallbackFunction
-PromptCheck: TypeAlias = Literal["off", "user", "all"]
+LEAST_CONTINUATION = 32
+"""Tokens that a repair gets after a late flag, however many have left; fewer make no usable end."""
+
 Send: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """How a flagged answer is repaired.
-
-    Attributes:
-        method: a search method; None blocks and falls back at once.
-        budget: what one answer may cost, the first one included.
-        fallback: what follows when no safe and usable answer was found: the policy's notice, an
-            :class:`~tta_middleware.errors.UnsafeAnswerError`, or an async function of the messages whose text
-            is moderated like any other.
-        seed: the search's random generator; equal seeds give equal searches.
-        commit: length in characters of a candidate's first window. A candidate is chosen when that is safe and
-            usable, and the others of its wave are dropped; None chooses between whole answers.
-    """
-
-    method: Method | None = None
-    budget: Budget = field(default_factory=Budget)
-    fallback: Fallback = "refuse"
-    seed: int = 0
-    commit: int | None = 120
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Report:
-    """An answer with everything that was found on the way, for evaluations.
-
-    Unlike :class:`~tta_middleware.types.GuardedAnswer` it holds candidates, flagged ones among them: never show
-    their text.
-    """
-
-    answer: GuardedAnswer
-    baseline: Candidate | None
-    final: Candidate | None
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """What is answered: the messages, and the tools that the model may call."""
-
-    messages: Sequence[Message]
-    tools: Sequence[dict[str, Any]] = ()
-    prefix: str = ""
 
 
 @dataclass(slots=True)
@@ -148,8 +103,9 @@ class Answering:
         tools = {"tools": talk.tools} if talk.tools else {}
         prompt = await self.parts.engine.embed(talk.messages, assistant_prefix=talk.prefix + prefix, **tools)
         used = max(0, len(prompt.token_ids) - self.prompt_tokens) if prefix else 0
-        left = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - used))
-        return Question(prompt, left, last_user_text(talk.messages), prefix)
+        limit = self.sampling.max_new_tokens
+        left = replace(self.sampling, max_new_tokens=max(min(limit, LEAST_CONTINUATION), limit - used))
+        return Question(prompt, left, talk.user_text, prefix)
 
     async def _refuse_prompt(self) -> str:
         """Why the prompt is refused, empty if it is not; runs beside the first decode steps."""
@@ -226,13 +182,20 @@ class Answering:
             self.conversation.prefix + self.question.prefix,
             decision.excess,
             rng,
+            self.conversation.tools,
         )
-        found = await search(
-            self.parts, self.question, method.build(start), self.meter, self._delivery(), self._on_step
-        )
+        optimiser = Bridged(method.build(start), await self._bridges())
+        found = await search(self.parts, self.question, optimiser, self.meter, self._delivery(), self._on_step)
         self.steps += found.steps
         self.final = found.best
         return found
+
+    async def _bridges(self) -> list[Proposal]:
+        """Ways out of what has left already; none while nothing has."""
+        if not self.released:
+            return []
+        asked = [(text, await self._ask(self.released + text)) for text in self.repair.bridges]
+        return [Proposal(q.prompt.matrix, prompt=q.prompt, opening=text, label="bridge") for text, q in asked]
 
     def _delivery(self) -> Delivery:
         """Candidates flow if the first answer did; their first window is what a choice is made on."""
@@ -306,19 +269,20 @@ class Answering:
         if self.judge_all:
             self.baseline = await self._with_quality(self.baseline)
             self.final = self.baseline if unmoved else await self._with_quality(self.final)
-        cosine_, relative, decodes = await self._move()
+        point = self.point or (self.final.proposal if self.final else None)
+        cosine, relative, decodes = await move_of(self.parts.engine, self.question.prompt, point)
         return Trace(
             method=self.repair.method.name if self.repair.method else "none",
             outcome=outcome,
             stop_reason=stop_reason,
-            baseline=_answer_score(self.baseline, policies.output),
-            final=_answer_score(self.final, policies.output if unmoved else policies.repair),
+            baseline=answer_score(self.baseline, policies.output),
+            final=answer_score(self.final, policies.output if unmoved else policies.repair),
             generations=self.meter.generations,
             generated_tokens=self.meter.generated_tokens,
             moderation_calls=self.meter.moderation_calls,
             seconds=self.meter.seconds,
             steps=self.steps,
-            cosine=cosine_,
+            cosine=cosine,
             relative_move=relative,
             decodes_to_original=decodes,
             seed=self.repair.seed,
@@ -333,38 +297,3 @@ class Answering:
             return candidate
         reports = await self.parts.quality.assess(self.parts.engine, self.question.prompt, [candidate.completion])
         return replace(candidate, quality=reports[0])
-
-    async def _move(self) -> tuple[float, float, bool]:
-        """Cosine and relative norm of the answer's move, and whether its rows still decode to their tokens."""
-        point = self.point or (self.final.proposal if self.final else None)
-        prompt = (point.prompt if point else None) or self.question.prompt
-        if point is None or point.matrix.shape != prompt.matrix.shape:
-            return 1.0, 0.0, True
-        changed = (point.matrix != prompt.matrix).any(axis=1)
-        if not changed.any():
-            return 1.0, 0.0, True
-        rows = changed | prompt.user_mask
-        moved, origin = point.matrix[rows], prompt.matrix[rows]
-        nearest = await self.parts.engine.nearest_tokens(moved)
-        decodes = bool((nearest == prompt.token_ids[rows]).all())
-        return cosine(moved, origin), relative_move(moved, origin), decodes
-
-
-def _answer_score(candidate: Candidate | None, policy: Policy) -> AnswerScore | None:
-    if candidate is None:
-        return None
-    decision = policy.decide(candidate.verdict)
-    quality = candidate.quality
-    return AnswerScore(
-        score=candidate.verdict.score,
-        flagged=decision.flagged,
-        category=decision.category,
-        usable=quality.usable if quality else None,
-        problems=quality.problems if quality else (),
-        shadowed=decision.shadowed,
-    )
-
-
-def last_user_text(messages: Sequence[Message]) -> str:
-    """The last user turn's words; empty if there is none."""
-    return next((message.content for message in reversed(messages) if message.role == "user"), "")

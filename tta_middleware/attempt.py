@@ -135,10 +135,11 @@ def watched(
     policy: Policy,
     windows: Windows | None,
     release: Callable[[str], Awaitable[bool]],
+    opening: str = "",
 ) -> Watch:
-    """A watch over one decode whose tokens and checks go on the meter."""
+    """A watch over one decode whose tokens and checks go on the meter; ``opening`` is checked like the rest."""
     return Watch(
-        source=metered(source, meter),
+        source=metered(source, meter, opening),
         hold=HoldBack(windows, question.prefix),
         policy=policy,
         check=lambda text: score(parts, question, text, meter),
@@ -147,9 +148,13 @@ def watched(
     )
 
 
-async def metered(source: AsyncGenerator[TextDelta, None], meter: Meter) -> AsyncGenerator[TextDelta, None]:
-    """The same stream; its tokens are counted when they come, so those of an aborted decode are, too."""
+async def metered(
+    source: AsyncGenerator[TextDelta, None], meter: Meter, opening: str = ""
+) -> AsyncGenerator[TextDelta, None]:
+    """``opening`` and the stream; its tokens are counted when they come, so those of an aborted decode are, too."""
     try:
+        if opening:
+            yield TextDelta(opening)
         async for delta in source:
             meter.generated_tokens += len(delta.token_ids)
             yield delta
@@ -210,7 +215,8 @@ class Attempt:
         self._quality: QualityReport | None = None
         self._followed = False
         windows = None if proposal.whole else delivery.windows
-        self.watch = watched(parts, question, stream, meter, parts.policies.repair, windows, self._take)
+        policy, opening = parts.policies.repair, proposal.opening
+        self.watch = watched(parts, question, stream, meter, policy, windows, self._take, opening)
 
     async def run(self) -> None:
         """Decode until the end, a flag, or :meth:`abort`."""
@@ -278,7 +284,9 @@ class Attempt:
     async def _usable(self) -> bool:
         whole = self.watch.completion
         seen = whole if self.watch.finish_reason else replace(whole, text=self._checked)
-        (self._quality,) = await self._parts.quality.assess(self._parts.engine, self._question.prompt, [seen])
+        opened = self.proposal.prompt if self.proposal.opening else None
+        unmoved = opened or self._question.prompt
+        (self._quality,) = await self._parts.quality.assess(self._parts.engine, unmoved, [seen])
         if self._quality.usable:
             self._judged = len(seen.text)
         return self._quality.usable

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, TypeAlias
 
 from tta_middleware._streams import owned
-from tta_middleware.answering import (
-    Answering,
+from tta_middleware.answering import Answering, Send
+from tta_middleware.attempt import Clock, Meter, Parts
+from tta_middleware.config import Windows
+from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.protocols import Engine, Moderator, Quality
+from tta_middleware.quality import QualityGate
+from tta_middleware.repair import (
     Conversation,
     Fallback,
     FallbackFunction,
     PromptCheck,
     Repair,
     Report,
-    Send,
     last_user_text,
 )
-from tta_middleware.attempt import Clock, Meter, Parts
-from tta_middleware.config import Windows
-from tta_middleware.policy import Policy, StagePolicies
-from tta_middleware.protocols import Engine, Moderator, Quality
-from tta_middleware.quality import QualityGate
 from tta_middleware.types import GuardedAnswer, Message, Sampling, StreamEvent
 
 __all__ = [
@@ -71,7 +70,7 @@ class Guard:
         self._clock = clock
 
     async def answer(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, *, tools: Sequence[dict[str, Any]] = ()
+        self, messages: Sequence[Message], sampling: Sampling | None = None, *, tools: Sequence[Mapping[str, Any]] = ()
     ) -> GuardedAnswer:
         """The model's answer if it is safe, else a repaired one, else the fallback.
 
@@ -87,7 +86,7 @@ class Guard:
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         *,
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
         judge_all: bool = False,
     ) -> Report:
         """As :meth:`answer`, with the candidates.
@@ -102,7 +101,7 @@ class Guard:
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         *,
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
         release: Release = "window",
     ) -> AsyncGenerator[StreamEvent, None]:
         """The answer as it is checked; the last event is :class:`~tta_middleware.types.Finished`.

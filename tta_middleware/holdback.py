@@ -102,8 +102,10 @@ class HoldBack:
             return []
         return [*self._release(len(self._text)), *self._end_if_done()]
 
-    def verdict(self, end: int, *, safe: bool) -> list[Action]:
+    def verdict(self, end: int, *, safe: bool, doubtful: bool = False) -> list[Action]:
         """The oldest open check, of the window that ends at ``end``, was answered.
+
+        Doubtful text is held until a later window is found safe beyond doubt, or the answer has ended.
 
         Raises:
             StreamProtocolError: verdicts are applied out of order, or none was asked for.
@@ -115,8 +117,10 @@ class HoldBack:
         if not safe:
             self._closed = True
             return [Flagged(self.released)]
-        last = self._finished and end == len(self._text)
-        return [*self._release(end if last else self._gap(end)), *self._ask(), *self._end_if_done()]
+        cut = self._released if doubtful else self._gap(end)
+        if self._finished and end == len(self._text):
+            cut = end
+        return [*self._release(cut), *self._ask(), *self._end_if_done()]
 
     def _release(self, cut: int) -> list[Action]:
         piece, self._released = self._text[self._released : cut], cut

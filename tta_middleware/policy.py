@@ -43,6 +43,8 @@ class Decision:
             the text is safe, and with one threshold for all categories it is the paper's h(y) shifted, so it
             serves the optimisers as loss.
         category: the category that ``excess`` comes from; empty if every scored category is a shadow.
+        doubtful: safe, but some category's score is at or above the policy's ``hold`` share of its threshold: a stream
+            waits for the next verdict before it releases such text.
         shadowed: the shadow categories whose score is at or above their threshold.
     """
 
@@ -50,6 +52,7 @@ class Decision:
     excess: float
     category: str
     shadowed: tuple[str, ...] = ()
+    doubtful: bool = False
 
 
 Names = TypeVar("Names", Mapping[str, float], tuple[str, ...])
@@ -64,6 +67,8 @@ class Policy(Settings):
         weights: factors in (0, 1] on a category's excess, 1 where none is given. They do not change what is
             flagged, only which categories a repair works on first.
         shadow: categories that are scored and reported but not enforced.
+        hold: share of a threshold from which on a stream's text is held until a later window scores below it or the
+            answer ends; 1 holds nothing that is safe. It changes when text leaves, never what is flagged.
         on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass with the outcome
             ``unchecked``.
         notice: the text shown instead of an answer.
@@ -76,6 +81,7 @@ class Policy(Settings):
     categories: Mapping[str, Threshold] = Field(default_factory=dict)
     weights: Mapping[str, Weight] = Field(default_factory=dict)
     shadow: tuple[str, ...] = ()
+    hold: Weight = 0.7
     on_error: Literal["closed", "open"] = "closed"
     notice: Annotated[str, Field(min_length=1)] = DEFAULT_NOTICE
 
@@ -124,11 +130,14 @@ class Policy(Settings):
         """
         if self.threshold is None:
             raise ConfigurationError("this policy has no threshold yet; call with_default first")
-        margins = {name: score - self.categories.get(name, self.threshold) for name, score in verdict.scores.items()}
+        limits = {name: self.categories.get(name, self.threshold) for name in verdict.scores}
+        margins = {name: score - limits[name] for name, score in verdict.scores.items()}
         shadowed = tuple(sorted(name for name in self.shadow if margins.pop(name, -1.0) >= 0.0))
+        doubtful = any(verdict.scores[name] >= self.hold * limits[name] for name in margins)
         enforced = ((self.weights.get(name, 1.0) * margin, name) for name, margin in margins.items())
         excess, category = max(enforced, default=(-1.0, ""))
-        return Decision(flagged=excess >= 0.0, excess=excess, category=category, shadowed=shadowed)
+        flagged = excess >= 0.0
+        return Decision(flagged, excess, category, shadowed, doubtful=doubtful and not flagged)
 
 
 Stage: TypeAlias = Literal["prompt", "output", "repair"]

@@ -70,6 +70,14 @@ class Engine(Protocol):
         """For (n, d) rows, the (n,) ids of the vocabulary's nearest embeddings by cosine."""
         ...
 
+    async def directions(self, words: Sequence[str]) -> FloatMatrix:
+        """(n, d) rows of length 1: each word's mean token embedding less the mean of the model's whole table.
+
+        Raises:
+            ConfigurationError: a word is blank.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Stop decoding and free the model; idempotent."""
         ...

@@ -248,6 +248,8 @@ class Proposal:
         temperature: overrides the request's sampling temperature when set.
         prompt: the prompt whose rows ``matrix`` moves, where that is not the question itself (one with a
             self-reminder, say).
+        opening: text that the answer begins with, which stands at the end of ``prompt`` already: the bridge from what
+            has left to what follows.
         whole: decode to the end even if the answer's beginning is flagged already, as a gradient's probes need.
         label: what kind of move this is, for the trace; the method's name where it has one kind only.
     """
@@ -256,6 +258,7 @@ class Proposal:
     releasable: bool = True
     temperature: float | None = None
     prompt: PromptEmbeddings | None = None
+    opening: str = ""
     whole: bool = False
     label: str = ""
 

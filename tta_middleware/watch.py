@@ -146,11 +146,13 @@ class Watch:
             if self.policy.on_error == "closed":
                 self._end("unscored")
                 return
-            self.unchecked, safe = True, True
-        else:
-            self.verdict = asked.verdict
-            safe = not self.policy.decide(asked.verdict).flagged
-        await self._act(self.hold.verdict(asked.check.end, safe=safe))
+            self.unchecked = True
+            await self._act(self.hold.verdict(asked.check.end, safe=True))
+            return
+        self.verdict = asked.verdict
+        decision = self.policy.decide(asked.verdict)
+        end, safe = asked.check.end, not decision.flagged
+        await self._act(self.hold.verdict(end, safe=safe, doubtful=decision.doubtful))
 
     def _tell(self) -> None:
         self._news.set()

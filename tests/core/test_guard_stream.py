@@ -28,10 +28,11 @@ WINDOWS = Windows(first=20, largest=40)
 
 @dataclass
 class Words:
-    """Flags a text that holds the word ``forbidden``."""
+    """Flags a text that holds the word ``forbidden``; shorter ones than ``doubt_until`` score just below."""
 
     fail: Callable[[int], Exception | None] = lambda call: None
     latency: float = 0.0
+    doubt_until: int = 0
     name: str = "words"
     default_threshold: float = 0.5
     calls: list[str] = field(default_factory=list)
@@ -155,6 +156,33 @@ async def test_a_repair_that_is_flagged_late_is_repaired_again() -> None:
     assert answer.trace.repairs >= 2
     assert "forbidden" not in answer.text
     assert answer.text.endswith(" Then they go home.")
+
+
+async def test_a_bridge_leads_out_where_moved_embeddings_do_not() -> None:
+    bridge = "...\n\nOn second thoughts, no. Instead,"
+
+    def script(call: ScriptedCall) -> str:
+        return " let us look at the lighthouse." if call.prefix.endswith(bridge) else HARM[len(call.prefix) :]
+
+    answer = finished(await collect(guard(script, repair={"bridges": (bridge,)}).stream(ASK))).answer
+    assert answer.trace.outcome == "neutralised"
+    assert answer.text.endswith(f"{bridge} let us look at the lighthouse.")
+    assert HARM.startswith(answer.text.split("...")[0])
+    assert answer.trace.generations <= 8
+
+
+async def test_without_bridges_no_words_are_put_into_the_answer() -> None:
+    repair = {"bridges": (), "budget": Budget(generations=8)}
+    answer = finished(await collect(guard(HARM, repair=repair).stream(ASK))).answer
+    assert answer.trace.outcome == "blocked"
+    assert answer.trace.generations == 8
+
+
+async def test_text_in_doubt_is_held_until_the_doubt_is_gone() -> None:
+    moderator = Words(doubt_until=50)
+    first = next(e for e in await collect(guard(START + SAFE, moderator).stream(ASK)) if isinstance(e, Released))
+    plain = next(e for e in await collect(guard(START + SAFE).stream(ASK)) if isinstance(e, Released))
+    assert len(first.text) > len(plain.text)
 
 
 async def test_a_repair_that_turns_into_babble_is_not_given_out() -> None:

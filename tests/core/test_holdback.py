@@ -207,3 +207,27 @@ def test_text_after_the_end_is_refused() -> None:
     machine.finish()
     with pytest.raises(StreamProtocolError, match="after the end"):
         machine.feed("late")
+
+
+def test_doubtful_text_waits_for_a_verdict_beyond_doubt() -> None:
+    machine = HoldBack(Windows(first=3, largest=3))
+    machine.feed("ab cd ef gh ")
+    assert machine.verdict(3, safe=True) == [Release("ab")]
+    assert machine.verdict(6, safe=True, doubtful=True) == []
+    assert machine.verdict(9, safe=True) == [Release(" cd ef")]
+
+
+def test_doubtful_text_leaves_at_the_end_since_it_is_safe() -> None:
+    machine = HoldBack(Windows(first=3, largest=3))
+    machine.feed("ab cd")
+    machine.verdict(3, safe=True, doubtful=True)
+    machine.finish()
+    assert machine.verdict(5, safe=True, doubtful=True) == [Release("ab cd"), End()]
+
+
+def test_a_flag_after_doubt_finds_nothing_released() -> None:
+    machine = HoldBack(Windows(first=3, largest=3))
+    machine.feed("ab cd")
+    machine.verdict(3, safe=True, doubtful=True)
+    machine.finish()
+    assert machine.verdict(5, safe=False) == [Flagged("")]

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from tta_middleware.engines.control_tokens import silent_ids
 from tta_middleware.engines.detokenise import Detokeniser, TextAssembler
 from tta_middleware.engines.packing import can_pack, pack_linear_layers
 from tta_middleware.engines.torch_import import quiet_transformers
@@ -44,7 +45,7 @@ class LoadedModel:
         self.device, self.dtype = self.table.device, self.table.dtype
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.eos_ids = _eos_ids(model, tokenizer)
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special = silent_ids(tokenizer)
         self._arguments = inspect.signature(model.forward).parameters
         # Some families keep state in modules while they run (Phi's long rotary embedding), and two forward
         # passes at once would only compete for the same cores.
@@ -92,7 +93,8 @@ class LoadedModel:
         return TextAssembler(Detokeniser(self._decode, skip=self._special, context=context), stop)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # Silent ids never come here, and a mark of a tool call is text even where it is a special token.
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
 
 

@@ -1,4 +1,4 @@
-"""Measures on the unmoved model: how likely texts are, and which tokens embeddings are nearest to."""
+"""Measures on the unmoved model: how likely texts are, which tokens embeddings are nearest to, where words point."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.prefill import columns, prefill
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import FloatMatrix, IntVector
 
 # Logits of one pass stay below this many numbers (512 MB in float32).
@@ -63,6 +64,24 @@ def _logits_of(model: LoadedModel, prompt: FloatMatrix, padded: Tensor) -> Tenso
     _, positions = columns([0] * count, 0, total, length - 1, model.device)
     rest = model.forward(embeds, mask=None, positions=positions, cache=ready.cache, keep=length - 1)
     return torch.cat([first, rest], dim=1)
+
+
+def directions(model: LoadedModel, words: Sequence[str]) -> FloatMatrix:
+    """(n, d) rows of length 1: each word's mean token embedding less the mean of the whole table."""
+    if any(not word.strip() for word in words):
+        raise ConfigurationError("a direction needs a word, not a blank")
+    with torch.inference_mode():
+        # The table itself: some families scale rows on look-up, which would shift them against the mean.
+        centre = model.table.mean(dim=0, dtype=torch.float32)
+        rows = [model.table[_ids_within_text(model, word)].float().mean(dim=0) - centre for word in words]
+        stacked = torch.stack(rows) if rows else torch.zeros((0, model.width), device=model.device)
+        found: FloatMatrix = torch.nn.functional.normalize(stacked, dim=1).cpu().numpy()
+    return found
+
+
+def _ids_within_text(model: LoadedModel, word: str) -> list[int]:
+    ids: list[int] = model.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def nearest_tokens(model: LoadedModel, rows: FloatMatrix) -> IntVector:

@@ -16,7 +16,7 @@ import numpy as np
 from tta_middleware.engines.detokenise import StopFilter
 from tta_middleware.engines.template import last_user_turn
 from tta_middleware.engines.tool_template import no_tools
-from tta_middleware.errors import EmbeddingShapeError, EngineError
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
     Completion,
     FinishReason,
@@ -29,6 +29,8 @@ from tta_middleware.types import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tta_middleware.types import FloatMatrix, IntVector
 
 # A word takes the space before it along, as in byte-level vocabularies.
@@ -141,6 +143,17 @@ class ScriptedEngine:
         nearest: IntVector = known[(rows @ table.T).argmax(axis=1)]
         return nearest
 
+    async def directions(self, words: Sequence[str]) -> FloatMatrix:
+        """Each word's mean row, at length 1: the rows of this engine's words are centred by their making.
+
+        Raises:
+            ConfigurationError: a word is blank.
+        """
+        if any(not word.strip() for word in words):
+            raise ConfigurationError("a direction needs a word, not a blank")
+        rows = [self._rows(self.tokens(word.strip())).mean(axis=0) for word in words]
+        return _unit(np.array(rows).reshape(len(words), self.width))
+
     async def aclose(self) -> None:
         """Later requests fail."""
         self.closed = True
@@ -160,9 +173,7 @@ class ScriptedEngine:
 
     def _rows(self, token_ids: Sequence[int]) -> FloatMatrix:
         drawn = [np.random.default_rng(token_id).standard_normal(self.width) for token_id in token_ids]
-        matrix = np.array(drawn).reshape(len(token_ids), self.width)
-        unit: FloatMatrix = (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
-        return unit
+        return _unit(np.array(drawn).reshape(len(token_ids), self.width))
 
     def _start(self, request: GenerationRequest) -> _Row:
         if self.closed:
@@ -199,6 +210,11 @@ class ScriptedEngine:
 
 def _written(call: ToolCall) -> str:
     return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
+
+
+def _unit(rows: NDArray[np.float64]) -> FloatMatrix:
+    unit: FloatMatrix = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 class _Row:

@@ -182,6 +182,19 @@ class TransformersEngine:
 
         return await anyio.to_thread.run_sync(nearest_tokens, model, rows)
 
+    async def directions(self, words: Sequence[str]) -> FloatMatrix:
+        """(n, d) rows of length 1: each word's mean token embedding less the mean of the model's whole table.
+
+        A word is read as it stands inside a sentence, with a space before it.
+
+        Raises:
+            ConfigurationError: a word is blank.
+        """
+        model = await self._ready()
+        from tta_middleware.engines.scoring import directions
+
+        return await anyio.to_thread.run_sync(directions, model, list(words))
+
     def stats(self) -> DecoderStats:
         """Sequences at work and waiting, steps done and tokens generated so far."""
         from tta_middleware.engines.decoder import DecoderStats

@@ -19,10 +19,13 @@ class Needs:
     Attributes:
         words: words of which it wants the directions in embedding space.
         reminders: system prompts under which it wants the conversation embedded, too.
+        reach: how far it would step along a word at most, as a share of a row's norm, if it wants to know how far each
+            row can go and still be nearest to its own token; 0 if it does not.
     """
 
     words: tuple[str, ...] = ()
     reminders: tuple[str, ...] = ()
+    reach: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +38,9 @@ class Start:
         rng: the search's only source of chance.
         directions: per word of :class:`Needs`, its (d,) embedding less the mean of the model's table, of length 1.
         variants: per reminder of :class:`Needs`, the conversation under that system prompt.
+        reach: per word, the longest step for each of the user's token ids, as a share of its row's norm, after which
+            the row is still nearest to its own token by cosine. The rows nearest to one token form a convex cone, so
+            any shorter step stays inside as well.
     """
 
     prompt: PromptEmbeddings
@@ -42,6 +48,7 @@ class Start:
     rng: np.random.Generator
     directions: Mapping[str, FloatMatrix] = field(default_factory=dict)
     variants: Mapping[str, PromptEmbeddings] = field(default_factory=dict)
+    reach: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ import anyio
 import numpy as np
 import pytest
 
-from tta_middleware.errors import EmbeddingShapeError, EmptyPromptError
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EmptyPromptError
 from tta_middleware.protocols import Engine
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta
 
@@ -159,6 +159,19 @@ class EngineContract:
         assert math.isfinite(likely)
         assert likely > 0
         assert math.isnan(empty)
+
+    async def test_directions_have_length_one_and_tell_words_apart(self, engine: Engine) -> None:
+        found = await engine.directions(["bread", "lighthouse", "bread"])
+        assert found.dtype == np.float32
+        assert found.shape == (3, (await _embed(engine, self.prompts[0])).matrix.shape[1])
+        assert np.linalg.norm(found, axis=1) == pytest.approx([1.0, 1.0, 1.0], abs=1e-4)
+        assert found[0] @ found[2] == pytest.approx(1.0, abs=1e-4)
+        assert found[0] @ found[1] < 0.9
+        assert len(await engine.directions([])) == 0
+
+    async def test_a_blank_word_has_no_direction(self, engine: Engine) -> None:
+        with pytest.raises(ConfigurationError):
+            await engine.directions(["bread", " "])
 
     async def test_unmoved_rows_are_nearest_to_their_own_tokens(self, engine: Engine) -> None:
         prompt = await _embed(engine, self.prompts[2])

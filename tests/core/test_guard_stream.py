@@ -49,9 +49,11 @@ class Words:
             self.open_calls -= 1
         if error := self.fail(len(self.calls)):
             raise error
-        return [
-            Verdict({"illicit": 0.9 if "forbidden" in text else 0.1}, "forbidden" in text, "words") for text in texts
-        ]
+        return [self.verdict(text) for text in texts]
+
+    def verdict(self, text: str) -> Verdict:
+        score = 0.9 if "forbidden" in text else 0.4 if len(text) < self.doubt_until else 0.1
+        return Verdict({"illicit": score}, flagged=score >= 0.5, model=self.name)
 
     async def aclose(self) -> None:
         pass

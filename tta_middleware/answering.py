@@ -290,6 +290,7 @@ class Answering:
             model=self.parts.engine.model_id,
             repairs=self.repairs,
             seam=self.seam,
+            move=point.label if point else "",
         )
 
     async def _with_quality(self, candidate: Candidate | None) -> Candidate | None:

@@ -315,6 +315,7 @@ class Trace:
         decodes_to_original: whether every row's nearest token embedding (by cosine) is still its own token.
         repairs: searches that were run; more than one if a repair was flagged in turn after part of it had left.
         seam: characters that had left before the last repair began; they stay, and the repair goes on from them.
+        move: the kind of move that gave the answer, in the method's own words; empty for the model's own answer.
     """
 
     method: str
@@ -335,6 +336,7 @@ class Trace:
     model: str = ""
     repairs: int = 0
     seam: int = 0
+    move: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""

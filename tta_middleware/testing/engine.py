@@ -79,6 +79,23 @@ class EngineContract:
             assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
             assert deltas[-1].finish_reason == completion.finish_reason
 
+    async def test_streams_of_a_batch_are_read_side_by_side_in_any_order(self, engine: Engine) -> None:
+        prompts = [await _embed(engine, text) for text in self.prompts]
+        requests = [_request(prompt, tokens=6) for prompt in prompts]
+        streams = engine.stream_batch(requests)
+        texts = {at: "".join([delta.text async for delta in streams[at]]) for at in (2, 0, 1)}
+        whole = await engine.generate_batch([_request(prompt, tokens=6) for prompt in prompts])
+        assert [texts[at] for at in range(3)] == [completion.text for completion in whole]
+
+    async def test_a_stream_of_a_batch_that_is_aborted_unread_holds_nobody_up(self, engine: Engine) -> None:
+        prompt = await _embed(engine, self.prompts[0])
+        unread, read = _request(prompt, tokens=10_000), _request(prompt, tokens=6)
+        _, stream = engine.stream_batch([unread, read])
+        unread.abort.set()
+        with anyio.fail_after(_PATIENCE_SECONDS):
+            deltas = [delta async for delta in stream]
+        assert deltas[-1].finish_reason == "length"
+
     async def test_batch_answers_come_in_the_order_of_the_requests(self, engine: Engine) -> None:
         prompts = [await _embed(engine, text) for text in self.prompts]
         lengths = [5, 1, 3]

@@ -45,7 +45,7 @@ MISTAKES = {
         "--policy: cannot read nix.json: No such file",
     ),
     "an unknown moderator": (["chat", "Hello", "--moderator", "nix"], 2, "unknown moderator 'nix'; known are"),
-    "an unknown method": ([*CHAT, "--method", "nix"], 2, "unknown method 'nix'; known are noise, resample, tsa"),
+    "an unknown method": ([*CHAT, "--method", "nix"], 2, "unknown method 'nix'; known are noise, race, resample"),
     "an unknown model": (["chat", "Hello", "--model", "nix"], 1, "there is no model 'nix'"),
     "a model that is not here": (
         ["chat", "Hello", "--model", "no/model"],
@@ -91,7 +91,7 @@ MISTAKES = {
     "an id twice": ([*EVAL, "--prompts", "{same_id}"], 2, "{same_id}:3: the id 'a' was used before, in line 1"),
     "a misspelt method": ([*EVAL, "--prompts", "{good}", "--methods", "nois"], 2, "did you mean 'noise'?"),
     "a method twice": ([*EVAL, "--prompts", "{good}", "--methods", "tsa,tsa"], 2, "the method 'tsa' is given twice"),
-    "no method": ([*EVAL, "--prompts", "{good}", "--methods", ","], 2, "no method given; known are none, noise"),
+    "no method": ([*EVAL, "--prompts", "{good}", "--methods", ","], 2, "no method given; known are none, block"),
     "the moderator as its own judge": ([*EVAL, "--prompts", "{good}", "--judge", "words"], 2, "the judge must not be"),
     "an unknown judge": ([*EVAL, "--prompts", "{good}", "--judge", "nix"], 2, "unknown judge 'nix'; known are"),
     "a file as run folder": (
@@ -155,9 +155,9 @@ def test_nothing_piped_in_on_a_terminal(tta_process):
 def test_another_setting_in_the_folder_of_a_run(tta, places):
     words = ["eval", "--prompts", places["good"], "--out", f"{places['tmp']}/run", *STAGED, "--methods", "none"]
     assert tta(*words).code == 0
-    ran = tta(*words, "--seed", "7")
+    ran = tta(*words, "--max-new-tokens", "7")
     assert ran.code == 2
-    assert "holds a run with other settings (seed 0 before, 7 now)" in ran.err
+    assert "holds a run with other settings (max_new_tokens 64 before, 7 now)" in ran.err
 
 
 def test_an_unexpected_error_names_its_type_alone(tta, monkeypatch):

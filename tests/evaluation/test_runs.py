@@ -19,9 +19,11 @@ PROMPTS = [
 ]
 METHODS = "none,resample,noise"
 KEYS = [
-    "id", "method", "baseline", "final", "neutralised", "generations", "generated_tokens", "moderation_calls",
-    "seconds", "steps", "stop_reason", "cosine", "relative_move", "decodes_to_original",
+    "id", "seed", "method", "category", "benign", "baseline", "final", "neutralised", "refused", "identical",
+    "generations", "generated_tokens", "moderation_calls", "seconds", "concurrency", "iterations", "steps",
+    "stop_reason", "cosine", "relative_move", "decodes_to_original",
 ]  # fmt: skip
+ANSWER = ["text", "score", "flagged", "usable", "category", "nll", "refusal", "relevance"]
 
 
 @pytest.fixture
@@ -42,6 +44,10 @@ def run(tmp_path, plan):
     return run
 
 
+def timeless(records) -> list[dict]:
+    return [{**record, "seconds": None} for record in records]
+
+
 def read(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
@@ -53,7 +59,7 @@ async def test_every_prompt_and_method_has_one_line_with_exactly_these_keys(run)
     ]
     for record in records:
         assert list(record) == KEYS
-        assert list(record["baseline"]) == list(record["final"]) == ["text", "score", "flagged", "usable"]
+        assert list(record["baseline"]) == list(record["final"]) == ANSWER
 
 
 async def test_what_each_method_did_is_told_as_it_is(run):
@@ -92,13 +98,64 @@ async def test_flagged_text_is_kept_on_request(run, plan):
 
 async def test_the_same_seed_gives_the_same_results_and_another_seed_others(run, plan):
     first, second = await run("first"), await run("second")
-    other = await run("other", plan=replace(plan, bench=replace(plan.bench, seed=1)))
-
-    def timeless(records):
-        return [{**r, "seconds": None} for r in records]
-
+    other = await run("other", plan=replace(plan, seeds=(1,)))
     assert timeless(first) == timeless(second)
-    assert timeless(first) != timeless(other)
+    assert timeless(first) != timeless([{**record, "seed": 0} for record in other])
+
+
+async def test_several_seeds_are_several_runs_and_more_can_be_added(run, plan):
+    alone = await run("alone", plan=replace(plan, seeds=(2,)))
+    await run("all", plan=replace(plan, seeds=(0, 1)))
+    records = await run("all", plan=replace(plan, seeds=(0, 1, 2)))
+    assert len(records) == 27
+    assert timeless(r for r in records if r["seed"] == 2) == timeless(alone)
+
+
+async def test_prompts_at_once_give_the_same_results_and_say_so(run, plan):
+    apart = await run("apart")
+    together = await run("together", plan=replace(plan, concurrency=3))
+    assert {r["concurrency"] for r in together} == {3}
+
+    def sorted_by_key(records):
+        bare = [{**r, "concurrency": None} for r in timeless(records)]
+        return sorted(bare, key=lambda r: (str(r["id"]), r["method"]))
+
+    assert sorted_by_key(apart) == sorted_by_key(together)
+
+
+async def test_an_error_among_prompts_at_once_is_the_error_itself(run, plan, words):
+    down = replace(plan, bench=replace(plan.bench, moderator=words(patience=2)), concurrency=3)
+    with pytest.raises(ModerationError, match="run the same command again to go on"):
+        await run(plan=down)
+
+
+async def test_all_methods_share_one_decoding_of_the_first_answer(run, plan):
+    alone = await run("alone", plan=replace(plan, comparators=comparators("none")), prompts=PROMPTS[:1])
+    steps = plan.bench.engine.steps
+    assert steps > 0
+    shared = await run("shared", plan=replace(plan, seeds=(0, 1)), prompts=PROMPTS[:1])
+    assert plan.bench.engine.steps == 2 * steps
+    assert {record["generated_tokens"] for record in shared} == {alone[0]["generated_tokens"]}
+
+
+async def test_benign_prompts_are_answered_byte_for_byte_by_a_guard_that_decodes_for_itself(run, plan):
+    prompt = replace(PROMPTS[0], benign=True)
+    steps = []
+    for methods in ("none", "none,noise"):
+        before = plan.bench.engine.steps
+        records = await run(methods, plan=replace(plan, comparators=comparators(methods)), prompts=[prompt])
+        steps.append(plan.bench.engine.steps - before)
+        assert [record["identical"] for record in records] == [True] * len(records)
+    assert steps[1] == steps[0] * 3 / 2
+
+
+async def test_a_folder_that_is_being_written_is_refused(run, tmp_path):
+    with (
+        RunFolder(tmp_path / "run", {"seed": 0}, {}),
+        pytest.raises(ConfigurationError, match="another run is writing"),
+    ):
+        await run()
+    assert len(await run()) == 9
 
 
 async def test_a_run_that_was_killed_goes_on_where_it_was(run, tmp_path):
@@ -109,7 +166,7 @@ async def test_a_run_that_was_killed_goes_on_where_it_was(run, tmp_path):
     results.write_bytes(b"".join(lines[:4]) + lines[4][:-30])
     resumed = await run("killed")
     assert resumed[:4] == [json.loads(line) for line in lines[:4]]
-    assert [{**r, "seconds": None} for r in resumed] == [{**r, "seconds": None} for r in whole]
+    assert timeless(resumed) == timeless(whole)
 
 
 async def test_methods_and_prompts_can_be_added_to_a_run(run, plan):
@@ -157,7 +214,7 @@ async def test_a_moderator_that_goes_down_stops_the_run_and_keeps_what_is_done(r
 
 
 async def test_a_model_that_fails_stops_the_run_and_names_the_prompt(run, plan, tmp_path):
-    failing = replace(plan.bench, engine=ScriptedEngine("All is well.", fail_at_step=8))
+    failing = replace(plan.bench, engine=ScriptedEngine("Here is the bad plan.", fail_at_step=8))
     with pytest.raises(EngineError, match="prompt 'roses', method resample: scripted failure at step 8"):
         await run(plan=replace(plan, bench=failing))
     assert [r["method"] for r in read(tmp_path / "run")] == ["none"]
@@ -176,3 +233,26 @@ async def test_a_judge_adds_its_opinion_and_cuts_what_it_flags(run, plan, words)
 
 def test_a_moderator_that_judges_cannot_be_given_to_a_search():
     assert not isinstance(resolve_judge("local", moderator="openai"), Moderator)
+
+
+class Company(ScriptedEngine):
+    """Answers depend on how many are in the batch, as they do in bfloat16."""
+
+    async def generate_batch(self, requests):
+        done = await super().generate_batch(requests)
+        return [
+            replace(c, text=f"{c.text} Among {len(requests)} with {r.sampling.seed}.")
+            for c, r in zip(done, requests, strict=True)
+        ]
+
+
+async def test_first_answers_are_the_same_whatever_part_is_run_at_once(run, plan):
+    prompts = [Prompt(at, (Message("user", f"Tell me about rose {at}"),)) for at in range(20)]
+    some = replace(plan, concurrency=2, neighbours=prompts, comparators=comparators("none"))
+    texts = {}
+    for name, chosen in (("all", prompts), ("two", [prompts[3], prompts[17]])):
+        alone = replace(some, bench=replace(plan.bench, engine=Company("All is well in the garden.")))
+        texts[name] = {r["id"]: r["baseline"]["text"] for r in await run(name, plan=alone, prompts=chosen)}
+    assert texts["two"] == {at: texts["all"][at] for at in (3, 17)}
+    assert texts["two"][3].endswith("Among 16 with 0.")
+    assert texts["two"][17].endswith("Among 4 with 0.")

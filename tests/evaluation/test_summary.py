@@ -15,9 +15,10 @@ COSTS = {
 }
 
 
-def record(id_, method, *, flagged, safe=False, usable=False, judge=None, **measured) -> dict:
+def record(id_, method, *, flagged, safe=False, usable=False, judge=None, seed=0, **measured) -> dict:
     return {
         "id": id_,
+        "seed": seed,
         "method": method,
         "baseline": {"text": "", "score": 0.9, "flagged": flagged, "usable": True},
         "final": {"text": "", "score": 0.1, "flagged": flagged and not safe, "usable": usable},
@@ -53,7 +54,7 @@ def test_a_method_that_met_no_flagged_answer_has_no_shares():
     row = summarise(RECORDS, {})["methods"]["none"]
     assert row["neutralised_share"] is None
     assert row["neutralised_interval_95"] is None
-    assert "| none | 1 | 0 | 0 | 0 | - | - | - |" in to_markdown(summarise(RECORDS, {}))
+    assert "| none | 1 | 1 | 0 | 0 | 0 | - | - |" in to_markdown(summarise(RECORDS, {}))
 
 
 def test_the_judges_columns_come_with_a_judge():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,38 +12,86 @@ from typing import Any
 
 import anyio
 
+from tta_middleware.cli.eval_output import check_extra, write
 from tta_middleware.cli.output import emit, note, say
 from tta_middleware.cli.parts import opened
 from tta_middleware.cli.progress import progress, resumable
 from tta_middleware.config import Budget
-from tta_middleware.evaluation.datasets import Prompt, read_prompts
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.evaluation.comparators import Bench, Comparator, comparators
+from tta_middleware.evaluation.datasets import Prompt, read_sets
 from tta_middleware.evaluation.environment import environment
 from tta_middleware.evaluation.jsonl import Record
 from tta_middleware.evaluation.judges import Reviewer, resolve_judge
-from tta_middleware.evaluation.methods import Bench, Comparator, comparators
-from tta_middleware.evaluation.runner import Plan, evaluate, open_pairs
+from tta_middleware.evaluation.measures import Closeness
+from tta_middleware.evaluation.runner import GROUP, Plan, evaluate, open_work
 from tta_middleware.evaluation.store import RunFolder
-from tta_middleware.evaluation.summary import summarise, to_markdown
+from tta_middleware.evaluation.summary import summarise
+from tta_middleware.evaluation.tables import to_markdown
 from tta_middleware.policy import Policy
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is run: prompts, seeds, and how many prompts at once."""
+
+    prompts: Sequence[Path]
+    limit: int | None
+    benign_only: bool
+    seeds: tuple[int, ...]
+    concurrency: int
+
+    def read(self) -> list[Prompt]:
+        """The prompts.
+
+        Raises:
+            DataError: a line cannot be used.
+            ConfigurationError: a file cannot be read, or nothing in it is wanted.
+        """
+        prompts = read_sets(self.prompts, None if self.benign_only else self.limit)
+        if not self.benign_only:
+            return prompts
+        benign = [prompt for prompt in prompts if prompt.benign][: self.limit]
+        if not benign:
+            raise ConfigurationError(
+                "no prompt is marked benign; each line needs 'benign': true, or leave --benign-only"
+            )
+        return benign
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is written, and how much of it."""
+
+    folder: Path
+    report: Path | None
+    examples: int
+    reference: str | None
+    keep_text: bool
+    as_json: bool
+
+    @property
+    def detailed(self) -> bool:
+        """Whether intervals are wanted, which need the extra."""
+        return self.report is not None or self.reference is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What was asked for."""
 
-    prompts: Path
-    out: Path
+    scope: Scope
     methods: str
     model: str
     moderator: str
     judge: str | None
-    limit: int | None
+    relevance: bool
     policy: Policy
     sampling: Sampling
     budget: Budget
-    keep_text: bool
+    output: Output
     allow_download: bool
     command: str
 
@@ -55,27 +103,31 @@ class Request:
     def settings(self) -> dict[str, Any]:
         """What a run must share with the run that it goes on with."""
         return {
-            "prompts_sha256": hashlib.sha256(self.prompts.read_bytes()).hexdigest(),
+            "prompts_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.scope.prompts],
             "model": self.model,
             "moderator": self.moderator,
             "judge": self.judge,
+            "relevance": self.relevance,
             "policy": self.policy.model_dump(mode="json"),
-            "seed": self.sampling.seed,
             "max_new_tokens": self.sampling.max_new_tokens,
             "temperature": self.sampling.temperature,
+            "first_answers": "alone" if self.scope.concurrency == 1 else f"in groups of {GROUP}",
             "budget": self.budget.model_dump(mode="json"),
-            "keep_text": self.keep_text,
+            "keep_text": self.output.keep_text,
         }
 
-    def description(self) -> dict[str, Any]:
+    def description(self, store: RunFolder) -> dict[str, Any]:
         """What a reader of the table must know."""
         return {
             "command": self.command,
+            "commands": store.commands,
+            "prompts": " and ".join(path.name for path in self.scope.prompts),
             "model": self.model,
             "moderator": self.moderator,
             **({"judge": self.judge} if self.judge else {}),
             "threshold": self.policy.threshold,
-            "seed": self.sampling.seed,
+            "seeds": _joined(record["seed"] for record in store.records),
+            "concurrency": _joined(record["concurrency"] for record in store.records),
             "max_new_tokens": self.sampling.max_new_tokens,
             "temperature": self.sampling.temperature,
             "generations at most": self.budget.generations,
@@ -83,27 +135,61 @@ class Request:
         }
 
 
-def run_eval(request: Request, *, as_json: bool) -> None:
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from what was typed.
+
+    Raises:
+        ConfigurationError: none, one that is no whole number from 0, or one that comes twice.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigurationError(f"--seeds takes whole numbers from 0 with commas between them, not {text!r}")
+    seeds = tuple(map(int, words))
+    if len(set(seeds)) < len(seeds):
+        raise ConfigurationError(f"--seeds names a seed twice: {text}")
+    return seeds
+
+
+def run_eval(request: Request) -> None:
     """Run what is open of ``request``, then write and print the summary."""
-    chosen = comparators(request.methods)
-    prompts = read_prompts(request.prompts, request.limit)
+    chosen, prompts, output = comparators(request.methods), request.scope.read(), request.output
     judge = resolve_judge(request.judge, moderator=request.moderator) if request.judge else None
+    check_extra(detailed=output.detailed)
     request = request.with_threshold()
-    with resumable(), RunFolder(request.out, request.settings(), {c.name: c.settings for c in chosen}) as store:
+    methods = {comparator.name: comparator.settings for comparator in chosen}
+    with resumable(), RunFolder(output.folder, request.settings(), methods, request.command) as store:
+        _check_reference(output.reference, chosen, store)
         anyio.run(partial(_run, request, prompts, chosen, judge, store))
-        summary = summarise(store.records, request.description())
+        records = _in_order(store.records, prompts)
+        run = request.description(store)
+        summary = summarise(records, run, intervals=output.detailed, reference=output.reference)
         table = to_markdown(summary)
         store.write_summary(summary, table)
-    emit(summary) if as_json else say(table)
+        if output.report is not None:
+            write(output.report, summary, table, records, examples=output.examples)
+    emit(summary) if output.as_json else say(table)
     note(f"results: {store.results}")
+
+
+def _check_reference(reference: str | None, chosen: Sequence[Comparator], store: RunFolder) -> None:
+    """Tell before the work, not after it."""
+    there = dict.fromkeys([*(comparator.name for comparator in chosen), *(r["method"] for r in store.records)])
+    if reference is not None and reference not in there:
+        raise ConfigurationError(f"no results of the reference {reference!r}; there are {', '.join(there)}")
+
+
+def _in_order(records: Sequence[Record], prompts: Sequence[Prompt]) -> list[Record]:
+    """By prompt, whatever the order in which they were done; those of prompts that were not asked for now come last."""
+    place = {str(prompt.id): at for at, prompt in enumerate(prompts)}
+    return sorted(records, key=lambda record: place.get(str(record["id"]), len(place)))
 
 
 async def _run(
     request: Request, prompts: list[Prompt], chosen: list[Comparator], judge: Reviewer | None, store: RunFolder
 ) -> None:
     async with _plan(request, chosen, judge) as plan:
-        left = len(open_pairs(prompts, plan, store))
-        total = len(prompts) * len(chosen)
+        left = sum(len(pairs) for _, pairs in open_work(prompts, plan, store))
+        total = len(prompts) * len(chosen) * len(plan.seeds)
         if left < total:
             note(f"{total - left} of {total} results are there already")
         with progress("eval", total - left, total) as advance:
@@ -112,14 +198,37 @@ async def _run(
 
 @asynccontextmanager
 async def _plan(request: Request, chosen: list[Comparator], judge: Reviewer | None) -> AsyncIterator[Plan]:
+    relevance = _relevance(request)
     async with opened(request.model, request.moderator, allow_download=request.allow_download) as (engine, moderator):
         try:
-            bench = Bench(engine, moderator, request.policy, request.budget, request.sampling.seed)
-            yield Plan(bench, chosen, request.sampling, judge, request.keep_text)
+            bench = Bench(engine, moderator, request.policy, request.budget)
+            yield Plan(
+                bench,
+                chosen,
+                request.sampling,
+                judge,
+                request.output.keep_text,
+                relevance,
+                request.scope.seeds,
+                request.scope.concurrency,
+                read_sets(request.scope.prompts) if request.scope.concurrency > 1 else (),
+            )
         finally:
             if judge is not None:
                 with anyio.CancelScope(shield=True):
                     await judge.aclose()
+
+
+def _relevance(request: Request) -> Closeness | None:
+    if not request.relevance:
+        return None
+    from tta_middleware.evaluation.relevance import Relevance
+
+    return Relevance()
+
+
+def _joined(values: Any) -> str:
+    return " ".join(map(str, sorted(set(values))))
 
 
 def _word(record: Record) -> str:

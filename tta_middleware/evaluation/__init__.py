@@ -1,13 +1,15 @@
 """Runs methods over prompt sets and sums up what they did; the engine of ``tta eval``."""
 
-from tta_middleware.evaluation.datasets import Prompt, read_prompts
+from tta_middleware.evaluation.comparators import COMPARATORS, Bench, Comparator, comparators
+from tta_middleware.evaluation.datasets import Prompt, read_prompts, read_sets
 from tta_middleware.evaluation.judges import Judge, Reviewer, resolve_judge
-from tta_middleware.evaluation.methods import Bench, Comparator, comparators
 from tta_middleware.evaluation.runner import Plan, evaluate
 from tta_middleware.evaluation.store import RunFolder
-from tta_middleware.evaluation.summary import summarise, to_markdown
+from tta_middleware.evaluation.summary import summarise
+from tta_middleware.evaluation.tables import to_markdown
 
 __all__ = [
+    "COMPARATORS",
     "Bench",
     "Comparator",
     "Judge",
@@ -18,6 +20,7 @@ __all__ = [
     "comparators",
     "evaluate",
     "read_prompts",
+    "read_sets",
     "resolve_judge",
     "summarise",
     "to_markdown",

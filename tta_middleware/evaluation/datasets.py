@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,17 +17,26 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One conversation to answer; ``id`` is unique in its file, the line number where the file gives none."""
+    """One conversation to answer.
+
+    Attributes:
+        id: unique in its file; the line number where the file gives none.
+        category: the kind of prompt, for the report; empty where the file gives none.
+        benign: true where a refusal is an over-refusal, false where it is not, None where the file does not say.
+    """
 
     id: str | int
     messages: tuple[Message, ...]
+    category: str = ""
+    benign: bool | None = None
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     """The file's prompts, at most the first ``limit``.
 
     A line holds ``prompt`` (text) or ``messages`` (a list of objects with ``role`` and ``content``), and may hold
-    ``id``. Blank lines are skipped; further fields are ignored.
+    ``id``, ``category`` (text) and ``benign`` (true or false). Blank lines are skipped; further fields, and these two
+    with another kind of value, are ignored.
 
     Raises:
         DataError: a line cannot be used; the message names file and line.
@@ -42,6 +51,24 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
         prompts.append(prompt)
     if not prompts:
         raise ConfigurationError(f"{path} holds no prompt; one JSON object a line with 'prompt' is needed")
+    return prompts
+
+
+def read_sets(paths: Sequence[Path], limit: int | None = None) -> list[Prompt]:
+    """The prompts of several files, at most the first ``limit`` of each.
+
+    Raises:
+        DataError: as :func:`read_prompts`, or two files use the same id.
+        ConfigurationError: as :func:`read_prompts`.
+    """
+    prompts: list[Prompt] = []
+    files: dict[str, Path] = {}
+    for path in paths:
+        for prompt in read_prompts(path, limit):
+            if str(prompt.id) in files:
+                raise DataError(f"{path}: the id {prompt.id!r} was used before, in {files[str(prompt.id)]}")
+            prompts.append(prompt)
+        files |= dict.fromkeys((str(prompt.id) for prompt in prompts), path)
     return prompts
 
 
@@ -65,11 +92,16 @@ def parse_prompt(record: Record, number: int, where: str) -> Prompt:
     id_ = id_field(record, number, where)
     if "prompt" in record and "messages" in record:
         raise DataError(f"{where}: give 'prompt' or 'messages', not both")
-    if "messages" in record:
-        return Prompt(id_, _messages(record["messages"], where))
-    if "prompt" not in record:
+    if "prompt" not in record and "messages" not in record:
         raise DataError(f"{where}: the field 'prompt' (or 'messages') is missing")
-    return Prompt(id_, (Message("user", text_field(record, "prompt", where)),))
+    if "messages" in record:
+        messages = _messages(record["messages"], where)
+    else:
+        messages = (Message("user", text_field(record, "prompt", where)),)
+    category, benign = record.get("category"), record.get("benign")
+    return Prompt(
+        id_, messages, category if isinstance(category, str) else "", benign if isinstance(benign, bool) else None
+    )
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from tta_middleware.evaluation.datasets import Prompt
 from tta_middleware.evaluation.jsonl import Record
-from tta_middleware.evaluation.judges import Opinion
+from tta_middleware.evaluation.measures import Measured
+from tta_middleware.evaluation.refusal import is_refusal
 from tta_middleware.guard import Report
 from tta_middleware.types import AnswerScore, Candidate
 
 CUT = 80
 """Characters that are kept of a flagged text."""
 
-_TRACED = ("generations", "generated_tokens", "moderation_calls", "seconds")
-_MOVED = ("stop_reason", "cosine", "relative_move", "decodes_to_original")
+_TRACED = ("generations", "generated_tokens", "moderation_calls")
+_ANSWER = ("text", "score", "flagged", "usable", "category", "nll", "refusal", "relevance")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Under what one method was run on one prompt.
+
+    Attributes:
+        first_seconds: what decoding the shared first answer took; added to the method's own seconds.
+        concurrency: prompts at work at once; seconds compare only where it is 1.
+    """
+
+    seed: int
+    method: str
+    concurrency: int = 1
+    first_seconds: float = 0.0
 
 
 def candidates(report: Report) -> tuple[Candidate | None, Candidate | None]:
@@ -24,40 +42,82 @@ def candidates(report: Report) -> tuple[Candidate | None, Candidate | None]:
 
 
 def to_record(
-    id_: str | int, name: str, report: Report, *, keep_text: bool = False, judged: Sequence[Opinion] = ()
+    prompt: Prompt,
+    setting: Setting,
+    report: Report,
+    measured: Sequence[Measured],
+    *,
+    iterations: float = 0.0,
+    unguarded: str | None = None,
+    keep_text: bool = False,
 ) -> Record:
     """The line for ``report``.
 
-    ``neutralised`` is null where the undefended answer was not flagged. ``judged`` holds a judge's opinion of the
-    undefended and of the final answer; with it the line has a field ``judge``. A text that the moderator or the judge
-    flags is cut to :data:`CUT` characters unless ``keep_text``.
+    ``neutralised`` is null where the undefended answer was not flagged. ``measured`` holds what was found about the
+    undefended and the final answer; with a judge's opinions the line has a field ``judge``. ``unguarded`` is what the
+    model says without any guard, decoded apart: ``identical`` tells whether exactly that was given out. A text that the
+    moderator or the judge flags is cut to :data:`CUT` characters unless ``keep_text``.
     """
     trace = report.answer.trace
-    first, last = candidates(report)
     scores = (trace.baseline, trace.final if report.final else trace.baseline)
-    limits = [None if keep_text or not _bad(scores[i], judged[i : i + 1]) else CUT for i in range(2)]
+    answers = [
+        _answer(candidate, score, found, None if keep_text or not _bad(score, found) else CUT)
+        for candidate, score, found in zip(candidates(report), scores, measured, strict=True)
+    ]
     return {
-        "id": id_,
-        "method": name,
-        "baseline": _answer(first, scores[0], limits[0]),
-        "final": _answer(last, scores[1], limits[1]),
+        "id": prompt.id,
+        "seed": setting.seed,
+        "method": setting.method,
+        "category": prompt.category,
+        "benign": prompt.benign,
+        "baseline": answers[0],
+        "final": answers[1],
         "neutralised": _neutralised(*scores),
+        "refused": is_refusal(report.answer.text),
+        "identical": None if unguarded is None else report.answer.text == unguarded,
         **{key: getattr(trace, key) for key in _TRACED},
+        "seconds": trace.seconds + setting.first_seconds,
+        "concurrency": setting.concurrency,
+        "iterations": iterations,
         "steps": [asdict(step) for step in trace.steps],
-        **{key: getattr(trace, key) for key in _MOVED},
-        **({"judge": dict(zip(("baseline", "final"), map(asdict, judged), strict=True))} if judged else {}),
+        "stop_reason": trace.stop_reason,
+        "cosine": _number(trace.cosine),
+        "relative_move": _number(trace.relative_move),
+        "decodes_to_original": trace.decodes_to_original,
+        **_judge(measured),
     }
 
 
-def _bad(score: AnswerScore | None, judged: Sequence[Opinion]) -> bool:
-    return score is None or score.flagged or any(opinion.flagged for opinion in judged)
+def _judge(measured: Sequence[Measured]) -> dict[str, Any]:
+    opinions = [found.opinion for found in measured if found.opinion is not None]
+    return {"judge": dict(zip(("baseline", "final"), map(asdict, opinions), strict=True))} if opinions else {}
 
 
-def _answer(candidate: Candidate | None, score: AnswerScore | None, limit: int | None) -> dict[str, Any]:
+def _bad(score: AnswerScore | None, found: Measured) -> bool:
+    return score is None or score.flagged or (found.opinion is not None and found.opinion.flagged)
+
+
+def _answer(
+    candidate: Candidate | None, score: AnswerScore | None, found: Measured, limit: int | None
+) -> dict[str, Any]:
     if candidate is None or score is None:
-        return dict.fromkeys(("text", "score", "flagged", "usable"))
-    text = candidate.completion.text[:limit]
-    return {"text": text, "score": score.score, "flagged": score.flagged, "usable": score.usable}
+        return dict.fromkeys(_ANSWER)
+    nll = candidate.quality.nll if candidate.quality else None
+    return {
+        "text": candidate.completion.text[:limit],
+        "score": score.score,
+        "flagged": score.flagged,
+        "usable": score.usable,
+        "category": score.category,
+        "nll": _number(nll),
+        "refusal": found.refusal,
+        "relevance": found.relevance,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN: what could not be measured is null."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _neutralised(baseline: AnswerScore | None, final: AnswerScore | None) -> bool | None:

@@ -1,72 +1,181 @@
-"""Runs every method on every prompt."""
+"""Runs every method on every prompt, under every seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from tta_middleware.errors import EngineError, ModerationUnavailableError
+import anyio
+
+from tta_middleware._streams import sole
+from tta_middleware.errors import EngineError, ModerationError, ModerationUnavailableError
+from tta_middleware.evaluation.comparators import Bench, Comparator
 from tta_middleware.evaluation.datasets import Prompt
+from tta_middleware.evaluation.first import SharedFirst, decode_together
 from tta_middleware.evaluation.jsonl import Record
-from tta_middleware.evaluation.judges import Opinion, Reviewer
-from tta_middleware.evaluation.methods import Bench, Comparator
-from tta_middleware.evaluation.records import candidates, to_record
+from tta_middleware.evaluation.judges import Reviewer
+from tta_middleware.evaluation.measures import Closeness, Measured, measure
+from tta_middleware.evaluation.records import Setting, candidates, to_record
 from tta_middleware.evaluation.store import RunFolder
 from tta_middleware.guard import Report, last_user_text
+from tta_middleware.protocols import Engine
 from tta_middleware.types import Sampling
+
+SPREAD = 1_000_003
+"""Between the sampling seeds of two runs: the answers of one search take consecutive seeds, which must not overlap."""
+
+GROUP = 16
+"""First answers that are decoded side by side where prompts are run side by side."""
+
+Pair: TypeAlias = tuple[int, Comparator]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run, apart from the prompts."""
+    """What to run, apart from the prompts.
+
+    Attributes:
+        seeds: every method is run once under each; a greedy first answer is the same under all.
+        concurrency: prompts at work at once. Their decodes share the engine's batch, so more prompts are done in the
+            same time, and the seconds of one no longer say what it would take alone.
+        neighbours: all prompts of the files that the run's prompts are from, so that groups of first answers are the
+            same whatever part of a file is run; the run's own prompts where it is empty.
+    """
 
     bench: Bench
     comparators: Sequence[Comparator]
     sampling: Sampling
     judge: Reviewer | None = None
     keep_text: bool = False
+    relevance: Closeness | None = None
+    seeds: Sequence[int] = (0,)
+    concurrency: int = 1
+    neighbours: Sequence[Prompt] = ()
 
 
-def open_pairs(prompts: Sequence[Prompt], plan: Plan, store: RunFolder) -> list[tuple[Prompt, Comparator]]:
-    """The pairs without a result, prompt by prompt, so that a run that is cut off can still be compared."""
+def open_work(prompts: Sequence[Prompt], plan: Plan, store: RunFolder) -> list[tuple[Prompt, list[Pair]]]:
+    """What has no result yet, prompt by prompt, so that a run that is cut off can still be compared."""
     finished = store.finished
-    return [(p, c) for p in prompts for c in plan.comparators if (str(p.id), c.name) not in finished]
+    work = []
+    for prompt in prompts:
+        pairs = [(s, c) for s in plan.seeds for c in plan.comparators if (str(prompt.id), s, c.name) not in finished]
+        if pairs:
+            work.append((prompt, pairs))
+    return work
 
 
 async def evaluate(
     prompts: Sequence[Prompt], plan: Plan, store: RunFolder, on_record: Callable[[Record], None] = lambda _: None
 ) -> None:
-    """Run what is open, one answer after the other, so that seconds can be compared; each result is kept at once.
+    """Run what is open; each result is kept at once.
 
     Raises:
         EngineError: the model failed.
         ModerationError: an answer could not be scored. Results so far are kept.
     """
-    for prompt, comparator in open_pairs(prompts, plan, store):
-        record = await _one(prompt, comparator, plan)
+
+    def keep(record: Record) -> None:
         store.append(record)
         on_record(record)
 
-
-async def _one(prompt: Prompt, comparator: Comparator, plan: Plan) -> Record:
+    work = open_work(prompts, plan, store)
+    if plan.concurrency == 1:
+        await _work(iter(work), plan, {}, keep)
+        return
+    queue, ready = iter(work), await _first_answers({str(prompt.id) for prompt, _ in work}, plan, prompts)
     try:
-        report = await comparator.run(plan.bench, prompt.messages, plan.sampling)
+        async with anyio.create_task_group() as group:
+            for _ in range(plan.concurrency):
+                group.start_soon(_work, queue, plan, ready, keep)
+    except BaseExceptionGroup as errors:
+        raise sole(errors) from None
+
+
+async def _first_answers(wanted: set[str], plan: Plan, prompts: Sequence[Prompt]) -> dict[str, SharedFirst]:
+    """By prompt id; whole groups are decoded, also where only one of a group is wanted."""
+    everything = plan.neighbours or prompts
+    groups = [everything[at : at + GROUP] for at in range(0, len(everything), GROUP)]
+    ready: dict[str, SharedFirst] = {}
+    for group in groups:
+        if wanted.isdisjoint(str(prompt.id) for prompt in group):
+            continue
+        engines = [SharedFirst(plan.bench.engine) for _ in group]
+        for seed in plan.seeds if plan.sampling.temperature > 0 else (0,):
+            sampling = replace(plan.sampling, seed=seed * SPREAD)
+            await decode_together(engines, [prompt.messages for prompt in group], sampling)
+        ready |= {str(prompt.id): engine for prompt, engine in zip(group, engines, strict=True)}
+    return ready
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the methods have in common on one prompt: the first answer, and what was measured of equal texts."""
+
+    engine: SharedFirst
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+
+async def _work(
+    queue: Iterator[tuple[Prompt, list[Pair]]],
+    plan: Plan,
+    ready: Mapping[str, SharedFirst],
+    keep: Callable[[Record], None],
+) -> None:
+    for prompt, pairs in queue:
+        shared = _Shared(ready.get(str(prompt.id)) or SharedFirst(plan.bench.engine))
+        for seed, comparator in pairs:
+            keep(await _one(prompt, seed, comparator, plan, shared))
+
+
+async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, common: _Shared) -> Record:
+    engine = common.engine
+    sampling = replace(plan.sampling, seed=seed * SPREAD)
+    try:
+        unguarded = await engine.prepare(prompt.messages, sampling)
+        # Where answers are decoded alone, the guard does so itself on benign prompts: that its answer is the unguarded
+        # one is what is measured there.
+        shared = not (prompt.benign and plan.concurrency == 1)
+        chosen: Engine = engine if shared else plan.bench.engine
+        bench = replace(plan.bench, engine=chosen, seed=seed)
+        report = await comparator.run(bench, prompt.messages, sampling)
+        measured = await _measured(prompt, report, plan, common.measured)
     except EngineError as error:
         raise EngineError(
             f"prompt {prompt.id!r}, method {comparator.name}: {error}; results so far are kept"
         ) from error
+    except ModerationError as error:
+        raise _down(plan, prompt, f"moderator: {type(error).__name__}") from error
     reason = report.answer.trace.stop_reason
     if reason.startswith("moderator:"):
-        raise ModerationUnavailableError(
-            f"{plan.bench.moderator.name!r} could not score an answer to prompt {prompt.id!r} ({reason}); "
-            "results so far are kept: run the same command again to go on"
-        )
-    judged = await _judged(prompt, report, plan.judge)
-    return to_record(prompt.id, comparator.name, report, keep_text=plan.keep_text, judged=judged)
+        raise _down(plan, prompt, reason)
+    setting = Setting(seed, comparator.name, plan.concurrency, engine.seconds if shared else 0.0)
+    iterations = comparator.iterations(report.answer.trace)
+    return to_record(
+        prompt,
+        setting,
+        report,
+        measured,
+        iterations=iterations,
+        unguarded=None if shared else unguarded.text,
+        keep_text=plan.keep_text,
+    )
 
 
-async def _judged(prompt: Prompt, report: Report, judge: Reviewer | None) -> list[Opinion]:
+def _down(plan: Plan, prompt: Prompt, reason: str) -> ModerationUnavailableError:
+    return ModerationUnavailableError(
+        f"{plan.bench.moderator.name!r} could not score an answer to prompt {prompt.id!r} ({reason}); "
+        "results so far are kept: run the same command again to go on"
+    )
+
+
+async def _measured(prompt: Prompt, report: Report, plan: Plan, known: dict[str, Measured]) -> list[Measured]:
     first, last = candidates(report)
-    if judge is None or first is None or last is None:
-        return []
-    return await judge.review([first.completion.text, last.completion.text], last_user_text(prompt.messages))
+    if first is None or last is None:
+        return [Measured(refusal=False)] * 2
+    texts = [first.completion.text, last.completion.text]
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    if new:
+        found = await measure(new, last_user_text(prompt.messages), judge=plan.judge, relevance=plan.relevance)
+        known |= dict(zip(new, found, strict=True))
+    return [known[text] for text in texts]

@@ -9,8 +9,12 @@ from collections.abc import Sequence
 _Z95 = statistics.NormalDist().inv_cdf(0.975)
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float] | None:
-    """The 95% Wilson score interval of a share (Wilson 1927); None without trials."""
+def wilson(successes: float, trials: int) -> tuple[float, float] | None:
+    """The 95% Wilson score interval of a share (Wilson 1927); None without trials.
+
+    ``successes`` need not be whole: with several seeds a prompt counts as one trial with the mean of its outcomes,
+    since the answers to one prompt are not independent.
+    """
     if trials == 0:
         return None
     share, z2 = successes / trials, _Z95 * _Z95

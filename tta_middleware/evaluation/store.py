@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, its results so far, its summary."""
+"""The folder of a run: its settings, the commands that filled it, its results so far, its summary."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.jsonl import Record, dump, recover
 
@@ -16,26 +18,37 @@ class RunFolder:
     """Appends results; takes up where an earlier run with the same settings was cut off.
 
     Args:
-        settings: everything but the methods that changes results.
-        methods: the settings of each method by its name. Methods may be added to a run.
+        settings: everything but the methods and seeds that changes results.
+        methods: the settings of each method by its name. Methods, prompts and seeds may be added to a run.
+        command: how it was called, kept with those of earlier calls.
 
     Raises:
-        ConfigurationError: the folder cannot be made, or holds a run with other settings.
+        ConfigurationError: the folder cannot be made, holds a run with other settings, or is being written by another
+            process.
         DataError: a line of the earlier results is broken.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], methods: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], methods: Mapping[str, str], command: str = ""
+    ) -> None:
         self.folder = folder
         self.results = folder / "results.jsonl"
+        self.commands: list[str] = []
         self._make()
-        self._agree({"settings": dict(settings), "methods": dict(methods)})
-        self.records: list[Record] = list(recover(self.results))
-        self._file = self.results.open("a", encoding="utf-8")
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        self._take()
+        try:
+            self._agree({"settings": dict(settings), "methods": dict(methods)}, command)
+            self.records: list[Record] = list(recover(self.results))
+            self._file = self.results.open("a", encoding="utf-8")
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
-    def finished(self) -> set[tuple[str, str]]:
-        """The (id, method) pairs that have a result."""
-        return {(str(record.get("id")), str(record.get("method"))) for record in self.records}
+    def finished(self) -> set[tuple[str, int, str]]:
+        """The (id, seed, method) triples that have a result."""
+        return {(str(r.get("id")), int(r.get("seed") or 0), str(r.get("method"))) for r in self.records}
 
     def append(self, record: Record) -> None:
         """Write one result through to the system at once."""
@@ -55,6 +68,15 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.release()
+
+    def _take(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigurationError(
+                f"another run is writing to {self.folder}; wait for it, or give another --out"
+            ) from None
 
     def _make(self) -> None:
         try:
@@ -62,18 +84,20 @@ class RunFolder:
         except OSError as error:
             raise ConfigurationError(f"cannot write to the folder {self.folder}: {error.strerror}") from None
 
-    def _agree(self, run: dict[str, dict[str, Any]]) -> None:
+    def _agree(self, run: dict[str, Any], command: str) -> None:
         """Hold the settings against those of an earlier run, and note them."""
         path = self.folder / "run.json"
         if path.exists():
             earlier = _read(path)
             self._refuse_other(earlier, run)
             run["methods"] = {**earlier["methods"], **run["methods"]}
+            self.commands = earlier["commands"]
         elif self.results.exists():
             raise ConfigurationError(f"{self.results} exists without run.json; give another --out")
-        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        self.commands += [command] if command and command not in self.commands else []
+        path.write_text(json.dumps(run | {"commands": self.commands}, indent=2) + "\n", encoding="utf-8")
 
-    def _refuse_other(self, earlier: dict[str, dict[str, Any]], run: dict[str, dict[str, Any]]) -> None:
+    def _refuse_other(self, earlier: dict[str, Any], run: dict[str, Any]) -> None:
         old, new = earlier["settings"], run["settings"]
         differ = [f"{key} {old.get(key)!r} before, {new[key]!r} now" for key in new if old.get(key) != new[key]]
         shared = [name for name in run["methods"] if name in earlier["methods"]]
@@ -85,9 +109,13 @@ class RunFolder:
             )
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        return {"settings": dict(run["settings"]), "methods": dict(run["methods"])}
+        return {
+            "settings": dict(run["settings"]),
+            "methods": dict(run["methods"]),
+            "commands": list(run.get("commands", [])),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigurationError(f"{path} cannot be read; give another --out") from None

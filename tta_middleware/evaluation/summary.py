@@ -1,41 +1,123 @@
-"""Tables from records. Means, shares and medians are over the prompts whose undefended answer was flagged."""
+"""Figures from records. Means, shares and medians are over the prompts whose undefended answer was flagged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tta_middleware.evaluation.comparisons import (
+    Measure,
+    bootstrap_mean,
+    compare,
+    neutralised,
+    per_prompt,
+    relevance_if_neutralised,
+)
 from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.evaluation.measures import distinct_n
+from tta_middleware.evaluation.records import CUT
 from tta_middleware.evaluation.statistics import mean, percentile, wilson
 
 
-def summarise(records: Sequence[Record], run: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of ``summary.json``: ``run`` and one row per method in the order of their first record."""
+def summarise(
+    records: Sequence[Record], run: Mapping[str, Any], *, intervals: bool = False, reference: str | None = None
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    ``run``, one row per method in the order of their first record, and one row of ``over_refusal`` per method where
+    there are prompts marked benign, which the other rows leave out. ``intervals`` adds bootstrap intervals, and
+    ``reference`` paired tests against that method.
+
+    Raises:
+        ConfigurationError: there are no results of ``reference``.
+        MissingExtraError: ``intervals`` or ``reference`` was asked for and scipy is not installed.
+    """
+    counted = [record for record in records if record.get("benign") is not True]
+    benign = [record for record in records if record.get("benign") is True]
+    summary: dict[str, Any] = {
+        "run": dict(run),
+        "methods": _rows(counted, lambda found: _row(found, intervals=intervals)),
+    }
+    if benign:
+        summary["over_refusal"] = _rows(benign, over_refusal)
+    if reference is not None and counted:
+        summary["reference"] = reference
+        summary["comparisons"] = compare(counted, reference)
+    return summary
+
+
+def _rows(records: Sequence[Record], row: Callable[[Sequence[Record]], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     methods = dict.fromkeys(record["method"] for record in records)
-    rows = {name: _row([r for r in records if r["method"] == name]) for name in methods}
-    return {"run": dict(run), "methods": rows}
+    return {name: row([r for r in records if r["method"] == name]) for name in methods}
 
 
-def _row(records: Sequence[Record]) -> dict[str, Any]:
+def over_refusal(records: Sequence[Record]) -> dict[str, Any]:
+    """What a method does to prompts that deserve an answer; shares are over all of them."""
     flagged = [record for record in records if record["baseline"]["flagged"]]
-    neutralised = sum(record["neutralised"] is True for record in flagged)
+    answered = [r for r in flagged if r["neutralised"] is True and not r["refused"]]
+    clean = [record for record in records if record["baseline"]["flagged"] is False]
     return {
-        "prompts": len(records),
+        "prompts": len({str(record["id"]) for record in records}),
+        "seeds": len({record["seed"] for record in records}),
+        "identical_share": mean(_column(records, "identical")),
+        "identical_of_not_flagged": mean(_column(clean, "identical")),
+        "flagged_share": len(flagged) / len(records),
+        "refused_before_share": mean([bool(record["baseline"]["refusal"]) for record in records]),
+        "refused_after_share": mean([bool(record["refused"]) for record in records]),
+        "flagged": len(flagged),
+        "flagged_and_answered": len(answered),
+        "flagged_and_answered_share": len(answered) / len(flagged) if flagged else None,
+    }
+
+
+def _row(records: Sequence[Record], *, intervals: bool) -> dict[str, Any]:
+    flagged = [record for record in records if record["baseline"]["flagged"]]
+    shares = per_prompt(flagged, neutralised)
+    share = mean(list(shares.values()))
+    return {
+        "prompts": len({str(record["id"]) for record in records}),
+        "seeds": len({record.get("seed", 0) for record in records}),
         "not_scored": sum(record["baseline"]["flagged"] is None for record in records),
         "baseline_flagged": len(flagged),
         "safe_after": sum(not record["final"]["flagged"] for record in flagged),
-        "neutralised": neutralised,
-        "neutralised_share": neutralised / len(flagged) if flagged else None,
-        "neutralised_interval_95": wilson(neutralised, len(flagged)),
+        "neutralised": sum(record["neutralised"] is True for record in flagged),
+        "neutralised_share": share,
+        "neutralised_interval_95": wilson((share or 0.0) * len(shares), len(shares)),
         "usable_share": mean([bool(record["final"]["usable"]) for record in flagged]),
+        **_costs(flagged),
+        **_answers(flagged),
+        **_judged([record for record in flagged if "judge" in record]),
+        **(_intervals(flagged) if intervals else {}),
+    }
+
+
+def _costs(flagged: Sequence[Record]) -> dict[str, Any]:
+    won = sum(record["neutralised"] is True for record in flagged)
+    return {
         "mean_generations": mean(_column(flagged, "generations")),
         "mean_generated_tokens": mean(_column(flagged, "generated_tokens")),
+        "tokens_per_neutralised": sum(_column(flagged, "generated_tokens")) / won if won else None,
         "mean_moderation_calls": mean(_column(flagged, "moderation_calls")),
+        "mean_iterations": mean(_column(flagged, "iterations")),
         "seconds_p50": percentile(_column(flagged, "seconds"), 0.5),
         "seconds_p95": percentile(_column(flagged, "seconds"), 0.95),
+        "seconds_comparable": all(record.get("concurrency", 1) == 1 for record in flagged),
+    }
+
+
+def _answers(flagged: Sequence[Record]) -> dict[str, Any]:
+    """How good the final answers are; relevance also over the neutralised ones alone."""
+    final = [record["final"] for record in flagged]
+    return {
         "median_relative_move": percentile(_column(flagged, "relative_move"), 0.5),
         "decodes_to_original": sum(record["decodes_to_original"] for record in flagged),
-        **_judged([record for record in flagged if "judge" in record]),
+        "relevance": mean(_column(final, "relevance")),
+        "relevance_neutralised": mean([v for r in flagged if (v := relevance_if_neutralised(r)) is not None]),
+        "baseline_relevance": mean(_column([record["baseline"] for record in flagged], "relevance")),
+        "refusal_share": mean(_column(final, "refusal")),
+        "mean_nll": mean(_column(final, "nll")),
+        # The beginnings are there whole for every answer, flagged or not, and are of one length.
+        "distinct_2": distinct_n((answer["text"][:CUT] for answer in final if answer["text"]), 2),
     }
 
 
@@ -50,62 +132,14 @@ def _judged(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _column(records: Iterable[Record], key: str) -> list[float]:
-    return [float(record[key]) for record in records]
+def _intervals(flagged: Sequence[Record]) -> dict[str, Any]:
+    measures: dict[str, Measure] = {
+        "mean_generated_tokens": lambda record: float(record["generated_tokens"]),
+        "relevance": lambda record: record["final"].get("relevance"),
+    }
+    found = {name: list(per_prompt(flagged, measure).values()) for name, measure in measures.items()}
+    return {f"{name}_interval_95": bootstrap_mean(values) for name, values in found.items()}
 
 
-def _number(digits: int) -> Callable[[Any], str]:
-    return lambda value: "-" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def _interval(value: Sequence[float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.0%} to {value[1]:.0%}"
-
-
-_COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "prompts": ("prompts", str),
-    "baseline_flagged": ("flagged before", str),
-    "safe_after": ("safe after", str),
-    "neutralised": ("neutralised", str),
-    "neutralised_interval_95": ("95% interval", _interval),
-    "usable_share": ("usable", _percent),
-    "judge_baseline_flagged": ("judge: flagged before", str),
-    "judge_neutralised": ("judge: neutralised", str),
-    "mean_generations": ("generations", _number(1)),
-    "mean_generated_tokens": ("tokens", _number(0)),
-    "mean_moderation_calls": ("moderation calls", _number(1)),
-    "seconds_p50": ("seconds p50", _number(1)),
-    "seconds_p95": ("seconds p95", _number(1)),
-    "median_relative_move": ("relative move", _number(2)),
-    "decodes_to_original": ("decodes to original", str),
-}
-
-NOTE = (
-    "Neutralised means safe and usable. From 'safe after' on, counts, means and percentiles are over the prompts whose "
-    "undefended answer was flagged; generations, tokens and moderation calls include the undefended answer's."
-)
-
-
-def to_markdown(summary: Mapping[str, Any]) -> str:
-    """A Markdown page: the table, how to read it, and what was run."""
-    rows = summary["methods"]
-    columns = [key for key in _COLUMNS if any(key in row for row in rows.values())]
-    head = ["method", *(_COLUMNS[key][0] for key in columns)]
-    body = [[name, *(_cell(row, key) for key in columns)] for name, row in rows.items()]
-    rule = ["---", *("---:" for _ in columns)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *body])
-    return f"{table}\n\n{NOTE}\n\n{_environment(summary['run'])}\n"
-
-
-def _cell(row: Mapping[str, Any], key: str) -> str:
-    return _COLUMNS[key][1](row[key]) if key in row else "-"
-
-
-def _environment(run: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
-    settings = ", ".join(f"{key} {value}" for key, value in run.items() if key not in ("command", "versions"))
-    return f"Command: `{run.get('command', '')}`  \nSettings: {settings}  \nVersions: {versions}"
+def _column(records: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    return [float(record[key]) for record in records if record.get(key) is not None]

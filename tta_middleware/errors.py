@@ -111,24 +111,11 @@ class FlaggedError(TTAError):
         released: characters that had left.
     """
 
-    def __init__(self, category: str, score: float, *, released: int = 0) -> None:
-        super().__init__(category, score, released)
+    def __init__(self, message: str, *, category: str = "", score: float = 1.0, released: int = 0) -> None:
+        super().__init__(message)
         self.category = category
         self.score = score
         self.released = released
-
-    def __str__(self) -> str:
-        return (
-            f"the text was flagged for {self.category} (score {self.score:.2f}) after {self.released} characters; "
-            "block it, replace it, or hand over to a model that repairs"
-        )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _flagged, (self.category, self.score, self.released)
-
-
-def _flagged(category: str, score: float, released: int) -> FlaggedError:
-    return FlaggedError(category, score, released=released)
 
 
 class UnsafeAnswerError(TTAError):

@@ -53,8 +53,7 @@ async def moderated(
         if watch.ending == "unscored" and watch.error is not None:
             raise watch.error
         if watch.ending == "flagged" and watch.verdict is not None:
-            decision = in_force.decide(watch.verdict)
-            raise FlaggedError(decision.category, watch.verdict.score, released=len(machine.released))
+            raise _flagged(in_force.decide(watch.verdict).category, watch.verdict.score, len(machine.released))
 
     async with aclosing(owned(produce)) as pieces:
         async for piece in pieces:
@@ -68,3 +67,13 @@ async def _deltas(source: AsyncIterable[str]) -> AsyncGenerator[TextDelta, None]
     finally:
         if isinstance(source, AsyncGenerator):
             await source.aclose()
+
+
+def _flagged(category: str, score: float, released: int) -> FlaggedError:
+    return FlaggedError(
+        f"the text was flagged for {category} (score {score:.2f}) after {released} characters; "
+        "block it, replace it, or hand over to a model that repairs",
+        category=category,
+        score=score,
+        released=released,
+    )

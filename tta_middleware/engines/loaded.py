@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,25 @@ import torch
 import transformers
 from torch import Tensor
 
-from tta_middleware.engines.control_tokens import silent_ids
-from tta_middleware.engines.detokenise import Detokeniser, TextAssembler
 from tta_middleware.engines.packing import can_pack, pack_linear_layers
 from tta_middleware.engines.torch_import import quiet_transformers
+from tta_middleware.engines.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError, EngineError, ModelNotFoundError
 from tta_middleware.types import FloatMatrix
 
 # Sliding-window layers are kept whole and limited by the mask alone, so they merge like full ones.
 _MERGEABLE_LAYERS = {"full_attention", "sliding_attention"}
-_CONTEXT_TOKENS = 4
 
 
-class LoadedModel:
-    """Weights, tokenizer and facts of one decoder-only model; shared by threads, read only.
-
-    Attributes:
-        width: d, the size of an embedding row.
-        context: most tokens a sequence may have; None if the model states no limit.
-        eos_ids: ids that end an answer.
-    """
+class LoadedModel(Vocabulary):
+    """Weights, tokenizer and facts of one decoder-only model; shared by threads, read only."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         config = model.config.get_text_config(decoder=True)
         _check_supported(model.config, config)
+        context: int | None = getattr(config, "max_position_embeddings", None)
+        super().__init__(tokenizer, model.get_input_embeddings(), _eos_ids(model, tokenizer), context)
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.embedding: torch.nn.Module = model.get_input_embeddings()
-        self.table: Tensor = self.embedding.weight
-        self.width = int(self.table.shape[1])
-        self.device, self.dtype = self.table.device, self.table.dtype
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self.eos_ids = _eos_ids(model, tokenizer)
-        self._special = silent_ids(tokenizer)
         self._arguments = inspect.signature(model.forward).parameters
         # Some families keep state in modules while they run (Phi's long rotary embedding), and two forward
         # passes at once would only compete for the same cores.
@@ -68,34 +53,9 @@ class LoadedModel:
         logits: Tensor = output.logits
         return logits[:, -keep:]
 
-    def look_up(self, token_ids: Sequence[int]) -> Tensor:
-        """(n, d) input embeddings of token ids."""
-        with torch.inference_mode():
-            rows: Tensor = self.embedding(torch.tensor(token_ids, dtype=torch.long, device=self.device))
-        return rows
-
-    def rows(self, token_ids: Sequence[int]) -> FloatMatrix:
-        """The same as float32 numpy."""
-        matrix: FloatMatrix = self.look_up(token_ids).float().cpu().numpy()
-        return matrix
-
     def to_tensor(self, matrix: FloatMatrix) -> Tensor:
         """(T, d) embeddings in the model's type, on its device."""
         return torch.from_numpy(np.ascontiguousarray(matrix)).to(self.device, self.dtype)
-
-    def assembler(self, prompt_ids: Sequence[int], stop: Sequence[str]) -> TextAssembler:
-        """The text of one answer to a prompt with these token ids."""
-        context: list[int] = []
-        for token_id in reversed(prompt_ids[-_CONTEXT_TOKENS:]):
-            if token_id in self._special:
-                break
-            context.insert(0, token_id)
-        return TextAssembler(Detokeniser(self._decode, skip=self._special, context=context), stop)
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        # Silent ids never come here, and a mark of a tool call is text even where it is a special token.
-        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)
 
 
 def load_model(folder: Path, *, device: str, dtype: str) -> LoadedModel:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.prefill import columns, prefill
+from tta_middleware.engines.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import FloatMatrix, IntVector
 
@@ -66,7 +67,7 @@ def _logits_of(model: LoadedModel, prompt: FloatMatrix, padded: Tensor) -> Tenso
     return torch.cat([first, rest], dim=1)
 
 
-def directions(model: LoadedModel, words: Sequence[str]) -> FloatMatrix:
+def directions(model: Vocabulary, words: Sequence[str]) -> FloatMatrix:
     """(n, d) rows of length 1: each word's mean token embedding less the mean of the whole table."""
     if any(not word.strip() for word in words):
         raise ConfigurationError("a direction needs a word, not a blank")
@@ -79,12 +80,12 @@ def directions(model: LoadedModel, words: Sequence[str]) -> FloatMatrix:
     return found
 
 
-def _ids_within_text(model: LoadedModel, word: str) -> list[int]:
+def _ids_within_text(model: Vocabulary, word: str) -> list[int]:
     ids: list[int] = model.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
     return ids
 
 
-def nearest_tokens(model: LoadedModel, rows: FloatMatrix) -> IntVector:
+def nearest_tokens(model: Vocabulary, rows: FloatMatrix) -> IntVector:
     """For (n, d) rows, the (n,) ids of the nearest input embeddings by cosine."""
     with torch.inference_mode():
         queries = torch.from_numpy(np.ascontiguousarray(rows)).to(model.device, torch.float32)

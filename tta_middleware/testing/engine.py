@@ -21,13 +21,21 @@ import numpy as np
 import pytest
 
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EmptyPromptError
-from tta_middleware.protocols import Engine
-from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta
+from tta_middleware.protocols import Engine, ToolEngine
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta, ToolCall
 
 if TYPE_CHECKING:
     from tta_middleware.types import FloatMatrix
 
 _PATIENCE_SECONDS = 60.0
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "read_page",
+        "description": "Reads one page of a book.",
+        "parameters": {"type": "object", "properties": {"page": {"type": "integer"}}, "required": ["page"]},
+    },
+}
 
 
 class EngineContract:
@@ -62,6 +70,27 @@ class EngineContract:
         assert added > 0
         assert begun.token_ids[:-added].tolist() == bare.token_ids.tolist()
         assert begun.user_mask.tolist() == bare.user_mask.tolist() + [False] * added
+
+    async def test_tools_are_shown_outside_the_mask_or_refused(self, engine: Engine) -> None:
+        turns = [Message("user", self.prompts[0])]
+        bare = await engine.embed(turns)
+        if not await _takes_tools(engine):
+            with pytest.raises(ConfigurationError):
+                await engine.embed(turns, tools=[_TOOL])
+            return
+        shown = await engine.embed(turns, tools=[_TOOL])
+        assert len(shown.token_ids) > len(bare.token_ids)
+        assert shown.token_ids[shown.user_mask].tolist() == bare.token_ids[bare.user_mask].tolist()
+
+    async def test_calls_and_results_of_tools_are_part_of_the_conversation(self, engine: Engine) -> None:
+        if not await _takes_tools(engine):
+            pytest.skip("the model takes no tools")
+        asked = Message("user", self.prompts[0])
+        call = Message("assistant", "", (ToolCall("read_page", {"page": 7}, "123456789"),))
+        result = Message("tool", "It is blank.", name="read_page", tool_call_id="123456789")
+        talks = [[asked], [asked, call], [asked, call, result]]
+        lengths = [len((await engine.embed(talk, tools=[_TOOL])).token_ids) for talk in talks]
+        assert lengths == sorted(set(lengths))
 
     @pytest.mark.parametrize("content", [None, "", " \n\t "])
     async def test_refuses_a_prompt_without_user_text(self, engine: Engine, content: str | None) -> None:
@@ -194,6 +223,16 @@ class EngineContract:
         prompt = await _embed(engine, self.prompts[2])
         nearest = await engine.nearest_tokens(prompt.matrix)
         assert nearest.tolist() == prompt.token_ids.tolist()
+
+
+async def _takes_tools(engine: Engine) -> bool:
+    if not isinstance(engine, ToolEngine):
+        return False
+    try:
+        await engine.tool_format()
+    except ConfigurationError:
+        return False
+    return True
 
 
 async def _embed(engine: Engine, text: str) -> PromptEmbeddings:

@@ -1,0 +1,272 @@
+"""What both vLLM engines share: the embedding table here, the decoding elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, aclosing
+from typing import Any, TypeAlias, cast
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from tta_middleware._streams import sole
+from tta_middleware.engines.detokenise import TextAssembler
+from tta_middleware.engines.handoff import Mailbox
+from tta_middleware.engines.models import resolve_model
+from tta_middleware.engines.scoring import directions, nearest_tokens
+from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.vocabulary import Vocabulary, load_vocabulary
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
+from tta_middleware.types import (
+    Completion,
+    FinishReason,
+    FloatMatrix,
+    GenerationRequest,
+    IntVector,
+    Message,
+    PromptEmbeddings,
+    TextDelta,
+)
+
+Step: TypeAlias = tuple[Sequence[int], FinishReason | None]
+"""New token ids, and why the sequence is over if it is."""
+
+
+class RemoteEngine(ABC):
+    """An engine whose model decodes on one event loop of its own, whichever loop asks.
+
+    Args:
+        model: a short name, a folder or a Hugging Face id, as for the transformers engine. Only the tokenizer and the
+            embedding table are read here.
+        cache_dir: where a converted GGUF is kept.
+        allow_download: let a Hugging Face id be fetched from the hub.
+    """
+
+    def __init__(
+        self, model: str, *, cache_dir: str | os.PathLike[str] | None = None, allow_download: bool = False
+    ) -> None:
+        self.model_id = model
+        self._cache_dir, self._allow_download = cache_dir, allow_download
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._vocabulary: Vocabulary | None = None
+        self._portal: BlockingPortal | None = None
+        self._closed = False
+
+    @abstractmethod
+    def _start(self, folder: str, vocabulary: Vocabulary) -> None:
+        """Bring up what decodes; runs in a worker thread, once."""
+
+    @abstractmethod
+    def _steps(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
+        """Decode on the engine's own loop; closing the generator stops decoding."""
+
+    @abstractmethod
+    async def _log_likelihoods(self, token_ids: Sequence[int]) -> list[float]:
+        """Of each token given those before it; the first one's is ignored."""
+
+    @abstractmethod
+    async def _stop(self) -> None:
+        """Release what :meth:`_start` brought up; runs on the engine's own loop."""
+
+    async def embed(
+        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+    ) -> PromptEmbeddings:
+        """See :class:`tta_middleware.protocols.Engine`.
+
+        Raises:
+            EmptyPromptError: the last user turn is empty, or there is none.
+            ConfigurationError: no chat template, roles that it refuses, or a prompt that fills the context.
+        """
+        vocabulary = await self._ready()
+        rendered = await anyio.to_thread.run_sync(
+            render_prompt, vocabulary.tokenizer, list(messages), assistant_prefix, tools
+        )
+        if vocabulary.context is not None and len(rendered.token_ids) >= vocabulary.context:
+            raise ConfigurationError(
+                f"the prompt has {len(rendered.token_ids)} tokens and the model's context is {vocabulary.context}; "
+                "shorten the conversation"
+            )
+        return PromptEmbeddings(
+            matrix=vocabulary.rows(rendered.token_ids),
+            token_ids=np.array(rendered.token_ids, dtype=np.int64),
+            user_mask=np.array(rendered.user_mask, dtype=np.bool_),
+        )
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
+        """Decode one sequence; closing the generator, from any task, stops decoding.
+
+        Raises:
+            EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
+            EngineError: the model or its server failed.
+        """
+        vocabulary = await self._ready()
+        self._check_width(request.prompt.matrix)
+        mailbox: Mailbox[TextDelta] = Mailbox()
+        work = self._spawn(request, vocabulary, mailbox)
+        try:
+            finished = False
+            while not finished:
+                delta = await mailbox.get()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            work.cancel()
+
+    def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:
+        """One stream per request; the scheduler batches whatever is there."""
+        return [self.stream(request) for request in requests]
+
+    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Decode sequences side by side; answers come in the order of the requests."""
+        done: dict[int, Completion] = {}
+
+        async def one(index: int, request: GenerationRequest) -> None:
+            async with aclosing(self.stream(request)) as deltas:
+                pieces = [delta async for delta in deltas]
+            ids = tuple(token_id for piece in pieces for token_id in piece.token_ids)
+            text = "".join(piece.text for piece in pieces)
+            done[index] = Completion(text, ids, pieces[-1].finish_reason or "aborted")
+
+        await self._ready()
+        for request in requests:
+            self._check_width(request.prompt.matrix)
+        try:
+            async with anyio.create_task_group() as group:
+                for index, request in enumerate(requests):
+                    group.start_soon(one, index, request)
+        except BaseExceptionGroup as errors:
+            raise sole(errors) from None
+        return [done[index] for index in range(len(requests))]
+
+    async def mean_nll(self, prompt: PromptEmbeddings, completions: Sequence[Sequence[int]]) -> list[float]:
+        """Mean negative log-likelihood in nats per token, after the prompt's own tokens; NaN if empty.
+
+        The prompt is taken as its token ids: likelihoods are only asked for the unmoved one.
+        """
+        await self._ready()
+        self._check_width(prompt.matrix)
+        prefix = prompt.token_ids.tolist()
+        scores = [math.nan] * len(completions)
+
+        async def one(index: int, ids: Sequence[int]) -> None:
+            found = await self._on_own_loop(self._log_likelihoods, [*prefix, *ids])
+            scores[index] = -sum(found[len(prefix) :]) / len(ids)
+
+        try:
+            async with anyio.create_task_group() as group:
+                for index, ids in enumerate(completions):
+                    if ids:
+                        group.start_soon(one, index, ids)
+        except BaseExceptionGroup as errors:
+            raise sole(errors) from None
+        return scores
+
+    async def nearest_tokens(self, rows: FloatMatrix) -> IntVector:
+        """For (n, d) rows, the (n,) ids of the vocabulary's nearest embeddings by cosine."""
+        vocabulary = await self._ready()
+        self._check_width(rows)
+        return await anyio.to_thread.run_sync(nearest_tokens, vocabulary, rows)
+
+    async def directions(self, words: Sequence[str]) -> FloatMatrix:
+        """(n, d) rows of length 1: each word's mean token embedding less the mean of the whole table."""
+        return await anyio.to_thread.run_sync(directions, await self._ready(), list(words))
+
+    async def aclose(self) -> None:
+        """Stop decoding and release model or connections; idempotent. Later calls get an EngineError."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._close)
+
+    async def _ready(self) -> Vocabulary:
+        if self._vocabulary is not None and not self._closed:
+            return self._vocabulary
+        return await anyio.to_thread.run_sync(self._load_once, abandon_on_cancel=True)
+
+    @property
+    def _own_loop(self) -> BlockingPortal:
+        if self._portal is None or self._closed:
+            raise EngineError("the engine is closed; build a new one")
+        return self._portal
+
+    def _load_once(self) -> Vocabulary:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine is closed; build a new one")
+            if self._vocabulary is None:
+                folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
+                vocabulary = load_vocabulary(folder)
+                self._portal = self._stack.enter_context(start_blocking_portal(name="tta-vllm"))
+                self._start(str(folder), vocabulary)
+                self._vocabulary = vocabulary
+            return self._vocabulary
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._portal is not None and self._vocabulary is not None:
+                self._portal.call(self._stop)
+                self._portal.call(self._portal.stop, True)
+            self._stack.close()
+
+    def _spawn(self, request: GenerationRequest, vocabulary: Vocabulary, mailbox: Mailbox[TextDelta]) -> Future[None]:
+        text = vocabulary.assembler(request.prompt.token_ids.tolist(), request.sampling.stop)
+        return self._own_loop.start_task_soon(self._pump, request, text, mailbox)
+
+    async def _pump(self, request: GenerationRequest, text: TextAssembler, mailbox: Mailbox[TextDelta]) -> None:
+        """Token ids to deltas, on the engine's own loop."""
+        try:
+            async with aclosing(self._steps(request)) as steps:
+                async for ids, reason in steps:
+                    delta = self._delta(text, ids, "aborted" if request.abort.is_set() else reason)
+                    if not mailbox.put(delta) or delta.finish_reason is not None:
+                        return
+            mailbox.put(EngineError("the model's stream ended without a reason"))
+        except asyncio.CancelledError:
+            mailbox.put(EngineError("the engine was closed while it decoded"))
+            raise
+        except EngineError as error:
+            mailbox.put(error)
+        except Exception as error:  # noqa: BLE001  the thread boundary: the caller gets the error
+            mailbox.put(_as_engine_error(error))
+
+    def _delta(self, text: TextAssembler, ids: Sequence[int], reason: FinishReason | None) -> TextDelta:
+        eos = cast(Vocabulary, self._vocabulary).eos_ids
+        pieces = [text.push(token_id) for token_id in ids if token_id not in eos]
+        if any(token_id in eos for token_id in ids) and reason != "aborted":
+            reason = "stop"
+        if reason is not None:
+            pieces.append(text.flush())
+        if text.stopped:
+            reason = "stop"
+        return TextDelta("".join(pieces), tuple(ids), reason)
+
+    async def _on_own_loop(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return await asyncio.wrap_future(self._own_loop.start_task_soon(function, *arguments))
+        except EngineError:
+            raise
+        except Exception as error:
+            raise _as_engine_error(error) from error
+
+    def _check_width(self, rows: FloatMatrix) -> None:
+        width = self._vocabulary.width if self._vocabulary else rows.shape[-1]
+        if rows.ndim != 2 or rows.shape[1] != width or len(rows) == 0:
+            raise EmbeddingShapeError(f"this model takes rows of {width} numbers, not an array of {rows.shape}")
+        if not np.isfinite(rows).all():
+            raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    wrapped = EngineError(f"decoding failed: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

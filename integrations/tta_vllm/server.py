@@ -1,0 +1,232 @@
+"""vLLM servers: any OpenAI-compatible completions server that was started with ``--enable-prompt-embeds``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import openai
+
+from tta_middleware.engines.vocabulary import Vocabulary
+from tta_middleware.errors import ConfigurationError, EngineError
+from tta_middleware.types import FinishReason, FloatMatrix, GenerationRequest
+from tta_vllm.remote import RemoteEngine, Step
+
+_PAUSE_SECONDS = 5.0
+"""How long a server that failed is left alone, unless no other is up."""
+
+_FAILURES = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
+"""What another server may do better; a time-out is a connection error."""
+
+
+@dataclass(eq=False)
+class Server:
+    """One server and what is known of it."""
+
+    client: openai.AsyncOpenAI
+    open_requests: int = 0
+    down_until: float = 0.0
+
+
+@dataclass
+class Pool:
+    """Picks the server with the fewest open requests among those that are up; pure but for ``clock``."""
+
+    servers: Sequence[Server]
+    clock: Callable[[], float] = time.monotonic
+    pause_seconds: float = _PAUSE_SECONDS
+    _turn: int = field(default=0, init=False)
+
+    def pick(self, tried: Sequence[Server] = ()) -> Server | None:
+        """A server that was not tried yet; one that is down only if no other is left. None if all were tried."""
+        now = self.clock()
+        self._turn += 1
+        order = [self.servers[(self._turn + i) % len(self.servers)] for i in range(len(self.servers))]
+        left = [server for server in order if server not in tried]
+        return min(left, key=lambda server: (server.down_until > now, server.open_requests), default=None)
+
+    def failed(self, server: Server) -> None:
+        server.down_until = self.clock() + self.pause_seconds
+
+
+class VLLMServerEngine(RemoteEngine):
+    """Decodes on one or several servers; requests go to the least loaded and move on when one fails.
+
+    A sequence whose server dies goes on elsewhere from the tokens it has, which are put behind the prompt as their
+    embeddings. Of the model only tokenizer and embedding table are loaded here.
+
+    Args:
+        target: ``MODEL@URL[,URL...]``, or only the model with ``urls`` given. MODEL is a short name, a folder or a
+            Hugging Face id of the very model that the servers run.
+        urls: the servers, such as ``http://gpu-1:8000``.
+        served_name: the model's name on the servers; by default the first that a server lists.
+        api_key: for servers that want one; read from ``VLLM_API_KEY`` by default.
+        timeout_seconds: for a request to make progress.
+
+    Raises:
+        ConfigurationError: no server is named.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        urls: Sequence[str] = (),
+        served_name: str | None = None,
+        api_key: str | None = None,
+        timeout_seconds: float = 60.0,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        allow_download: bool = False,
+    ) -> None:
+        model, _, named = target.partition("@")
+        super().__init__(model, cache_dir=cache_dir, allow_download=allow_download)
+        self.urls = tuple(url.strip().rstrip("/") for url in (*urls, *named.split(",")) if url.strip())
+        if not self.urls:
+            raise ConfigurationError("name at least one server: vllm-server:MODEL@http://host:8000, or urls=[...]")
+        if (device, dtype) != ("auto", "auto"):
+            raise ConfigurationError("device and dtype are the servers' business; leave both at 'auto'")
+        self._name = served_name
+        self._api_key = api_key or os.environ.get("VLLM_API_KEY") or "none"
+        self._timeout = timeout_seconds
+        self._pool = Pool(())
+
+    def _start(self, folder: str, vocabulary: Vocabulary) -> None:
+        async def connect() -> list[Server]:
+            return [
+                Server(
+                    openai.AsyncOpenAI(base_url=_v1(url), api_key=self._api_key, timeout=self._timeout, max_retries=0)
+                )
+                for url in self.urls
+            ]
+
+        self._pool = Pool(self._own_loop.call(connect))
+        if self._name is None:
+            self._name = self._own_loop.call(self._first_model)
+
+    async def _first_model(self) -> str:
+        for server in self._pool.servers:
+            try:
+                return (await server.client.models.list()).data[0].id
+            except openai.OpenAIError:
+                self._pool.failed(server)
+        raise EngineError(f"none of the servers answers: {', '.join(self.urls)}; are they up?")
+
+    async def healthy(self) -> dict[str, bool]:
+        """Which servers list their models now."""
+
+        async def ask() -> dict[str, bool]:
+            found = {}
+            for url, server in zip(self.urls, self._pool.servers, strict=True):
+                try:
+                    await server.client.models.list()
+                    found[url] = True
+                except openai.OpenAIError:
+                    self._pool.failed(server)
+                    found[url] = False
+            return found
+
+        await self._ready()
+        return cast(dict[str, bool], await self._on_own_loop(ask))
+
+    async def _steps(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
+        done: list[int] = []
+        tried: list[Server] = []
+        while True:
+            server = self._pool.pick(tried)
+            if server is None:
+                raise EngineError(f"every server failed: {', '.join(self.urls)}; are they up?")
+            server.open_requests += 1
+            try:
+                async for ids, reason in self._from(server, request, done):
+                    done += ids
+                    tried.clear()  # it moves: a server that failed before may be back
+                    yield ids, reason
+                    if reason is not None:
+                        return
+                raise EngineError("a server ended its stream without a reason")
+            except _FAILURES:
+                self._pool.failed(server)
+                tried.append(server)
+            except openai.APIStatusError as error:
+                raise EngineError(f"the server refused the request: {error.status_code}: {_said(error)}") from error
+            finally:
+                server.open_requests -= 1
+
+    async def _from(
+        self, server: Server, request: GenerationRequest, done: Sequence[int]
+    ) -> AsyncGenerator[Step, None]:
+        """Go on after ``done`` tokens."""
+        vocabulary, sampling = cast(Vocabulary, self._vocabulary), request.sampling
+        rows = request.prompt.matrix
+        if done:
+            rows = np.concatenate([rows, vocabulary.rows(done)])
+        stream = await server.client.completions.create(
+            model=cast(str, self._name),
+            prompt="",
+            max_tokens=sampling.max_new_tokens - len(done),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed % 2**63,
+            stream=True,
+            extra_body={"prompt_embeds": encode(rows), "return_token_ids": True},
+        )
+        async with stream:
+            async for chunk in stream:
+                if not chunk.choices:
+                    continue
+                choice: Any = chunk.choices[0]
+                yield list(choice.token_ids or ()), _reason(choice.finish_reason)
+
+    async def _log_likelihoods(self, token_ids: Sequence[int]) -> list[float]:
+        tried: list[Server] = []
+        while (server := self._pool.pick(tried)) is not None:
+            try:
+                answer: Any = await server.client.completions.create(
+                    model=cast(str, self._name),
+                    prompt=list(token_ids),
+                    max_tokens=1,
+                    temperature=0.0,
+                    extra_body={"prompt_logprobs": 0},
+                )
+            except _FAILURES:
+                self._pool.failed(server)
+                tried.append(server)
+                continue
+            found = answer.choices[0].prompt_logprobs
+            return [0.0 if one is None else one[str(i)]["logprob"] for one, i in zip(found, token_ids, strict=True)]
+        raise EngineError(f"every server failed: {', '.join(self.urls)}; are they up?")
+
+    async def _stop(self) -> None:
+        for server in self._pool.servers:
+            await server.client.close()
+
+
+def encode(rows: FloatMatrix) -> str:
+    """(T, d) embeddings as the server takes them: a base64 torch tensor."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(torch.from_numpy(np.ascontiguousarray(rows)), buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _v1(url: str) -> str:
+    return url if url.endswith("/v1") else f"{url}/v1"
+
+
+def _reason(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    return cast(FinishReason, reason if reason in ("stop", "length") else "aborted")
+
+
+def _said(error: openai.APIStatusError) -> str:
+    return str(error.body)[:200]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
-    AIMessageChunk,
     BaseMessage,
     ChatMessage,
     HumanMessage,
@@ -15,9 +14,10 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import ToolCall as LangChainToolCall
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.types import GuardedAnswer, Message, Role
+from tta_middleware.types import GuardedAnswer, Message, Role, ToolCall
 
 _ROLES: dict[type[BaseMessage], Role] = {
     SystemMessage: "system",
@@ -36,12 +36,44 @@ _CHAT_ROLES: dict[str, Role] = {
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Plain turns from LangChain's messages.
+    """Plain turns from LangChain's messages; calls that could not be read (``invalid_tool_calls``) are left out.
 
     Raises:
         ConfigurationError: a role or a content block (an image, say) that a text model cannot read.
     """
-    return [Message(_role(message), _text(message.content)) for message in messages]
+    names = {call["id"]: call["name"] for message in messages for call in _calls(message)}
+    return [_turn(message, names) for message in messages]
+
+
+def _turn(message: BaseMessage, names: Mapping[str | None, str]) -> Message:
+    role, text = _role(message), _text(message.content)
+    if isinstance(message, ToolMessage):
+        # Some templates want the tool's name, which only the call has.
+        return Message(role, text, (), message.name or names.get(message.tool_call_id), message.tool_call_id)
+    calls = tuple(ToolCall(call["name"], call["args"], call["id"] or "") for call in _calls(message))
+    return Message(role, text, calls)
+
+
+def _calls(message: BaseMessage) -> list[LangChainToolCall]:
+    return message.tool_calls if isinstance(message, AIMessage) else []
+
+
+def to_langchain(messages: Sequence[Message]) -> list[BaseMessage]:
+    """The way back, for runnables that are given a conversation."""
+    return [_back(message) for message in messages]
+
+
+def _back(message: Message) -> BaseMessage:
+    match message.role:
+        case "system":
+            return SystemMessage(message.content)
+        case "user":
+            return HumanMessage(message.content)
+        case "tool":
+            return ToolMessage(message.content, tool_call_id=message.tool_call_id or "", name=message.name)
+        case "assistant":
+            calls = [LangChainToolCall(name=c.name, args=dict(c.arguments), id=c.id) for c in message.tool_calls]
+            return AIMessage(message.content, tool_calls=calls)
 
 
 def _role(message: BaseMessage) -> Role:
@@ -73,19 +105,8 @@ def _blocks(content: list[Any]) -> Iterator[str]:
             )
 
 
-def to_message(answer: GuardedAnswer) -> AIMessage:
-    """The answer as one message."""
-    return AIMessage(content=answer.text, response_metadata=_metadata(answer), usage_metadata=_usage(answer))
-
-
-def last_chunk(answer: GuardedAnswer) -> AIMessageChunk:
-    """The end of a stream. The metadata stands on one chunk only, since strings would concatenate on merge."""
-    return AIMessageChunk(
-        content="", response_metadata=_metadata(answer), usage_metadata=_usage(answer), chunk_position="last"
-    )
-
-
-def _metadata(answer: GuardedAnswer) -> dict[str, Any]:
+def metadata(answer: GuardedAnswer) -> dict[str, Any]:
+    """What ``response_metadata`` says of an answer."""
     return {
         "model_name": answer.trace.model,
         "model_provider": "tta_middleware",
@@ -94,7 +115,7 @@ def _metadata(answer: GuardedAnswer) -> dict[str, Any]:
     }
 
 
-def _usage(answer: GuardedAnswer) -> UsageMetadata:
+def usage(answer: GuardedAnswer) -> UsageMetadata:
     """Tokens of the prompt once, and every token that was decoded for the answer, the repair's included."""
     output = answer.trace.generated_tokens
     return UsageMetadata(

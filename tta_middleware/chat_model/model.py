@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
-from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field, field_validator, model_validator
 
 from tta_middleware import bridge
 from tta_middleware.chat_model.events import announce
-from tta_middleware.chat_model.messages import from_langchain, last_chunk, to_message
+from tta_middleware.chat_model.messages import from_langchain, to_langchain
+from tta_middleware.chat_model.reading import AnswerReader
 from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.chat_model.structured import Schema, json_output
+from tta_middleware.chat_model.tools import (
+    CallQuality,
+    Tool,
+    ToolChoice,
+    ToolUse,
+    call_ids,
+    describe,
+    settle_choice,
+    tool_names,
+    with_tools,
+)
 from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Fallback, Guard, Repair
 from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
+from tta_middleware.protocols import Engine
 from tta_middleware.registry import MODERATORS, check_known, resolve_method
 from tta_middleware.types import Finished, Message, Released, Sampling
 
@@ -139,6 +153,50 @@ class TTAChatModel(BaseChatModel):
         params["ls_max_tokens"] = kwargs.get("max_new_tokens", self.max_new_tokens)
         return params
 
+    def bind_tools(
+        self,
+        tools: Sequence[Tool],
+        *,
+        tool_choice: ToolChoice = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model with tools that it may call, if its chat template takes tools (docs/tools.md).
+
+        Args:
+            tools: functions, classes, LangChain tools or descriptions in OpenAI's form.
+            tool_choice: ``auto`` (None) leaves it to the model; ``any`` (True) or a tool's name makes it call, by
+                beginning its answer; ``none`` hides the tools.
+
+        Raises:
+            ConfigurationError: ``tool_choice`` names no tool. Whether the model takes tools shows at the first call.
+        """
+        described = describe(tools, strict=strict)
+        return self.bind(tools=described, tool_choice=settle_choice(tool_choice, tool_names(described)), **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Schema,
+        *,
+        method: str = "function_calling",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answers as instances of ``schema``: a pydantic class, a TypedDict class, or a JSON schema.
+
+        ``function_calling`` makes the model call a tool with the schema's fields, so its chat template must take tools.
+        ``json_schema`` and ``json_mode`` work with any model: an instruction, and a parser of what comes. Decoding is
+        not constrained, so ``strict`` changes nothing.
+
+        Raises:
+            ConfigurationError: an unknown method or setting.
+        """
+        if unknown := sorted(set(kwargs) - {"strict"}):
+            raise ConfigurationError(f"with_structured_output takes method, include_raw and strict, not {unknown[0]!r}")
+        if method == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw)
+        return json_output(self, schema, method=method, include_raw=include_raw)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -155,8 +213,8 @@ class TTAChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        guard, turns, sampling = self._request(messages, stop, kwargs)
-        message = to_message(await guard.answer(turns, sampling))
+        guard, turns, sampling, reader = await self._request(messages, stop, kwargs)
+        message = reader.read(await guard.answer(turns, sampling))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -175,20 +233,22 @@ class TTAChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        guard, turns, sampling = self._request(messages, stop, kwargs)
+        guard, turns, sampling, reader = await self._request(messages, stop, kwargs)
         async with aclosing(guard.stream(turns, sampling, release=self.release)) as events:
             async for event in events:
                 match event:
                     case Released(text):
-                        yield ChatGenerationChunk(message=AIMessageChunk(content=text))
+                        for chunk in reader.feed(text):
+                            yield ChatGenerationChunk(message=chunk)
                     case Finished(answer):
-                        yield ChatGenerationChunk(message=last_chunk(answer))
+                        for chunk in reader.finish(answer):
+                            yield ChatGenerationChunk(message=chunk)
                     case _:
                         await announce(event, run_manager)
 
-    def _request(
+    async def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> tuple[Guard, list[Message], Sampling]:
+    ) -> tuple[Guard, list[Message], Sampling, AnswerReader]:
         settings = self._settings(overrides)
         sampling = Sampling(
             max_new_tokens=settings["max_new_tokens"],
@@ -197,22 +257,26 @@ class TTAChatModel(BaseChatModel):
             seed=settings["seed"],
             stop=tuple(stop or settings["stop"] or ()),
         )
-        return self._guard(settings), from_langchain(messages), sampling
+        turns, engine = from_langchain(messages), self._engine(settings["model"])
+        use = await ToolUse.of(engine, overrides.get("tools") or (), overrides.get("tool_choice"))
+        return self._guard(settings, engine, use), turns, sampling, AnswerReader(use, call_ids(turns))
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """This model's per-call settings with the call's own on top."""
-        unknown = sorted(set(overrides) - set(_PER_CALL) - _IGNORED)
+        unknown = sorted(set(overrides) - set(_PER_CALL) - _TOOL_SETTINGS - _IGNORED)
         if unknown:
             raise ConfigurationError(f"unknown call setting {', '.join(unknown)}; known are {', '.join(_PER_CALL)}")
         own = {name: getattr(self, name) for name in _PER_CALL}
         return own | {name: value for name, value in overrides.items() if name in own and value is not None}
 
-    def _guard(self, settings: Mapping[str, Any]) -> Guard:
+    def _engine(self, model: Any) -> Engine:
+        return self.runtime.engine(model, device=self.device, dtype=self.dtype, allow_download=self.allow_download)
+
+    def _guard(self, settings: Mapping[str, Any], engine: Engine, use: ToolUse | None) -> Guard:
         return Guard(
-            self.runtime.engine(
-                settings["model"], device=self.device, dtype=self.dtype, allow_download=self.allow_download
-            ),
+            with_tools(engine, use) if use else engine,
             self.runtime.moderator(self.moderator),
+            quality=CallQuality(use) if use else None,
             policy=self._stages(settings["policy"]),
             repair=Repair(
                 method=self.runtime.method(settings["method"]),
@@ -253,6 +317,9 @@ _PER_CALL = (
     "fallback",
 )
 
+_TOOL_SETTINGS = frozenset({"tools", "tool_choice"})
+"""Call settings that ``bind_tools`` makes; the tools are in OpenAI's form."""
+
 _IGNORED = frozenset({"ls_structured_output_format", "stream", "stream_usage"})
 """Call settings that LangChain adds for its own use."""
 
@@ -269,6 +336,5 @@ def _fallback(value: Any) -> Fallback:
 
 async def _run_fallback(runnable: Runnable[Any, Any], messages: list[Message]) -> str:
     """The runnable's text. Callbacks are cut off, since its raw tokens are not checked yet."""
-    turns = [(message.role, message.content) for message in messages]
-    output = await runnable.ainvoke(turns, config={"callbacks": []})
+    output = await runnable.ainvoke(to_langchain(messages), config={"callbacks": []})
     return output.text if isinstance(output, BaseMessage) else str(output)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tta_middleware.engines.control_tokens import ControlTokens, Span, Veil, spelled_in
+from tta_middleware.engines.tool_template import as_turns, no_tools
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
 from tta_middleware.types import Message
-
-# Stands in for the user's text when the template is rendered to find where that text goes. Letters of a
-# private-use area: no template strips or matches them, and no user types them.
-_PLACEHOLDER = "\ue0a7tta\ue0a8user\ue0a9"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,27 +21,30 @@ class RenderedPrompt:
     user_mask: list[bool]
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], assistant_prefix: str = "") -> RenderedPrompt:
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    assistant_prefix: str = "",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> RenderedPrompt:
     """Tokenise a conversation with the generation prompt appended.
 
-    The rendering is tokenised once and whole. A token belongs to the user only if all its characters do, so
-    tokens that straddle template and content stay out of the mask.
+    The rendering is tokenised once and whole, and only the template's own control tokens become such; content that
+    spells one is tokenised as text there. A token belongs to the user only if all its characters do, so tokens that
+    straddle template and content stay out of the mask.
 
     Raises:
         EmptyPromptError: the last user turn is empty or there is none.
-        ConfigurationError: the tokenizer has no chat template, refuses the roles, or is not a fast one.
+        ConfigurationError: the tokenizer has no chat template, refuses the roles, takes no tools, or is not a fast one.
     """
-    turn = last_user_turn(messages)
-    text = _render(tokenizer, messages)
-    start, end = _content_span(tokenizer, messages, turn, text)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    mask = [start <= first < last <= end for first, last in encoded["offset_mapping"]]
-    prefix = _plain_ids(tokenizer, assistant_prefix)
-    return RenderedPrompt([*encoded["input_ids"], *prefix], [*mask, *(False for _ in prefix)])
-
-
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    last_user_turn(messages)
+    template = chat_template(tokenizer, tools=bool(tools))
+    control = ControlTokens(tokenizer, template)
+    text, spelled, (start, end) = _Rendering(tokenizer, control, as_turns(messages, template), tools).run()
+    tokens = control.encode(tokenizer, text, spelled)
+    mask = [start <= first < last <= end for _, (first, last) in tokens]
+    prefix = control.encode(tokenizer, assistant_prefix, spelled_in(control.special, assistant_prefix))
+    return RenderedPrompt([token_id for token_id, _ in tokens + prefix], [*mask, *(False for _ in prefix)])
 
 
 def last_user_turn(messages: Sequence[Message]) -> int:
@@ -59,31 +61,68 @@ def last_user_turn(messages: Sequence[Message]) -> int:
     raise EmptyPromptError("the conversation has no user message; add one")
 
 
-def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
-    import jinja2
+def chat_template(tokenizer: Any, *, tools: bool = False) -> str:
+    """The text of the tokenizer's chat template, of the one for tools if there are several.
 
+    Raises:
+        ConfigurationError: it has none, or reports no character offsets.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigurationError("the model's tokenizer reports no character offsets; use one with tokenizer.json")
     if not tokenizer.chat_template:
         raise ConfigurationError("the model has no chat template; use an instruction-tuned model")
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as exc:
-        roles = ", ".join(message.role for message in messages)
-        raise ConfigurationError(f"the model's chat template refuses the roles {roles}: {exc}") from exc
-    return str(text)
+    return str(tokenizer.get_chat_template(tools=[{}] if tools else None))
 
 
-def _content_span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str) -> tuple[int, int]:
-    """Where the user's words are in ``text``; found by rendering with a placeholder in their place.
+class _Rendering:
+    """One conversation on its way through the template, what it spells hidden."""
 
-    Searching for the words themselves could hit another turn or the template ('user', 'im_end').
-    """
-    replaced = [*messages]
-    replaced[turn] = Message("user", _PLACEHOLDER)
-    before, _, after = _render(tokenizer, replaced).partition(_PLACEHOLDER)
-    end = len(text) - len(after)
-    if text[: len(before)] != before or text[end:] != after or end <= len(before):
-        raise ConfigurationError("the model's chat template rewrites the user's text, so it cannot be located")
-    return len(before), end
+    def __init__(
+        self, tokenizer: Any, control: ControlTokens, turns: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._veil = Veil(control, json.dumps([turns, list(tools)], ensure_ascii=False, default=str))
+        self._tools = [self._veil.hide(dict(tool)) for tool in tools]
+        self._turns = [self._hidden(turn) for turn in turns]
+
+    def run(self) -> tuple[str, list[Span], Span]:
+        """The text, what content spells in it, and where the last user turn's words are."""
+        rendered = self._render(self._turns, self._tools)
+        if self._tools and rendered == self._render(self._turns, []):
+            raise no_tools()
+        text, spelled = self._veil.lift(rendered)
+        return text, spelled, self._content_span(text)
+
+    def _hidden(self, turn: dict[str, Any]) -> dict[str, Any]:
+        hidden: dict[str, Any] = self._veil.hide(turn)
+        if turn["role"] == "assistant":
+            # Templates read marks such as </think> in the model's own text; nothing can be forged by them there.
+            hidden["content"] = self._veil.hide(turn["content"], special_only=True)
+        return hidden
+
+    def _render(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        import jinja2
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tools=tools or None, tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as exc:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ConfigurationError(f"the model's chat template refuses the roles {roles}: {exc}") from exc
+        return str(text)
+
+    def _content_span(self, text: str) -> Span:
+        """Where the last user turn's words are in ``text``; found by rendering with a placeholder in their place.
+
+        Searching for the words themselves could hit another turn or the template ('user', 'im_end').
+        """
+        at = max(index for index, turn in enumerate(self._turns) if turn["role"] == "user")
+        replaced = [*self._turns]
+        replaced[at] = {**replaced[at], "content": self._veil.placeholder}
+        before, _, after = self._render(replaced, self._tools).partition(self._veil.placeholder)
+        before, after = self._veil.lift(before)[0], self._veil.lift(after)[0]
+        end = len(text) - len(after)
+        if text[: len(before)] != before or text[end:] != after or end <= len(before):
+            raise ConfigurationError("the model's chat template rewrites the user's text, so it cannot be located")
+        return len(before), end

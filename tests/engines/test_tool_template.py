@@ -1,0 +1,143 @@
+"""Tools in chat templates, on SmolLM2's real tokenizer with templates of the three known forms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tta_middleware.engines.control_tokens import silent_ids
+from tta_middleware.engines.template import chat_template, render_prompt
+from tta_middleware.engines.tool_template import tool_format
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.types import Message, ToolCall, ToolFormat
+
+# Short templates of our own that make the same demands as the families' do.
+TEMPLATES: dict[ToolFormat, str] = {
+    "hermes": """\
+{%- if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson }}{{ '\n' }}{% endfor -%}
+{{ 'Call as <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n' }}{% endif -%}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for c in m.tool_calls or [] %}
+{{- '\n<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' + (c.function.arguments | tojson) }}
+{{- '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor -%}
+{{ '<|im_start|>assistant\n' }}""",
+    "mistral": """\
+{%- for m in messages %}
+{%- if m.role == 'user' %}
+{%- if tools and loop.index0 == 0 %}{{ '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}
+{{- '[INST] ' + m.content + '[/INST]' }}
+{%- elif m.tool_calls is defined %}
+{{- '[TOOL_CALLS] [' }}
+{%- for c in m.tool_calls %}
+{%- if c.id | length != 9 %}{{ raise_exception('Tool call IDs should have length 9!') }}{% endif %}
+{{- (c.function | tojson)[:-1] + ', "id": "' + c.id + '"}' }}{% endfor %}{{ ']' }}
+{%- elif m.role == 'tool' %}
+{%- if m.tool_call_id | length != 9 %}{{ raise_exception('Tool call IDs should have length 9!') }}{% endif %}
+{{- '[TOOL_RESULTS] {"content": ' + m.content + ', "call_id": "' + m.tool_call_id + '"}[/TOOL_RESULTS]' }}
+{%- else %}{{ m.content }}{% endif %}{% endfor %}""",
+    "llama": """\
+{%- if tools is defined and tools %}
+{{- '<|start_header_id|>system<|end_header_id|>Answer as {"name": ..., "parameters": ...}\n' }}
+{%- for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}
+{%- for m in messages %}
+{%- if m.tool_calls is defined %}
+{%- if m.tool_calls | length != 1 %}{{ raise_exception('Only single tool-calls at once!') }}{% endif %}
+{%- set call = m.tool_calls[0].function %}
+{{- '<|start_header_id|>assistant<|end_header_id|>{"name": "' + call.name + '", "parameters": ' }}
+{{- (call.arguments | tojson) + '}' }}
+{%- else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content }}{% endif %}{% endfor %}
+{{- '<|start_header_id|>assistant<|end_header_id|>' }}""",
+}
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALLS = (ToolCall("get_weather", {"city": "Zürich"}, "call_0123456789"), ToolCall("get_weather", {"city": "Bern"}, "b"))
+TALK = [
+    Message("user", "Where is it warmer?"),
+    Message("assistant", "", CALLS),
+    Message("tool", "21 degrees", name="get_weather", tool_call_id="call_0123456789"),
+    Message("tool", "19 degrees", name="get_weather", tool_call_id="b"),
+]
+
+
+@pytest.fixture
+def with_template(tokenizer: Any) -> Callable[[Any], Any]:
+    def build(template: Any) -> Any:
+        changed = copy.deepcopy(tokenizer)
+        changed.chat_template = template
+        return changed
+
+    return build
+
+
+def text(tokenizer: Any, messages: list[Message], tools: list[dict[str, Any]], prefix: str = "") -> str:
+    return str(tokenizer.decode(render_prompt(tokenizer, messages, prefix, tools).token_ids))
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_tools_calls_and_results_reach_the_model(with_template: Callable[[str], Any], kind: ToolFormat) -> None:
+    tokenizer = with_template(TEMPLATES[kind])
+    assert tool_format(chat_template(tokenizer, tools=True)) == kind
+    rendered = text(tokenizer, TALK, [WEATHER], "Well")
+    for part in ("The weather in a city.", '{"city": "Zürich"}', '{"city": "Bern"}', "21 degrees", "19 degrees"):
+        assert part in rendered
+    assert rendered.endswith("Well")
+
+
+def test_a_call_stands_before_its_own_result_where_a_turn_takes_one_call(with_template: Callable[[str], Any]) -> None:
+    rendered = text(with_template(TEMPLATES["llama"]), TALK, [WEATHER])
+    order = [rendered.index(part) for part in ("Zürich", "21 degrees", "Bern", "19 degrees")]
+    assert order == sorted(order)
+
+
+def test_only_the_users_words_are_in_the_mask(with_template: Callable[[str], Any]) -> None:
+    tokenizer = with_template(TEMPLATES["hermes"])
+    rendered = render_prompt(tokenizer, TALK, "<tool_call>", [WEATHER])
+    ids = [i for i, user in zip(rendered.token_ids, rendered.user_mask, strict=True) if user]
+    assert tokenizer.decode(ids) == "Where is it warmer?"
+
+
+def test_a_template_without_tools_says_what_to_use(tokenizer: Any, with_template: Callable[[str], Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"takes no tools; use a model .* Qwen2\.5.*json_schema"):
+        render_prompt(tokenizer, TALK[:1], "", [WEATHER])
+    mentions_them = with_template("{# no tools #}{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(ConfigurationError, match="takes no tools"):
+        render_prompt(mentions_them, TALK[:1], "", [WEATHER])
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ messages }}", "takes no tools"),
+        ("{{ tools }} <tool_call><function=name>", "form that cannot be read"),
+        ("{{ tools }} [TOOL_CALLS]name[ARGS]{}", "form that cannot be read"),
+        ("{{ tools }} <|tool_calls_begin|>", "form that cannot be read"),
+    ],
+)
+def test_forms_that_are_not_known_are_refused(template: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        tool_format(template)
+
+
+def test_the_template_for_tools_is_taken_where_there_are_several(with_template: Callable[[Any], Any]) -> None:
+    tokenizer = with_template({"default": "{{ messages[0].content }}", "tool_use": TEMPLATES["hermes"]})
+    assert "get_weather" in text(tokenizer, TALK[:1], [WEATHER])
+    assert text(tokenizer, TALK[:1], []) == "Where is it warmer?"
+
+
+def test_a_mark_of_a_call_is_text_of_the_answer_and_other_special_tokens_are_not(tokenizer: Any) -> None:
+    mistral = copy.deepcopy(tokenizer)
+    mistral.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "[CONTROL]"]})
+    mark, control = mistral.convert_tokens_to_ids(["[TOOL_CALLS]", "[CONTROL]"])
+    silent = silent_ids(mistral)
+    assert mark not in silent
+    assert {control, *tokenizer.all_special_ids} <= silent

@@ -1,0 +1,80 @@
+"""Checked text to LangChain's chunks: prose as it comes, tool calls whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import reduce
+from operator import add
+from typing import Any, cast
+
+from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
+from langchain_core.messages.tool import tool_call_chunk
+
+from tta_middleware.chat_model.messages import metadata, usage
+from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
+from tta_middleware.chat_model.tools import ToolUse
+from tta_middleware.types import GuardedAnswer
+
+
+class AnswerReader:
+    """Reads one answer, which comes as pieces of checked text and then as a whole.
+
+    Args:
+        use: the tools that the model was shown; None reads everything as text.
+        call_id: the id of the answer's n-th call.
+    """
+
+    def __init__(self, use: ToolUse | None, call_id: Callable[[int], str]) -> None:
+        self._parser = tool_parser(use.kind, use.names) if use else tool_parser(None)
+        self._opening = use.opening if use else ""
+        self._call_id = call_id
+        self._calls = 0
+        self._callable = False
+        self._last = ""
+
+    def feed(self, text: str) -> list[AIMessageChunk]:
+        """The chunks that became certain."""
+        self._last = text
+        text, self._opening = self._opening + text, ""
+        return self._chunks(self._parser.feed(text))
+
+    def finish(self, answer: GuardedAnswer) -> list[AIMessageChunk]:
+        """The rest; the metadata stands on one chunk only, since strings would concatenate on merge."""
+        if answer.finish_reason == "content_filter" and self._parser.open:
+            # A call was cut off and the notice stands behind it; the call is of no use.
+            rest = self._chunks([self._last.strip()])
+        else:
+            rest = self._chunks(self._parser.finish())
+        end = AIMessageChunk(
+            content="", response_metadata=self._metadata(answer), usage_metadata=usage(answer), chunk_position="last"
+        )
+        return [*rest, end]
+
+    def read(self, answer: GuardedAnswer) -> AIMessage:
+        """The whole answer as one message."""
+        chunks = [*self.feed(answer.text), *self.finish(answer)]
+        return cast(AIMessage, message_chunk_to_message(reduce(add, chunks)))
+
+    def _metadata(self, answer: GuardedAnswer) -> dict[str, Any]:
+        called = self._callable and answer.finish_reason == "stop"
+        return metadata(answer) | ({"finish_reason": "tool_calls"} if called else {})
+
+    def _chunks(self, pieces: list[Piece]) -> list[AIMessageChunk]:
+        return [self._chunk(piece) for piece in pieces if piece]
+
+    def _chunk(self, piece: Piece) -> AIMessageChunk:
+        if isinstance(piece, str):
+            return AIMessageChunk(content=piece)
+        index, self._calls = self._calls, self._calls + 1
+        self._callable = self._callable or isinstance(piece, ParsedCall)
+        name, args = _written(piece)
+        chunk = tool_call_chunk(name=name, args=args, id=self._call_id(index), index=index)
+        return AIMessageChunk(content="", tool_call_chunks=[chunk])
+
+
+def _written(piece: ParsedCall | BrokenCall) -> tuple[str | None, str]:
+    """Name and arguments; a broken call keeps its mark, by which LangChain sees that it is no JSON."""
+    if isinstance(piece, BrokenCall):
+        return None, piece.text
+    return piece.name, json.dumps(piece.arguments, ensure_ascii=False)

@@ -1,0 +1,180 @@
+"""One request with tools: what the model is shown, how it is made to call, and when a repaired call is usable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, opening, tool_parser
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.protocols import Engine, ToolEngine
+from tta_middleware.quality import QualityGate
+from tta_middleware.repair import BRIDGES
+from tta_middleware.types import Completion, Message, PromptEmbeddings, QualityReport, ToolFormat
+
+Tool: TypeAlias = dict[str, Any] | type | Callable[..., Any] | BaseTool
+ToolChoice: TypeAlias = str | bool | dict[str, Any] | None
+
+
+def describe(tools: Sequence[Tool], *, strict: bool | None = None) -> list[dict[str, Any]]:
+    """Tools of any kind that LangChain knows, in OpenAI's form."""
+    return [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+
+
+def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(tool["function"]["name"]) for tool in tools]
+
+
+def settle_choice(choice: ToolChoice, names: Sequence[str]) -> str:
+    """``auto``, ``any``, ``none``, or the name of the tool that must be called.
+
+    Raises:
+        ConfigurationError: no tool has that name, or there is none to choose from.
+    """
+    if isinstance(choice, dict):
+        choice = choice.get("function", {}).get("name") or choice.get("name") or choice.get("type")
+    known = {None: "auto", False: "auto", True: "any", "required": "any"}
+    settled = choice if isinstance(choice, str) and choice in names else known.get(choice, choice)
+    if settled in ("auto", "none") or (settled == "any" and names) or settled in names:
+        return cast(str, settled)
+    listed = ", ".join(names) or "there are no tools"
+    raise ConfigurationError(f"tool_choice is auto, any, none or a tool's name ({listed}), not {choice!r:.60}")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of one request.
+
+    Attributes:
+        tools: descriptions in OpenAI's form, never empty.
+        names: their names.
+        kind: how the model writes a call.
+        opening: what the answer is made to begin with, empty if the model may do as it likes.
+    """
+
+    tools: tuple[dict[str, Any], ...]
+    names: tuple[str, ...]
+    kind: ToolFormat
+    opening: str = ""
+
+    @staticmethod
+    async def of(engine: Engine, tools: Sequence[dict[str, Any]], choice: ToolChoice) -> ToolUse | None:
+        """How ``engine`` uses these tools; None if it does not.
+
+        Raises:
+            ConfigurationError: the model takes no tools, or ``choice`` names none of them.
+        """
+        names = tuple(tool_names(tools))
+        settled = settle_choice(choice, names)
+        if not tools or settled == "none":
+            return None
+        if not isinstance(engine, ToolEngine):
+            raise ConfigurationError(f"the engine of {engine.model_id!r} has no tool_format(), so it takes no tools")
+        kind = await engine.tool_format()
+        if settled == "auto":
+            return ToolUse(tuple(tools), names, kind)
+        return ToolUse(tuple(tools), names, kind, opening(kind, _only(names) if settled == "any" else settled))
+
+
+def _only(names: Sequence[str]) -> str | None:
+    return names[0] if len(names) == 1 else None
+
+
+@dataclass(eq=False)
+class EngineWithTools:
+    """An engine that shows the model the tools of one request, and begins its answer.
+
+    Every prompt of the request goes through it, those of a repair included; apart from that it is ``engine``.
+    """
+
+    engine: Engine
+    use: ToolUse
+    _begun: dict[bytes, str] = field(default_factory=dict, init=False, repr=False)
+
+    async def embed(self, messages: Sequence[Message], *, assistant_prefix: str = "", **_: Any) -> PromptEmbeddings:
+        """See :class:`tta_middleware.protocols.Engine`."""
+        begun = self.use.opening + assistant_prefix
+        prompt = await self.engine.embed(messages, assistant_prefix=begun, tools=self.use.tools)
+        self._begun[prompt.token_ids.tobytes()] = begun
+        return prompt
+
+    def begun(self, prompt: PromptEmbeddings) -> str:
+        """What the answer to one of this engine's prompts goes on from."""
+        return self._begun.get(prompt.token_ids.tobytes(), self.use.opening)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+@dataclass(frozen=True, slots=True)
+class CallQuality:
+    """Whether an answer with tools is usable: its calls can be carried out, or its text passes the usual gate.
+
+    The text checks are for prose; a call with short arguments would fail them as symbols or repetition. A bridge leads
+    prose elsewhere; inside a call it would be put into an argument, so there it is never usable.
+    """
+
+    use: ToolUse
+    bridges: tuple[str, ...] = BRIDGES
+    gate: QualityGate = field(default_factory=QualityGate)
+
+    async def assess(
+        self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
+    ) -> list[QualityReport]:
+        """See :class:`tta_middleware.protocols.Quality`; ``engine`` is the request's :class:`EngineWithTools`."""
+        begun = engine.begun(prompt) if isinstance(engine, EngineWithTools) else self.use.opening
+        found = [self._problems(begun, done) for done in completions]
+        prose = [done for done, problems in zip(completions, found, strict=True) if problems is None]
+        calls = [done for done, problems in zip(completions, found, strict=True) if problems == ()]
+        judged = iter(await self.gate.assess(engine, prompt, prose) if prose else [])
+        nlls = iter(await engine.mean_nll(prompt, [done.token_ids for done in calls]) if calls else [])
+        return [
+            next(judged) if problems is None else QualityReport(problems) if problems else self._fluent(next(nlls))
+            for problems in found
+        ]
+
+    def _fluent(self, nll: float) -> QualityReport:
+        return QualityReport(() if nll <= self.gate.bounds.max_nll else ("not_fluent",), nll)
+
+    def _problems(self, begun: str, done: Completion) -> tuple[str, ...] | None:
+        """What is wrong with the calls; None where there are none and need be none."""
+        parser = tool_parser(self.use.kind, self.use.names)
+        bridge = next((b for b in self.bridges if begun.endswith(b) and done.text.startswith(b)), "")
+        pieces = parser.feed(begun.removesuffix(bridge))
+        if bridge and parser.open:
+            return ("bridge_in_a_tool_call",)
+        pieces += parser.feed(done.text)
+        if parser.open and done.finish_reason == "aborted":
+            return ()  # the beginning of a call
+        pieces += parser.finish()
+        if any(isinstance(piece, BrokenCall) for piece in pieces):
+            return ("broken_tool_call",)
+        calls = [piece for piece in pieces if isinstance(piece, ParsedCall)]
+        if any(call.name not in self.use.names for call in calls):
+            return ("unknown_tool",)
+        if not calls:
+            return ("no_tool_call",) if self.use.opening else None
+        return ()
+
+
+def with_tools(engine: Engine, use: ToolUse) -> Engine:
+    """``engine`` as one request with tools uses it."""
+    return cast(Engine, EngineWithTools(engine, use))
+
+
+def call_ids(messages: Sequence[Message]) -> Callable[[int], str]:
+    """Ids for the calls of an answer to ``messages``: nine letters and digits, which all templates take.
+
+    The same conversation gives the same ids, so that a repeated request has an equal answer; a longer one gives others.
+    """
+    seed = repr(tuple(messages)).encode()
+
+    def name(index: int) -> str:
+        return hashlib.blake2b(seed, digest_size=8, person=f"call{index}".encode()[:16]).hexdigest()[:9]
+
+    return name

@@ -1,0 +1,105 @@
+"""Tools in a chat template: turns as templates take them, and the form in which a template teaches calls."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.types import Message, ToolCall, ToolFormat
+
+_CAPABLE = "Qwen2.5-Instruct, Qwen3, Hermes, Llama-3.1/3.2-Instruct or Mistral-7B-Instruct-v0.3"
+
+# What a template holds that teaches a known form, and what it holds only if it teaches another one.
+_FORMS: tuple[tuple[ToolFormat, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("mistral", ("[TOOL_CALLS]",), ("[ARGS]", "[CALL_ID]")),
+    ("hermes", ("<tool_call>",), ("<function=", "<arg_key>", "<|tool_call")),
+    ("llama", ("<|start_header_id|>", '"parameters": '), ("<|tool_call", "<tool_call>")),
+)
+_MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+
+def tool_format(template: str) -> ToolFormat:
+    """How models with this chat template write tool calls.
+
+    Raises:
+        ConfigurationError: the template takes no tools, or teaches a form that is not known.
+    """
+    if "tools" not in template:
+        raise no_tools()
+    for kind, own, foreign in _FORMS:
+        if all(sign in template for sign in own) and not any(sign in template for sign in foreign):
+            return kind
+    raise ConfigurationError(
+        "the model's chat template takes tools, but teaches calls in a form that cannot be read here; "
+        f"use a model such as {_CAPABLE}"
+    )
+
+
+def no_tools() -> ConfigurationError:
+    """The error for a template that leaves tools out."""
+    return ConfigurationError(
+        f"the model's chat template takes no tools; use a model whose template does, such as {_CAPABLE}, "
+        "or for structured output alone with_structured_output(..., method='json_schema')"
+    )
+
+
+def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
+    """Turns in the form that chat templates read; tool parts only where there are any."""
+    if "single tool-calls at once" in template:
+        messages = _one_call_a_turn(messages)
+    short = "Tool call IDs" in template
+    return [_turn(message, short_ids=short) for message in messages]
+
+
+def _turn(message: Message, *, short_ids: bool) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call, short_ids=short_ids) for call in message.tool_calls]
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = _call_id(message.tool_call_id, short=short_ids)
+    return turn
+
+
+def _call(call: ToolCall, *, short_ids: bool) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": dict(call.arguments)}
+    return {"type": "function", "id": _call_id(call.id, short=short_ids), "function": function}
+
+
+def _call_id(call_id: str, *, short: bool) -> str:
+    """Mistral's templates refuse ids that are not nine letters and digits; other models' ids are."""
+    if not short or _MISTRAL_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.blake2b(call_id.encode(), digest_size=8).hexdigest()[:9]
+
+
+def _one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
+    """Each of several calls in a turn of its own, its result after it: Llama's templates take no other form."""
+    turns: list[Message] = []
+    moved: set[int] = set()
+    for at, message in enumerate(messages):
+        if at in moved:
+            continue
+        if len(message.tool_calls) < 2:
+            turns.append(message)
+            continue
+        for index, call in enumerate(message.tool_calls):
+            turns.append(Message("assistant", message.content if index == 0 else "", (call,)))
+            results = _results(messages, at, call)
+            moved.update(results)
+            turns += [messages[result] for result in results]
+    return turns
+
+
+def _results(messages: Sequence[Message], after: int, call: ToolCall) -> list[int]:
+    found: list[int] = []
+    for index in range(after + 1, len(messages)):
+        if messages[index].role != "tool":
+            break
+        if messages[index].tool_call_id == call.id:
+            found.append(index)
+    return found

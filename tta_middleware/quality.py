@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tta_middleware.config import Settings
 from tta_middleware.protocols import Engine
@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class QualityBounds(Settings):
-    """Bounds of the usability gate. The defaults were measured with ``benchmarks/quality_bounds.py``.
+    """Bounds of the usability gate; for models without a profile (docs/profiles.md) the defaults.
 
     Attributes:
         min_words: fewer words than this is not an answer; a word has two letters or more.
@@ -30,8 +30,10 @@ class QualityBounds(Settings):
             repeated sequence of one to eight units, from ``repetition_from`` units on.
         max_compression: largest ratio of plain to deflated length, from 200 characters on; loops of long
             sentences compress better than prose does.
-        max_nll: largest mean negative log-likelihood in nats per token under the unmoved model and prompt;
-            babble lies above it.
+        max_nll: largest mean negative log-likelihood in nats per token under the unmoved model and prompt, for answers
+            of ``short_below`` tokens or more; babble lies above it.
+        short_margin: what is added to ``max_nll`` for a shorter answer, in full for none and evenly less up to
+            ``short_below`` tokens: the first words of an answer are its least likely, those of a refusal above all.
     """
 
     min_words: PositiveInt = 2
@@ -39,28 +41,40 @@ class QualityBounds(Settings):
     max_repeated_share: Share = 0.5
     repetition_from: PositiveInt = 12
     max_compression: PositiveFloat = 4.0
-    max_nll: PositiveFloat = 5.0
+    max_nll: PositiveFloat = 3.0
+    short_margin: NonNegativeFloat = 2.0
+    short_below: PositiveInt = 48
+
+    def nll_limit(self, tokens: int) -> float:
+        """The largest mean negative log-likelihood of an answer of so many tokens."""
+        return self.max_nll + self.short_margin * max(0.0, 1.0 - tokens / self.short_below)
 
 
 def text_problems(text: str, bounds: QualityBounds) -> tuple[str, ...]:
     """Names of the checks that ``text`` fails by itself; empty when it passes them all."""
-    dense = "".join(text.split())
-    if not dense:
+    if not text.strip():
         return ("empty",)
     problems = []
     if len(_WORD.findall(text)) < bounds.min_words:
         problems.append("too_short")
-    if sum(char.isalpha() for char in dense) < bounds.min_letter_share * len(dense):
+    if letter_share(text) < bounds.min_letter_share:
         problems.append("symbols")
     if (
-        _repeated_share(text, bounds.repetition_from) > bounds.max_repeated_share
-        or _compression(text) > bounds.max_compression
+        repeated_share(text, bounds.repetition_from) > bounds.max_repeated_share
+        or compression(text) > bounds.max_compression
     ):
         problems.append("repetition")
     return tuple(problems)
 
 
-def _repeated_share(text: str, least_units: int) -> float:
+def letter_share(text: str) -> float:
+    """Share of letters among the characters that are not white space; 0 for none."""
+    dense = "".join(text.split())
+    return sum(char.isalpha() for char in dense) / len(dense) if dense else 0.0
+
+
+def repeated_share(text: str, least_units: int) -> float:
+    """Share of the units in the most frequent repeated sequence of one to eight; 0 below ``least_units`` units."""
     units = _UNIT.findall(text.lower())
     if len(units) < least_units:
         return 0.0
@@ -76,7 +90,8 @@ def _cover(units: Sequence[str], size: int) -> float:
     return min(1.0, count * size / len(units)) if count >= 3 else 0.0
 
 
-def _compression(text: str) -> float:
+def compression(text: str) -> float:
+    """Ratio of plain to deflated length; 1 below 200 bytes, where it says nothing."""
     raw = text.encode()
     return len(raw) / len(zlib.compress(raw, 9)) if len(raw) >= 200 else 1.0
 
@@ -98,6 +113,6 @@ class QualityGate:
         nlls = await engine.mean_nll(prompt, [completions[i].token_ids for i in passed])
         for i, nll in zip(passed, nlls, strict=True):
             # Written so that a NaN fails: an answer whose fluency is unknown is not called usable.
-            fluent = nll <= self.bounds.max_nll
+            fluent = nll <= self.bounds.nll_limit(len(completions[i].token_ids))
             reports[i] = QualityReport(() if fluent else ("not_fluent",), nll)
         return reports

@@ -64,19 +64,94 @@ def test_broken_lines_get_an_error_once_and_the_rest_an_answer(tta, jsonl, tmp_p
 
 def test_a_failure_on_one_prompt_does_not_lose_the_others(tta, jsonl, tmp_path):
     source = jsonl("in.jsonl", *({"id": i, "prompt": "About trees"} for i in range(3)))
-    ran = tta("batch", source, tmp_path / "out.jsonl", "--model", "staged:failing", "--moderator", "words")
+    failing = ("--model", "staged:failing", "--moderator", "words", "--concurrency", "1")
+    ran = tta("batch", source, tmp_path / "out.jsonl", *failing)
     assert ran.code == 1
+    assert "2 clean, 1 failed" in ran.err
     kinds = ["error" in record for record in read(tmp_path / "out.jsonl")]
     assert kinds == [False, True, False]
 
 
 def test_concurrent_prompts_give_the_same_answers(tta, jsonl, tmp_path):
     source = jsonl("in.jsonl", *({"id": i, "prompt": f"Plan an attack on weed{i}"} for i in range(12)))
-    tta("batch", source, tmp_path / "one.jsonl", *STAGED)
+    tta("batch", source, tmp_path / "one.jsonl", *STAGED, "--concurrency", "1")
     tta("batch", source, tmp_path / "many.jsonl", *STAGED, "--concurrency", "5")
     one, many = ({r["id"]: r["answer"] for r in read(tmp_path / name)} for name in ("one.jsonl", "many.jsonl"))
     assert one == many
     assert len(one) == 12
+
+
+def test_answers_keep_the_order_of_the_input_or_come_as_they_are_done(tta, jsonl, tmp_path):
+    slow, quick = {"id": "slow", "prompt": "Plan an attack on weeds"}, {"id": "quick", "prompt": "About trees"}
+    source = jsonl("in.jsonl", slow, *({**quick, "id": f"quick{i}"} for i in range(20)))
+    tta("batch", source, tmp_path / "input.jsonl", *STAGED, "--concurrency", "2")
+    tta("batch", source, tmp_path / "done.jsonl", *STAGED, "--concurrency", "2", "--order", "completed")
+    asked = [record["id"] for record in read(source)]
+    kept, done = ([record["id"] for record in read(tmp_path / name)] for name in ("input.jsonl", "done.jsonl"))
+    assert kept == asked
+    assert done[0] != "slow"
+    assert sorted(done) == sorted(asked)
+
+
+def test_shards_divide_the_lines_between_them_and_stay_stable(tta, jsonl, tmp_path):
+    source = jsonl("in.jsonl", *({"prompt": f"About tree{i}"} for i in range(7)), b"", {"prompt": "About roses"})
+    parts = []
+    for index in (1, 2, 3):
+        assert tta("batch", source, tmp_path / f"{index}.jsonl", *STAGED, "--shard", f"{index}/3").code == 0
+        parts.append([record["id"] for record in read(tmp_path / f"{index}.jsonl")])
+    assert parts == [[1, 4, 7], [2, 5], [3, 6, 9]]
+
+
+def test_a_line_may_say_how_it_is_decoded_but_not_how_it_is_checked(tta, jsonl, tmp_path):
+    source = jsonl(
+        "in.jsonl",
+        {"prompt": "About trees"},
+        {"prompt": "About trees", "sampling": {"max_new_tokens": 3}},
+        {"prompt": "About trees", "sampling": {"stop": " friendly"}},
+        {"prompt": "About trees", "sampling": {"threshold": 1.0}},
+        {"prompt": "About trees", "sampling": {"max_new_tokens": True}},
+        {"prompt": "About trees", "sampling": {"top_p": 3}},
+        {"prompt": "About trees", "sampling": {"stop": [1]}},
+        {"prompt": "About trees", "sampling": 7},
+    )
+    assert tta("batch", source, tmp_path / "out.jsonl", *STAGED).code == 2
+    whole, short, stopped, *wrong = read(tmp_path / "out.jsonl")
+    assert whole["answer"] == "A calm and friendly answer about trees and gardens."
+    assert (short["answer"], short["finish_reason"]) == ("A calm and", "length")
+    assert (stopped["answer"], stopped["finish_reason"]) == ("A calm and", "stop")
+    assert [record["error"]["message"].removeprefix(f"{source}:") for record in wrong] == [
+        "4: 'sampling' has no 'threshold'; known are max_new_tokens, temperature, top_p, seed, stop",
+        "5: 'max_new_tokens' in 'sampling' has the wrong kind of value",
+        "6: top_p must lie in (0, 1], not 3",
+        "7: 'stop' in 'sampling' must be a text or a list of texts",
+        "8: 'sampling' must be an object with max_new_tokens, temperature, top_p, seed, stop",
+    ]
+
+
+def test_errors_are_tried_again_where_that_is_asked_for(tta, jsonl, tmp_path):
+    source = jsonl("in.jsonl", *({"id": i, "prompt": "About trees"} for i in range(3)), b"{")
+    out = tmp_path / "out.jsonl"
+    failing = ("--model", "staged:failing", "--moderator", "words", "--concurrency", "1")
+    assert tta("batch", source, out, *failing).code == 2
+    assert tta("batch", source, out, *STAGED).code == 0
+    assert sum("error" in record for record in read(out)) == 2
+    jsonl("in.jsonl", *({"id": i, "prompt": "About trees"} for i in range(3)), {"id": 3, "prompt": "About roses"})
+    ran = tta("batch", source, out, *STAGED, "--retry-errors", "--json")
+    assert (ran.code, ran.objects[0]["skipped"], ran.objects[0]["clean"]) == (0, 2, 2)
+    assert sorted(record["id"] for record in read(out)) == [0, 1, 2, 3]
+    assert not any("error" in record for record in read(out))
+
+
+def test_answers_are_never_taken_for_those_of_another_prompt(tta, jsonl, tmp_path):
+    source = jsonl("in.jsonl", {"prompt": "About trees"}, {"prompt": "About roses"})
+    out = tmp_path / "out.jsonl"
+    tta("batch", source, out, *STAGED)
+    before = out.read_bytes()
+    jsonl("in.jsonl", {"prompt": "About lawns"}, {"prompt": "About trees"}, {"prompt": "About roses"})
+    ran = tta("batch", source, out, *STAGED)
+    assert ran.code == 2
+    assert f"{source}:1: {out} holds the answer to another prompt under this line's id" in ran.err
+    assert out.read_bytes() == before
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_before_any_record(tta, prompts, tmp_path):
@@ -89,10 +164,34 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_before_any_record(tta, promp
 def test_an_interrupt_keeps_what_is_done_and_exits_with_130(tta_process, jsonl, tmp_path):
     source = jsonl("in.jsonl", *({"id": i, "prompt": "About trees"} for i in range(4)))
     out = tmp_path / "out.jsonl"
-    process = tta_process("batch", source, out, "--model", "staged:hanging", "--moderator", "words", steps=20)
+    hanging = ("--model", "staged:hanging", "--moderator", "words", "--concurrency", "1")
+    process = tta_process("batch", source, out, *hanging, steps=20)
     assert process.stderr.readline() == b"hanging\n"
     process.send_signal(signal.SIGINT)
     _out, err = process.communicate()
     assert process.returncode == 130
     assert err == b"what is done is kept; run the same command again to go on\ntta: interrupted\n"
     assert [record["id"] for record in read(out)] == [0]
+
+
+def test_a_fault_that_nobody_foresaw_costs_one_record_and_tells_no_secret(tta, jsonl, tmp_path, monkeypatch):
+    import tta_middleware.engines.scripted as scripted
+
+    plain = scripted.ScriptedEngine._call
+
+    def call(engine, request):
+        found = plain(engine, request)
+        if "roses" in found.text:
+            raise KeyError(found.text)
+        return found
+
+    monkeypatch.setattr(scripted.ScriptedEngine, "_call", call)
+    source = jsonl("in.jsonl", {"prompt": "About trees"}, {"prompt": "About roses"}, {"prompt": "About lawns"})
+    assert tta("batch", source, tmp_path / "out.jsonl", *STAGED).code == 1
+    trees, roses, lawns = read(tmp_path / "out.jsonl")
+    assert "answer" in trees
+    assert "answer" in lawns
+    assert roses["error"] == {
+        "type": "KeyError",
+        "message": "unexpected KeyError; run again with --debug for the traceback",
+    }

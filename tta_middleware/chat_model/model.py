@@ -131,7 +131,7 @@ class TTAChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        method = self.runtime.method(self.method)
+        method = self.runtime.method(self.method, self.model)
         return {
             "model": self._model_name,
             "moderator": self.moderator if isinstance(self.moderator, str) else self.moderator.name,
@@ -273,13 +273,14 @@ class TTAChatModel(BaseChatModel):
         return self.runtime.engine(model, device=self.device, dtype=self.dtype, allow_download=self.allow_download)
 
     def _guard(self, settings: Mapping[str, Any], engine: Engine, use: ToolUse | None) -> Guard:
+        gate = self.runtime.gate(settings["model"])
         return Guard(
             with_tools(engine, use) if use else engine,
             self.runtime.moderator(self.moderator),
-            quality=CallQuality(use) if use else None,
+            quality=CallQuality(use, gate=gate) if use else gate,
             policy=self._stages(settings["policy"]),
             repair=Repair(
-                method=self.runtime.method(settings["method"]),
+                method=self.runtime.method(settings["method"], settings["model"]),
                 budget=settings["budget"],
                 fallback=_fallback(settings["fallback"]),
                 seed=settings["seed"],

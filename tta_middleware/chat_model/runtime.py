@@ -7,7 +7,9 @@ from collections.abc import Hashable
 from typing import Any
 
 from tta_middleware.optimise.base import Method
+from tta_middleware.profiles import quality_for, tuned_for
 from tta_middleware.protocols import Engine, Moderator
+from tta_middleware.quality import QualityGate
 from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
 
 
@@ -22,7 +24,8 @@ class Runtime:
         self._lock = threading.Lock()
         self._engines: dict[Hashable, Engine] = {}
         self._moderators: dict[str, Moderator] = {}
-        self._methods: dict[str, Method | None] = {}
+        self._methods: dict[tuple[str, str], Method | None] = {}
+        self._gates: dict[str, QualityGate] = {}
 
     def engine(self, model: str | Engine, **options: Any) -> Engine:
         """The engine of ``model``; nothing is loaded yet."""
@@ -43,14 +46,27 @@ class Runtime:
                 self._moderators[moderator] = resolve_moderator(moderator)
             return self._moderators[moderator]
 
-    def method(self, method: str | Method | None) -> Method | None:
-        """The method of that name, or the object itself; the name is looked up once, not with every answer."""
+    def method(self, method: str | Method | None, model: str | Engine) -> Method | None:
+        """The method of that name, tuned for the model where its profile says so, or the object itself.
+
+        Names are looked up once, not with every answer.
+        """
         if not isinstance(method, str):
             return resolve_method(method)
+        key = (method, _reference(model))
         with self._lock:
-            if method not in self._methods:
-                self._methods[method] = resolve_method(method)
-            return self._methods[method]
+            if key not in self._methods:
+                found = resolve_method(method)
+                self._methods[key] = tuned_for(found, key[1]) if found else None
+            return self._methods[key]
+
+    def gate(self, model: str | Engine) -> QualityGate:
+        """The quality gate with the bounds of the model's profile; read once."""
+        reference = _reference(model)
+        with self._lock:
+            if reference not in self._gates:
+                self._gates[reference] = quality_for(reference)
+            return self._gates[reference]
 
     async def aclose(self) -> None:
         """Close what was made here; objects that the user passed in stay open."""
@@ -60,3 +76,7 @@ class Runtime:
             self._moderators.clear()
         for part in made:
             await part.aclose()
+
+
+def _reference(model: str | Engine) -> str:
+    return model if isinstance(model, str) else model.model_id

@@ -134,12 +134,17 @@ class CallQuality:
         judged = iter(await self.gate.assess(engine, prompt, prose) if prose else [])
         nlls = iter(await engine.mean_nll(prompt, [done.token_ids for done in calls]) if calls else [])
         return [
-            next(judged) if problems is None else QualityReport(problems) if problems else self._fluent(next(nlls))
-            for problems in found
+            next(judged)
+            if problems is None
+            else QualityReport(problems)
+            if problems
+            else self._fluent(next(nlls), done)
+            for problems, done in zip(found, completions, strict=True)
         ]
 
-    def _fluent(self, nll: float) -> QualityReport:
-        return QualityReport(() if nll <= self.gate.bounds.max_nll else ("not_fluent",), nll)
+    def _fluent(self, nll: float, done: Completion) -> QualityReport:
+        fluent = nll <= self.gate.bounds.nll_limit(len(done.token_ids))
+        return QualityReport(() if fluent else ("not_fluent",), nll)
 
     def _problems(self, begun: str, done: Completion) -> tuple[str, ...] | None:
         """What is wrong with the calls; None where there are none and need be none."""

@@ -14,18 +14,24 @@ import typer
 
 from tta_middleware import __version__
 from tta_middleware.cli.batch import batch
+from tta_middleware.cli.bench import bench
+from tta_middleware.cli.calibrate import calibrate
 from tta_middleware.cli.chat import chat
 from tta_middleware.cli.doctor import WAIT_POLICY, doctor
 from tta_middleware.cli.evaluate import COMMAND, evaluate
 from tta_middleware.cli.failures import FAILED, INTERRUPTED, OK, exit_code, show, unwrapped
 from tta_middleware.cli.moderate import moderate
 from tta_middleware.cli.serve import serve_moderation
+from tta_middleware.cli.tune import tune
 
 app = typer.Typer(name="tta", add_completion=False, pretty_exceptions_enable=False)
 app.command("chat")(chat)
 app.command("moderate")(moderate)
 app.command("batch")(batch)
+app.command("bench")(bench)
 app.command("eval")(evaluate)
+app.command("calibrate")(calibrate)
+app.command("tune")(tune)
 app.command("doctor")(doctor)
 app.command("serve-moderation")(serve_moderation)
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tta_middleware.cli import options as opt
+from tta_middleware.cli.batch_options import Order, parse_shard
 from tta_middleware.cli.failures import FAILED, OK, USAGE
 
+_SOURCE = "One object a line: prompt or messages; id and sampling if wanted. gzip is unpacked; '-' is stdin."
+_TARGET = "One object a line is added here; .gz is packed; '-' is stdout."
 _CONCURRENCY = (
-    "Prompts under way at once. More is faster, but lines come as they are done, and in bfloat16 the rounding of a "
+    "Prompts under way at once; by default as many as the engine decodes side by side. In bfloat16 the rounding of a "
     "larger batch may change the wording of answers."
 )
+_ORDER = "'input' keeps the input's order and holds answers back for it; 'completed' writes them as they are done."
 
 
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="One object a line: prompt or messages, id.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="One object a line is added here.")],
+    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help=_SOURCE)],
+    target: Annotated[str, typer.Argument(metavar="OUT.jsonl", help=_TARGET)],
     model: opt.Model = "smollm2",
     moderator: opt.Moderator = "local",
     method: opt.Method = opt.DEFAULT_METHOD,
@@ -28,7 +31,12 @@ def batch(
     temperature: opt.Temperature = 0.0,
     seed: opt.Seed = 0,
     max_generations: opt.MaxGenerations = 82,
-    concurrency: Annotated[int, typer.Option(min=1, help=_CONCURRENCY)] = 1,
+    concurrency: Annotated[int | None, typer.Option(min=1, help=_CONCURRENCY)] = None,
+    order: Annotated[Order, typer.Option(help=_ORDER)] = Order.INPUT,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only every n-th line, from the i-th on.")] = "1/1",
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try lines again that ended in an error.")
+    ] = False,
     allow_download: opt.AllowDownload = False,
     json: opt.Json = False,
 ) -> None:
@@ -37,7 +45,7 @@ def batch(
     Prompts whose id is in OUT.jsonl are skipped. A line that cannot be read gets an object with 'error'; the exit code
     is then 2, or 1 if the model failed on a prompt.
     """
-    from tta_middleware.cli.batch_job import run_batch
+    from tta_middleware.cli.batch_job import BatchRequest, run_batch
     from tta_middleware.cli.parts import Answering, policy_of
     from tta_middleware.config import Budget
     from tta_middleware.types import Sampling
@@ -51,5 +59,15 @@ def batch(
         budget=Budget(generations=max_generations),
         allow_download=allow_download,
     )
-    tally = run_batch(answering, source, target, concurrency, as_json=json)
+    request = BatchRequest(
+        source=source,
+        target=target,
+        answering=answering,
+        concurrency=concurrency,
+        order=order,
+        shard=parse_shard(shard),
+        retry_errors=retry_errors,
+        as_json=json,
+    )
+    tally = run_batch(request)
     raise typer.Exit(USAGE if tally.broken else FAILED if tally.failed else OK)

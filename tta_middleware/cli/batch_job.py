@@ -1,28 +1,47 @@
-"""Answers a file of prompts, one output object per input line."""
+"""Answers a stream of prompts, one output object per input line."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO, TypeAlias
 
 import anyio
 
-from tta_middleware.cli.failures import describe
+from tta_middleware.cli.batch_flow import Flow
+from tta_middleware.cli.batch_input import Item, Source
+from tta_middleware.cli.batch_options import STDIO, Order, Shard
+from tta_middleware.cli.batch_output import Output, output_to
+from tta_middleware.cli.failures import describe, unwrapped
 from tta_middleware.cli.narrate import as_record
 from tta_middleware.cli.output import emit, note
-from tta_middleware.cli.parts import Answering
+from tta_middleware.cli.parts import Answering, opened
 from tta_middleware.cli.progress import Advance, progress, resumable
-from tta_middleware.errors import ConfigurationError, DataError, EmptyPromptError, EngineError, TTAError
-from tta_middleware.evaluation.datasets import Prompt, note_id, parse_prompt
-from tta_middleware.evaluation.jsonl import Record, dump, lines, parse_object, recover
+from tta_middleware.errors import ConfigurationError, DataError
+from tta_middleware.evaluation.datasets import note_id
+from tta_middleware.evaluation.jsonl import Record, dump
 from tta_middleware.guard import Guard
-from tta_middleware.types import Sampling
+from tta_middleware.protocols import Engine
 
-Key: TypeAlias = tuple[str, str]
+SIDE_BY_SIDE = 32
+"""Prompts under way at once where the engine does not say how many it decodes side by side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRequest:
+    """What was asked for."""
+
+    source: str
+    target: str
+    answering: Answering
+    concurrency: int | None
+    order: Order
+    shard: Shard
+    retry_errors: bool
+    as_json: bool
 
 
 @dataclass(slots=True)
@@ -34,126 +53,145 @@ class Tally:
     failed: int = 0
     skipped: int = 0
 
+    def counts(self) -> dict[str, int]:
+        return {**self.outcomes, "failed": self.failed, "broken": self.broken, "skipped": self.skipped}
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One input line: a prompt, or why there is none."""
-
-    number: int
-    prompt: Prompt | None
-    error: DataError | None
-
-    @property
-    def key(self) -> Key:
-        """What the output line is known by; a broken line has no id, so its number stands in."""
-        return ("line", str(self.number)) if self.prompt is None else ("id", str(self.prompt.id))
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.counts().items() if count)
 
 
-def run_batch(answering: Answering, source: Path, target: Path, concurrency: int, *, as_json: bool) -> Tally:
-    """Answer what has no output yet and append it to ``target``.
+def run_batch(request: BatchRequest) -> Tally:
+    """Answer what has no output yet and add it to the target.
 
     Raises:
-        DataError: an id comes twice, or ``target`` holds something else.
-        ConfigurationError: a file cannot be opened.
+        DataError: an id comes twice, the target holds something else, or the input breaks off.
+        ConfigurationError: a file cannot be opened, or another process writes to the target.
+        OSError: the output cannot be written any more.
     """
-    total = _check(source, target)
-    done = {_key_of(record) for record in recover(target)}
-    tally = Tally()
-    with resumable(), _appending(target) as file, progress("batch", 0, total) as advance:
-        job = _Job(answering, concurrency, file, advance, tally)
-        anyio.run(partial(job.run, _open_items(source, done, tally, advance)))
-    _tell(tally, target, as_json=as_json)
-    return tally
-
-
-def _check(source: Path, target: Path) -> int:
-    """Count the input's lines and see that ids are unique before any work is done."""
-    if target.exists() and source.exists() and target.samefile(source):
-        raise ConfigurationError("input and output are the same file")
-    seen: dict[str, int] = {}
-    total = 0
-    for item in _items(source):
-        total += 1
-        if item.prompt is not None:
-            note_id(seen, item.prompt.id, item.number, f"{source}:{item.number}")
-    if not total:
-        raise ConfigurationError(
-            f"{source} holds no prompt; one JSON object a line with 'prompt' or 'messages' is needed"
-        )
-    return total
-
-
-def _items(source: Path) -> Iterator[_Item]:
-    for number, raw in lines(source):
-        where = f"{source}:{number}"
+    _refuse_same_file(request.source, request.target)
+    with output_to(request.target, retry_errors=request.retry_errors) as output:
+        batch = _Batch(request, Source(request.source, request.answering.sampling), output)
         try:
-            yield _Item(number, parse_prompt(parse_object(raw, where), number, where), None)
+            with resumable() if output.lasting else nullcontext():
+                anyio.run(batch.run)
+        except BaseExceptionGroup as errors:
+            raise unwrapped(errors) from None
+    _tell(batch.tally, output, as_json=request.as_json)
+    return batch.tally
+
+
+@dataclass(slots=True)
+class _Batch:
+    request: BatchRequest
+    source: Source
+    output: Output
+    tally: Tally = field(default_factory=Tally)
+    fault: DataError | None = None
+
+    async def run(self) -> None:
+        skipped, total = await self._survey() if self.source.rereadable else (0, None)
+        self.output.open()
+        answering = self.request.answering
+        async with opened(answering.model, answering.moderator, allow_download=answering.allow_download) as parts:
+            engine, moderator = parts
+            with progress("batch", skipped, total) as advance:
+                flow = self._flow(engine, answering.guard_over(engine, moderator), advance)
+                async with aclosing(self._open_items()) as items:
+                    await flow.run(items)
+        if self.fault is not None:
+            raise self.fault
+        self._refuse_nothing()
+
+    async def _survey(self) -> tuple[int, int]:
+        """Look through a file before any work: how many of the lines are done, and how many there are."""
+        ids: dict[str, int] = {}
+        done = total = 0
+        async with aclosing(self.source.items(Shard())) as items:
+            async for item in items:
+                if item.prompt is not None:
+                    note_id(ids, item.prompt.id, item.number, item.where)
+                if self.request.shard.holds(item.number):
+                    total, done = total + 1, done + self._is_done(item)
+        self._refuse_nothing()
+        return done, total
+
+    async def _open_items(self) -> AsyncGenerator[Item, None]:
+        """What is left to do. If the input breaks off, that is told when the lines before are answered."""
+        ids: dict[str, int] = {}
+        try:
+            async with aclosing(self.source.items(self.request.shard)) as items:
+                async for item in items:
+                    item = self._checked(item, ids)
+                    if self._is_done(item):
+                        self.tally.skipped += 1
+                    else:
+                        yield item
         except DataError as error:
-            yield _Item(number, None, error)
+            self.fault = error
 
+    def _checked(self, item: Item, ids: dict[str, int]) -> Item:
+        """A pipe cannot be looked through before, so an id that comes twice is found on the way."""
+        if item.prompt is None or self.source.rereadable:
+            return item
+        try:
+            note_id(ids, item.prompt.id, item.number, item.where)
+            self._is_done(item)
+        except DataError as error:
+            return replace(item, prompt=None, error=error)
+        return item
 
-def _open_items(source: Path, done: set[Key], tally: Tally, advance: Advance) -> Iterator[_Item]:
-    for item in _items(source):
-        if item.key in done:
-            tally.skipped += 1
-            advance("")
-        else:
-            yield item
+    def _is_done(self, item: Item) -> bool:
+        digest = self.output.done.get(item.key)
+        if digest and item.digest and digest != item.digest:
+            raise DataError(
+                f"{item.where}: {self.output.name} holds the answer to another prompt under this line's id; "
+                "give prompts ids of their own, or another output"
+            )
+        return digest is not None
 
+    def _flow(self, engine: Engine, guard: Guard, advance: Advance) -> Flow:
+        def written(count: int) -> None:
+            for _ in range(count):
+                advance(str(self.tally))
 
-def _key_of(record: Record) -> Key:
-    return ("line", str(record["line"])) if "line" in record else ("id", str(record.get("id")))
+        concurrency = self.request.concurrency or getattr(engine, "max_batch", None) or SIDE_BY_SIDE
+        return Flow(partial(self._answer, guard), self.output.write, written, concurrency, self.request.order)
 
-
-def _appending(target: Path) -> TextIO:
-    try:
-        return target.open("a", encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot write to {target}: {error.strerror}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    answering: Answering
-    concurrency: int
-    file: TextIO
-    advance: Advance
-    tally: Tally
-
-    async def run(self, items: Iterator[_Item]) -> None:
-        """As many workers as prompts may be under way, all taking from one iterator: memory stays bounded."""
-        async with self.answering.guard() as guard, anyio.create_task_group() as workers:
-            for _ in range(self.concurrency):
-                workers.start_soon(self._work, items, guard)
-
-    async def _work(self, items: Iterator[_Item], guard: Guard) -> None:
-        for item in items:
-            record = await self._answer(item, guard, self.answering.sampling)
-            self.file.write(dump(record) + "\n")
-            self.file.flush()
-            self.advance(", ".join(f"{count} {name}" for name, count in self.tally.outcomes.items()))
-
-    async def _answer(self, item: _Item, guard: Guard, sampling: Sampling) -> Record:
+    async def _answer(self, guard: Guard, item: Item) -> Record:
         if item.prompt is None:
             self.tally.broken += 1
-            return {"id": None, "line": item.number, **_error(item.error)}
+            return {"id": None, "line": item.number, **_error(item.error or DataError("the line cannot be read"))}
+        head = {"id": item.prompt.id, "input_hash": item.digest}
         try:
-            answer = await guard.answer(item.prompt.messages, sampling)
-        except (EmptyPromptError, EngineError) as error:
+            answer = await guard.answer(item.prompt.messages, item.sampling)
+        except Exception as error:  # noqa: BLE001 - the record's boundary: whatever one prompt does, the others go on
             self.tally.failed += 1
-            return {"id": item.prompt.id, **_error(error)}
+            return {**head, **_error(unwrapped(error))}
         self.tally.outcomes[answer.trace.outcome] += 1
-        return {"id": item.prompt.id, **as_record(answer)}
+        return {**head, **as_record(answer)}
+
+    def _refuse_nothing(self) -> None:
+        if not self.source.lines_seen:
+            raise ConfigurationError(
+                f"{self.source.name} holds no prompt; one JSON object a line with 'prompt' or 'messages' is needed"
+            )
 
 
-def _error(error: TTAError | None) -> Record:
-    kind, message = describe(error or DataError("the line cannot be read"))
+def _refuse_same_file(source: str, target: str) -> None:
+    here, there = Path(source), Path(target)
+    if STDIO not in (source, target) and here.is_file() and there.exists() and here.samefile(there):
+        raise ConfigurationError("input and output are the same file")
+
+
+def _error(error: BaseException) -> Record:
+    kind, message = describe(error)
     return {"error": {"type": kind, "message": message}}
 
 
-def _tell(tally: Tally, target: Path, *, as_json: bool) -> None:
-    counts = {**tally.outcomes, "failed": tally.failed, "broken": tally.broken, "skipped": tally.skipped}
+def _tell(tally: Tally, output: Output, *, as_json: bool) -> None:
+    """The summary on stdout for machines, unless the answers go there."""
     if as_json:
-        emit({"output": str(target), **counts})
+        summary = {"output": output.name, **tally.counts()}
+        note(dump(summary)) if output.name == "stdout" else emit(summary)
     else:
-        note(f"{target}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
+        note(f"{output.name}: {tally}")

@@ -29,6 +29,7 @@ from tta_middleware.evaluation.store import RunFolder
 from tta_middleware.evaluation.summary import summarise
 from tta_middleware.evaluation.tables import to_markdown
 from tta_middleware.policy import Policy
+from tta_middleware.profiles import quality_for
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Sampling
 
@@ -201,7 +202,7 @@ async def _plan(request: Request, chosen: list[Comparator], judge: Reviewer | No
     relevance = _relevance(request)
     async with opened(request.model, request.moderator, allow_download=request.allow_download) as (engine, moderator):
         try:
-            bench = Bench(engine, moderator, request.policy, request.budget)
+            bench = Bench(engine, moderator, request.policy, request.budget, quality=quality_for(request.model))
             yield Plan(
                 bench,
                 chosen,

@@ -16,6 +16,7 @@ from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Guard, Repair
 from tta_middleware.policy import Policy
+from tta_middleware.profiles import quality_for, tuned_for
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
@@ -36,9 +37,15 @@ class Answering:
     @asynccontextmanager
     async def guard(self) -> AsyncIterator[Guard]:
         """A guard whose parts are closed afterwards, in the loop that used them."""
-        repair = Repair(method=resolve_method(self.method), budget=self.budget, seed=self.sampling.seed)
         async with opened(self.model, self.moderator, allow_download=self.allow_download) as (engine, moderator):
-            yield Guard(engine, moderator, policy=self.policy, repair=repair)
+            yield self.guard_over(engine, moderator)
+
+    def guard_over(self, engine: Engine, moderator: Moderator) -> Guard:
+        """A guard over parts that somebody else closes."""
+        method = resolve_method(self.method)
+        tuned = tuned_for(method, self.model) if method else None
+        repair = Repair(method=tuned, budget=self.budget, seed=self.sampling.seed)
+        return Guard(engine, moderator, policy=self.policy, repair=repair, quality=quality_for(self.model))
 
     async def answer(self, messages: Sequence[Message]) -> GuardedAnswer:
         """One answer, with parts of its own."""

@@ -10,24 +10,26 @@ from tta_middleware.config import Budget
 from tta_middleware.guard import Guard, Repair, Report
 from tta_middleware.optimise.base import Method
 from tta_middleware.policy import Policy
-from tta_middleware.protocols import Engine, Moderator
+from tta_middleware.protocols import Engine, Moderator, Quality
+from tta_middleware.quality import QualityGate
 from tta_middleware.types import Message, Sampling, Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every method works with: the same engine, oracle, policy and budget."""
+    """What every method works with: the same engine, oracle, policy, budget and quality gate."""
 
     engine: Engine
     moderator: Moderator
     policy: Policy = field(default_factory=Policy)
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
+    quality: Quality = field(default_factory=QualityGate)
 
     def guard(self, method: Method | None) -> Guard:
         """A guard that repairs with ``method``, or blocks."""
         repair = Repair(method=method, budget=self.budget, seed=self.seed)
-        return Guard(self.engine, self.moderator, policy=self.policy, repair=repair)
+        return Guard(self.engine, self.moderator, policy=self.policy, repair=repair, quality=self.quality)
 
 
 class Comparator(Protocol):

@@ -11,7 +11,6 @@ from tta_middleware.evaluation.comparators.base import Bench
 from tta_middleware.guard import Report, last_user_text
 from tta_middleware.optimise.geometry import cosine, relative_move
 from tta_middleware.policy import Policy, StagePolicies
-from tta_middleware.quality import QualityGate
 from tta_middleware.types import (
     AnswerScore,
     Candidate,
@@ -104,8 +103,7 @@ class Workbench:
         """The result with ``final`` as the answer; None if nothing was decoded. ``moves_words``: the tokens changed."""
         if final is None:
             return self.start
-        gate = QualityGate()
-        quality = (await gate.assess(self.bench.engine, self.prompt, [final.completion]))[0]
+        quality = (await self.bench.quality.assess(self.bench.engine, self.prompt, [final.completion]))[0]
         final = replace(final, quality=quality)
         passed = self.safe(final) and quality.usable
         trace = await self._trace(final, passed=passed, moves_words=moves_words)

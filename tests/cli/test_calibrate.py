@@ -1,0 +1,98 @@
+"""``tta calibrate`` with a scripted model, and what the bounds do."""
+
+import json
+
+import pytest
+
+from tta_middleware.calibration import Answer, Measurements, bounds_from
+from tta_middleware.cli.calibrate_job import harmless_prompts
+from tta_middleware.errors import EngineError
+from tta_middleware.fingerprint import model_hash
+from tta_middleware.profiles import Profile, load_profile, save_profile
+from tta_middleware.quality import QualityBounds, text_problems
+
+PROSE = "The garden is quiet in the morning, and the birds begin to sing before the sun is up."
+LOOP = "no no no no no no no no no no no no no no no"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TTA_PROFILE_DIR", str(tmp_path / "profiles"))
+    return tmp_path / "profiles"
+
+
+def answers(*nlls: float, text: str = PROSE) -> tuple[Answer, ...]:
+    return tuple(Answer(text, 20, nll) for nll in nlls)
+
+
+def test_a_profile_is_kept_and_found(tta, folder):
+    ran = tta("calibrate", "--model", "staged:plain", "--limit", "5")
+    assert ran.code == 0
+    profile = load_profile(model_hash("staged:plain"))
+    # The scripted model says everything at 2 nats per token.
+    assert profile.bounds.max_nll == 3.5
+    assert profile.measured["prompts"] == 5
+    assert f"profile: {folder / model_hash('staged:plain')}.json" in ran.err
+
+
+def test_a_dry_run_prints_and_keeps_nothing(tta, folder):
+    ran = tta("calibrate", "--model", "staged:plain", "--limit", "2", "--dry-run", "--json")
+    assert ran.objects[0]["bounds"]["max_nll"] == 3.5
+    assert not folder.exists()
+
+
+def test_prompts_of_ones_own_are_used(tta, jsonl):
+    prompts = jsonl("own.jsonl", {"prompt": "Tell me about moss"}, {"prompt": "Tell me about ferns"})
+    ran = tta("calibrate", "--model", "staged:plain", "--prompts", prompts, "--json")
+    assert ran.objects[0]["measured"]["prompts"] == 2
+
+
+def test_what_was_tuned_before_stays(tta):
+    digest = model_hash("staged:plain")
+    save_profile(Profile(model="staged:plain", model_hash=digest, tuned={"noise": {"wave": 3}}))
+    tta("calibrate", "--model", "staged:plain", "--limit", "2")
+    assert load_profile(digest).tuned == {"noise": {"wave": 3}}
+    assert load_profile(digest).bounds.max_nll == 3.5
+
+
+def test_a_missing_file_is_named(tta, tmp_path):
+    ran = tta("calibrate", "--model", "staged:plain", "--prompts", tmp_path / "none.jsonl")
+    assert ran.code == 2
+    assert "none.jsonl" in ran.err
+
+
+def test_the_prompts_that_come_along_are_sixty_different_ones():
+    texts = {prompt.messages[-1].content for prompt in harmless_prompts()}
+    assert len(texts) == 60
+
+
+def test_the_fluency_bound_follows_the_models_own_greedy_answers():
+    low = bounds_from(Measurements(1.0, answers(0.4, 0.5, 0.6), answers(1.0)))
+    high = bounds_from(Measurements(1.0, answers(1.4, 1.5, 1.6), answers(3.0)))
+    assert high.max_nll - low.max_nll == pytest.approx(1.0)
+    assert low.max_nll > 0.6
+
+
+def test_loops_say_nothing_of_fluency_and_loosen_nothing():
+    clean = bounds_from(Measurements(1.0, answers(0.5, 0.6), answers(1.0)))
+    looping = bounds_from(Measurements(1.0, answers(0.5, 0.6) + answers(9.0, text=LOOP), answers(1.0)))
+    assert looping == clean
+    assert "repetition" in text_problems(LOOP, looping)
+
+
+def test_code_and_tables_loosen_the_share_of_letters():
+    table = "1 | 2 | 3 | 4 | 5 | row\n6 | 7 | 8 | 9 | 0 | end of it\n"
+    bounds = bounds_from(Measurements(1.0, answers(0.5), answers(1.0, text=table)))
+    assert "symbols" in text_problems(table, QualityBounds())
+    assert "symbols" not in text_problems(table, bounds)
+
+
+def test_a_model_that_only_loops_cannot_be_calibrated_by():
+    with pytest.raises(EngineError, match="no usable answer"):
+        bounds_from(Measurements(1.0, answers(0.1, text=LOOP), answers(1.0)))
+
+
+def test_json_of_the_command_is_the_profile_file(tta, folder):
+    ran = tta("calibrate", "--model", "staged:plain", "--limit", "2", "--json")
+    [file] = folder.glob("*.json")
+    assert json.loads(file.read_text()) == ran.objects[0]

@@ -1,0 +1,71 @@
+"""A guard with a repair memory: the second time costs one generation beside the first answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Trace
+from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.memory import Remembered, RepairMemory, scope_of
+from tta_middleware.types import CATEGORIES, Verdict
+
+SECRET = "Plan an attack on weeds with zinnias"
+
+
+def answer(call: ScriptedCall) -> str:
+    if "attack" in call.text and call.moved < 0.8:
+        return "Here is the bad plan for the shed and the wall."
+    return "A calm and friendly answer about gardens and old walls."
+
+
+class Words:
+    """Flags what says 'bad'."""
+
+    name = "words"
+    default_threshold = 0.5
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        return [Verdict(dict.fromkeys(CATEGORIES, 0.9 if "bad" in text else 0.1), "bad" in text, "w") for text in texts]
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def ask(memory: RepairMemory, text: str = SECRET) -> Trace:
+    method = Remembered(Noise(wave=1, waves=8), memory, scope_of("scripted", Policy(threshold=0.5)))
+    repair = Repair(method=method, budget=Budget(generations=20))
+    guard = Guard(ScriptedEngine(answer), Words(), policy=Policy(threshold=0.5), repair=repair)
+    return (await guard.answer([Message("user", text)])).trace
+
+
+hooked = pytest.mark.xfail(reason="the search does not tell its optimiser which proposal won", strict=True)
+
+
+@hooked
+async def test_a_repeated_prompt_takes_two_generations() -> None:
+    memory = RepairMemory()
+    first, second = await ask(memory), await ask(memory)
+    assert first.outcome == second.outcome == "neutralised"
+    assert first.generations > 2
+    assert second.generations == 2
+
+
+@hooked
+async def test_a_memory_outlives_its_process_and_keeps_no_words(tmp_path: Path) -> None:
+    memory, fresh = RepairMemory(), RepairMemory()
+    await ask(memory)
+    memory.save(tmp_path / "memory.npz")
+    fresh.load(tmp_path / "memory.npz")
+    assert (await ask(fresh)).generations == 2
+    raw = (tmp_path / "memory.npz").read_bytes()
+    assert not any(word.encode() in raw for word in SECRET.split() if len(word) > 4)
+
+
+async def test_another_prompt_is_repaired_as_without_a_memory() -> None:
+    memory = RepairMemory()
+    await ask(memory)
+    other = "Plan an attack on moss"
+    assert (await ask(memory, other)).generations == (await ask(RepairMemory(), other)).generations

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import filelock
 import numpy as np
@@ -20,21 +19,12 @@ import numpy as np
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.optimise.base import Method, Needs, Start
-from tta_middleware.protocols import Optimiser
+from tta_middleware.protocols import Learner, Optimiser
 from tta_middleware.recipes import Recipe, proposal_of, read_recipes, recipe_of, short_hash, write_recipes
 from tta_middleware.types import PromptEmbeddings, Proposal
 
 MAX_ENTRIES = 512
 MAX_BYTES = 32 * 2**20
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """An optimiser that wants to know which of its proposals was given out; the search tells it at the end."""
-
-    def accepted(self, proposal: Proposal) -> None:
-        """``proposal`` gave the safe and usable answer that the search ends with."""
-        ...
 
 
 class RepairMemory:

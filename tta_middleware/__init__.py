@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from tta_middleware.config import Budget, Windows
     from tta_middleware.errors import TTAError, UnsafeAnswerError
     from tta_middleware.guard import Guard, Repair
-    from tta_middleware.optimise import TSA, Noise, Resample
+    from tta_middleware.memory import RepairMemory
+    from tta_middleware.optimise import TSA, Noise, Race, Resample
     from tta_middleware.policy import Policy
     from tta_middleware.quality import QualityBounds, QualityGate
     from tta_middleware.types import (
@@ -36,6 +37,7 @@ _HOMES = {
     "CATEGORIES": "types",
     "TSA": "optimise",
     "Budget": "config",
+    "Finished": "types",
     "Guard": "guard",
     "GuardedAnswer": "types",
     "Message": "types",
@@ -43,20 +45,21 @@ _HOMES = {
     "Policy": "policy",
     "QualityBounds": "quality",
     "QualityGate": "quality",
+    "Race": "optimise",
+    "Released": "types",
     "Repair": "guard",
+    "RepairFinished": "types",
+    "RepairMemory": "memory",
+    "RepairStarted": "types",
+    "RepairStep": "types",
     "Resample": "optimise",
     "Sampling": "types",
     "TTAChatModel": "chat_model",
     "TTAError": "errors",
     "Trace": "types",
     "UnsafeAnswerError": "errors",
-    "Windows": "config",
-    "Finished": "types",
-    "Released": "types",
-    "RepairFinished": "types",
-    "RepairStarted": "types",
-    "RepairStep": "types",
     "Verdict": "types",
+    "Windows": "config",
 }
 
 __all__ = [
@@ -71,9 +74,11 @@ __all__ = [
     "Policy",
     "QualityBounds",
     "QualityGate",
+    "Race",
     "Released",
     "Repair",
     "RepairFinished",
+    "RepairMemory",
     "RepairStarted",
     "RepairStep",
     "Resample",

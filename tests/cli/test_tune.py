@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from tta_middleware import Noise
-from tta_middleware.errors import ConfigurationError
+from tta_middleware import Noise, Trace
+from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.evaluation.spaces import SPACES, space_of
 from tta_middleware.evaluation.tuning import Study, Trial, front, winner
 from tta_middleware.fingerprint import model_hash
@@ -117,6 +117,21 @@ def test_every_search_space_fits_its_method(tmp_path):
         assert set(space_of(method)) <= set(type(method).model_fields)
         (tmp_path / name).mkdir()
         assert Study(tmp_path / name, method).finished == []
+
+
+async def test_answers_that_need_no_repair_this_time_count_neither_way(tmp_path):
+    outcomes = {"neutralised": 0.4, "blocked": 0.9, "clean": 0.0}
+    traces = [Trace("noise", o, o, None, None, 2, 20, 2, 1.0, relative_move=m) for o, m in outcomes.items()]
+
+    async def evaluate(method):
+        return traces
+
+    trial = await Study(tmp_path, Noise()).run(evaluate)
+    assert (trial.prompts, trial.neutralised) == (2, 1)
+    assert trial.move == pytest.approx(0.7)
+    del traces[:2]
+    with pytest.raises(EngineError, match="no answer was flagged"):
+        await Study(tmp_path, Noise()).run(evaluate)
 
 
 def test_a_method_without_a_space_is_refused():

@@ -34,6 +34,8 @@ from tta_middleware.chat_model.tools import (
 from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Fallback, Guard, Repair
+from tta_middleware.memory import Remembered, RepairMemory
+from tta_middleware.optimise.base import Method
 from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
 from tta_middleware.protocols import Engine
@@ -64,6 +66,8 @@ class TTAChatModel(BaseChatModel):
             what has left; ``end`` holds the answer until all of it was checked. Calls that do not stream are always
             answered whole.
         windows: how a streaming answer is cut.
+        memory: a :class:`~tta_middleware.memory.RepairMemory`: what repaired a prompt before is tried first when the
+            same prompt is flagged again. None remembers nothing.
         prompt_check: whether the prompt is moderated, too, by the policy's ``prompt`` stage: ``user`` the last user
             turn, ``all`` every message, ``off``.
         allow_download: whether a Hugging Face id may be fetched from the hub.
@@ -87,6 +91,7 @@ class TTAChatModel(BaseChatModel):
     release: Literal["window", "end"] = "window"
     windows: Windows = Field(default_factory=Windows)
     prompt_check: Literal["off", "user", "all"] = "off"
+    memory: Any = Field(None, exclude=True, repr=False)
     device: str = "auto"
     dtype: str = "auto"
     allow_download: bool = False
@@ -114,6 +119,13 @@ class TTAChatModel(BaseChatModel):
     def _usable_policy(self) -> TTAChatModel:
         self._stages(self.policy)
         return self
+
+    @field_validator("memory")
+    @classmethod
+    def _usable_memory(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, RepairMemory):
+            raise ConfigurationError(f"memory is a RepairMemory or None, not {type(value).__name__}")
+        return value
 
     @field_validator("fallback")
     @classmethod
@@ -274,13 +286,14 @@ class TTAChatModel(BaseChatModel):
 
     def _guard(self, settings: Mapping[str, Any], engine: Engine, use: ToolUse | None) -> Guard:
         gate = self.runtime.gate(settings["model"])
+        stages = self._stages(settings["policy"])
         return Guard(
             with_tools(engine, use) if use else engine,
             self.runtime.moderator(self.moderator),
             quality=CallQuality(use, gate=gate) if use else gate,
-            policy=self._stages(settings["policy"]),
+            policy=stages,
             repair=Repair(
-                method=self.runtime.method(settings["method"], settings["model"]),
+                method=self._method(settings, stages),
                 budget=settings["budget"],
                 fallback=_fallback(settings["fallback"]),
                 seed=settings["seed"],
@@ -288,6 +301,12 @@ class TTAChatModel(BaseChatModel):
             windows=self.windows,
             prompt_check=self.prompt_check,
         )
+
+    def _method(self, settings: Mapping[str, Any], stages: StagePolicies) -> Method | None:
+        method = self.runtime.method(settings["method"], settings["model"])
+        if method is None or self.memory is None:
+            return method
+        return Remembered(method, self.memory, self.runtime.scope(settings["model"], stages.repair))
 
     def _stages(self, policy: Any) -> StagePolicies:
         """The policies in force for ``policy``, as the file has them now."""

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Hashable
 from typing import Any
 
+from tta_middleware.fingerprint import model_hash
+from tta_middleware.memory import scope_of
 from tta_middleware.optimise.base import Method
+from tta_middleware.policy import Policy
 from tta_middleware.profiles import quality_for, tuned_for
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.quality import QualityGate
@@ -26,6 +29,7 @@ class Runtime:
         self._moderators: dict[str, Moderator] = {}
         self._methods: dict[tuple[str, str], Method | None] = {}
         self._gates: dict[str, QualityGate] = {}
+        self._hashes: dict[str, str] = {}
 
     def engine(self, model: str | Engine, **options: Any) -> Engine:
         """The engine of ``model``; nothing is loaded yet."""
@@ -67,6 +71,14 @@ class Runtime:
             if reference not in self._gates:
                 self._gates[reference] = quality_for(reference)
             return self._gates[reference]
+
+    def scope(self, model: str | Engine, policy: Policy) -> str:
+        """What a remembered repair holds for: this model under this policy."""
+        reference = _reference(model)
+        with self._lock:
+            if reference not in self._hashes:
+                self._hashes[reference] = model_hash(reference)
+            return scope_of(self._hashes[reference], policy)
 
     async def aclose(self) -> None:
         """Close what was made here; objects that the user passed in stay open."""

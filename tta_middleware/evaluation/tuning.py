@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, cast
 import anyio
 
 from tta_middleware.config import Settings
-from tta_middleware.errors import MissingExtraError, ModerationUnavailableError
+from tta_middleware.errors import EngineError, MissingExtraError, ModerationUnavailableError
 from tta_middleware.evaluation.datasets import Prompt
 from tta_middleware.evaluation.spaces import Kind, Scale, as_is, space_of, suggest
 from tta_middleware.guard import Guard
@@ -91,19 +91,28 @@ class Study:
         return [_trial(trial) for trial in self._study.get_trials(deepcopy=False) if trial.state == done]
 
     async def run(self, evaluate: Evaluate) -> Trial:
-        """One more trial."""
+        """One more trial.
+
+        Raises:
+            EngineError: no answer was flagged, so there was nothing to repair.
+        """
         # Seeded by what is there, so that a run that was cut off goes on as if it had not been.
         self._study.sampler = self._optuna.samplers.TPESampler(seed=self._seed + len(self.finished))
         trial = self._study.ask()
         settings = {name: self._setting(name, kind, suggest(trial, name, kind)) for name, kind in self._space.items()}
         traces = await evaluate(cast(Callable[..., Method], type(self._method))(**settings))
-        moves = [trace.relative_move if trace.outcome == "neutralised" else 1.0 for trace in traces]
-        neutralised = sum(trace.outcome == "neutralised" for trace in traces)
+        # In low precision a first answer depends on its batch a little, so one that was flagged may be clean this time.
+        flagged = [trace for trace in traces if trace.outcome != "clean"]
+        if not flagged:
+            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+            raise EngineError("no answer was flagged in a trial; give more prompts, or those whose answers are flagged")
+        moves = [trace.relative_move if trace.outcome == "neutralised" else 1.0 for trace in flagged]
+        neutralised = sum(trace.outcome == "neutralised" for trace in flagged)
         trial.set_user_attr("settings", settings)
-        trial.set_user_attr("prompts", len(traces))
+        trial.set_user_attr("prompts", len(flagged))
         trial.set_user_attr("neutralised", neutralised)
-        trial.set_user_attr("tokens", sum(trace.generated_tokens for trace in traces) / len(traces))
-        self._study.tell(trial, [neutralised / len(traces), sum(moves) / len(moves)])
+        trial.set_user_attr("tokens", sum(trace.generated_tokens for trace in flagged) / len(flagged))
+        self._study.tell(trial, [neutralised / len(flagged), sum(moves) / len(moves)])
         return self.finished[-1]
 
     def _setting(self, name: str, kind: Kind, value: Any) -> Any:

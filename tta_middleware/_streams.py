@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
 
@@ -12,12 +12,17 @@ T = TypeVar("T")
 Send: TypeAlias = Callable[[T], Awaitable[None]]
 
 
-async def owned(produce: Callable[[Send[T]], Awaitable[None]], ahead: int = 8) -> AsyncGenerator[T, None]:
+async def owned(
+    produce: Callable[[Send[T]], Awaitable[None]], ahead: int = 8, reader: asyncio.Task[Any] | None = None
+) -> AsyncGenerator[T, None]:
     """Yield what ``produce`` sends from a task of its own.
 
     A consumer may leave an async generator at any yield and have it closed from another task. A task group that is
     open across a yield breaks then, so the groups live in the task of ``produce``, which is cancelled and waited
     for when the generator ends in whatever way. ``ahead`` items are buffered; then ``produce`` waits.
+
+    ``reader`` is the task that reads the generator to its end, where there is one: when that is over, so is
+    ``produce``, even if the generator lies unclosed in a traceback.
 
     Raises:
         Exception: what ``produce`` raised, after everything that it had sent.
@@ -29,14 +34,23 @@ async def owned(produce: Callable[[Send[T]], Awaitable[None]], ahead: int = 8) -
             await produce(send.send)
 
     task = asyncio.create_task(run(), name="tta-stream")
+
+    def stop(_: object) -> None:
+        task.cancel()
+
+    if reader is not None:
+        reader.add_done_callback(stop)
     try:
         async for item in receive:
             yield item
         await task
     finally:
+        if reader is not None:
+            reader.remove_done_callback(stop)
         task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([task])
+        if not task.done():
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
         # Both ends are closed here as well: a task that is cancelled before its first step never enters its block.
         send.close()
         receive.close()

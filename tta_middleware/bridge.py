@@ -7,17 +7,22 @@ daemon and ends with the process or with :func:`shutdown`, whichever comes first
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import ExitStack
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 T = TypeVar("T")
 
 _END: Final = object()
+
+_kept: set[Any] = set()
+"""Streams that are being iterated, and closings under way; both must outlive their iterators."""
 
 
 class _Bridge:
@@ -27,14 +32,20 @@ class _Bridge:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
+        self._thread: int | None = None
 
     def portal(self) -> BlockingPortal:
         with self._lock:
             if self._portal is None:
                 self._portal = self._stack.enter_context(start_blocking_portal(name="tta-sync-bridge"))
+                self._thread = self._portal.call(threading.get_ident)
                 self._stack.callback(self._portal.call, self._portal.stop, True)
                 atexit.register(self.shutdown)
             return self._portal
+
+    def here(self) -> bool:
+        """Whether the caller runs on the bridge's own thread, where waiting for the bridge would wait for ever."""
+        return self._thread == threading.get_ident()
 
     def shutdown(self) -> None:
         with self._lock:
@@ -61,11 +72,26 @@ def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     async def step() -> T | object:
         return await anext(stream, _END)
 
+    # The collector may find a dropped iterator on any thread. It must not find the stream with it, whose own
+    # finaliser would run at the same time.
+    _kept.add(stream)
     try:
         while (item := run(step)) is not _END:
             yield item  # type: ignore[misc]
     finally:
-        run(stream.aclose)
+        if _bridge.here():
+            closing = asyncio.ensure_future(_close(stream))
+            _kept.add(closing)
+            closing.add_done_callback(_kept.discard)
+        else:
+            run(partial(_close, stream))
+
+
+async def _close(stream: AsyncGenerator[Any, None]) -> None:
+    try:
+        await stream.aclose()
+    finally:
+        _kept.discard(stream)
 
 
 def shutdown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -103,12 +104,14 @@ class Guard:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         release: Release = "window",
+        reader: asyncio.Task[Any] | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """The answer as it is checked; the last event is :class:`~tta_middleware.types.Finished`.
 
         With ``release="window"`` text leaves window by window while decoding goes on, and what has left is never taken
         back: a late flag is repaired by another continuation of it. With ``"end"`` the answer is held until all of it
-        was checked. Closing the generator, from any task, stops decoding within one step.
+        was checked. Closing the generator, from any task, stops decoding within one step; so does the end of
+        ``reader``, a task that is known to read all of it, even if it never closes the generator.
 
         Raises:
             EmptyPromptError: no message holds user text.
@@ -120,7 +123,7 @@ class Guard:
         async def produce(send: Send) -> None:
             await self._run(Conversation(messages, tools), sampling, windows, send=send)
 
-        async with aclosing(owned(produce)) as events:
+        async with aclosing(owned(produce, reader=reader)) as events:
             async for event in events:
                 yield event
 

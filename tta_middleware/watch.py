@@ -103,10 +103,12 @@ class Watch:
         await self._act(last)
 
     async def _act(self, actions: Sequence[Action]) -> None:
+        # Checks go out before anything is awaited: while a release waits for its consumer, decoding sends off others.
+        for action in actions:
+            if isinstance(action, Check):
+                self._send_off(_Asked(action))
         for action in actions:
             match action:
-                case Check():
-                    self._send_off(_Asked(action))
                 case Release(text):
                     if not await self.release(text):
                         self._end("stopped")

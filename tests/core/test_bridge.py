@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from functools import partial
@@ -82,6 +83,33 @@ def test_a_stream_that_ends_ends() -> None:
             yield number
 
     assert list(bridge.iterate(three())) == [1, 2, 3]
+
+
+def test_a_dropped_stream_may_be_collected_on_the_bridges_own_thread() -> None:
+    closed = threading.Event()
+
+    async def endless() -> AsyncGenerator[int, None]:
+        try:
+            while True:
+                yield 1
+                await anyio.sleep(0.001)
+        finally:
+            closed.set()
+
+    async def collect() -> None:
+        gc.collect()
+
+    gc.disable()
+    try:
+        stream = bridge.iterate(endless())
+        assert next(stream) == 1
+        cycle: list[object] = [stream]
+        cycle.append(cycle)
+        del stream, cycle
+        bridge.run(collect)
+    finally:
+        gc.enable()
+    assert closed.wait(10)
 
 
 def test_shutdown_cancels_what_runs_and_a_later_call_starts_anew() -> None:

@@ -245,6 +245,36 @@ async def test_verdicts_that_come_late_are_waited_for_while_decoding_goes_on() -
     assert moderator.most_open > 1
 
 
+async def test_a_slow_consumer_and_a_slow_moderator_do_not_confuse_the_order_of_checks() -> None:
+    text = " ".join(f"word{i}" for i in range(120))
+    engine, slow = ScriptedEngine(text, step_seconds=0.0002), Words(latency=0.002)
+    made = guard(None, slow, engine, windows=Windows(first=20, largest=20, in_flight=1))
+    out = ""
+    async for event in made.stream(ASK):
+        if isinstance(event, Released):
+            out += event.text
+            await anyio.sleep(0.005)
+    assert out == text
+
+
+async def test_the_stream_ends_with_the_task_that_reads_it_even_if_nobody_closes_it() -> None:
+    engine = ScriptedEngine("word " * 10_000, step_seconds=0.0005)
+    before, kept = asyncio.all_tasks(), []
+
+    async def read() -> None:
+        stream = guard(None, engine=engine).stream(ASK, Sampling(max_new_tokens=10_000), reader=asyncio.current_task())
+        kept.append(stream)
+        await anext(stream)
+
+    await asyncio.create_task(read())
+    await anyio.sleep(0.01)
+    steps = engine.steps
+    await anyio.sleep(0.02)
+    assert engine.steps == steps
+    assert asyncio.all_tasks() == before
+    await kept[0].aclose()
+
+
 async def test_closing_the_stream_stops_decoding_and_leaves_nothing() -> None:
     engine, moderator = ScriptedEngine("word " * 10_000, step_seconds=0.0005), Words(latency=0.001)
     before, threads = asyncio.all_tasks(), threading.active_count()

@@ -6,12 +6,13 @@ import sys
 from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.callbacks.manager import ahandle_event
 from langchain_core.runnables.config import ensure_config, get_async_callback_manager_for_config
 
 from tta_middleware.types import RepairFinished, RepairStarted, RepairStep
 
+Run: TypeAlias = AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None
 RepairEvent: TypeAlias = RepairStarted | RepairStep | RepairFinished
 
 NAMES: Final[dict[type[RepairEvent], str]] = {
@@ -21,7 +22,7 @@ NAMES: Final[dict[type[RepairEvent], str]] = {
 }
 
 
-async def announce(event: RepairEvent, run_manager: AsyncCallbackManagerForLLMRun | None) -> None:
+async def announce(event: RepairEvent, run: Run) -> None:
     """Tell the callbacks of the run that is under way: the model's own, or that of the chain or node around it.
 
     A model that is streamed by itself, outside any chain, gives LangChain no run to attach events to; the trace in
@@ -29,12 +30,9 @@ async def announce(event: RepairEvent, run_manager: AsyncCallbackManagerForLLMRu
     """
     name, data = NAMES[type(event)], asdict(event)
     _write_custom(name, data)
-    if run_manager is not None:
-        handlers, run_id = run_manager.handlers, run_manager.run_id
-        tags, metadata = run_manager.tags, run_manager.metadata
-        await ahandle_event(
-            handlers, "on_custom_event", "ignore_custom_event", name, data, run_id=run_id, tags=tags, metadata=metadata
-        )
+    if run is not None:
+        about: dict[str, Any] = {"run_id": run.run_id, "tags": run.tags, "metadata": run.metadata}
+        await ahandle_event(run.handlers, "on_custom_event", "ignore_custom_event", name, data, **about)
         return
     around = get_async_callback_manager_for_config(ensure_config())
     if around.parent_run_id is not None:

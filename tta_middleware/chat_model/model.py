@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -15,7 +16,7 @@ from langchain_core.runnables import Runnable
 from pydantic import Field, field_validator, model_validator
 
 from tta_middleware import bridge
-from tta_middleware.chat_model.events import announce
+from tta_middleware.chat_model.events import Run, announce
 from tta_middleware.chat_model.messages import from_langchain, to_langchain
 from tta_middleware.chat_model.reading import AnswerReader
 from tta_middleware.chat_model.runtime import Runtime
@@ -40,7 +41,7 @@ from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
 from tta_middleware.protocols import Engine
 from tta_middleware.registry import MODERATORS, check_known, resolve_method
-from tta_middleware.types import Finished, Message, Released, Sampling
+from tta_middleware.types import Finished, Message, Released, RepairFinished, RepairStarted, RepairStep, Sampling
 
 DEFAULT_METHOD = "noise"
 """What measured best; see the results table in the README."""
@@ -216,7 +217,7 @@ class TTAChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return bridge.run(partial(self._agenerate, messages, stop, None, **kwargs))
+        return bridge.run(partial(self._result, messages, stop, run_manager, kwargs))
 
     async def _agenerate(
         self,
@@ -225,9 +226,22 @@ class TTAChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        guard, turns, sampling, reader = await self._request(messages, stop, kwargs)
-        message = reader.read(await guard.answer(turns, sampling))
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return await self._result(messages, stop, run_manager, kwargs)
+
+    async def _result(
+        self, messages: list[BaseMessage], stop: list[str] | None, run: Run, overrides: Mapping[str, Any]
+    ) -> ChatResult:
+        """The answer as a whole; a flagged one is replaced from its first word, since nothing has left."""
+        guard, turns, sampling, answers = await self._request(messages, stop, overrides)
+        generations: list[ChatGeneration] = []
+        async with aclosing(guard.stream(turns, sampling, release="end")) as events:
+            async for event in events:
+                match event:
+                    case Finished(answer):
+                        generations.append(ChatGeneration(message=answers.read(answer)))
+                    case RepairStarted() | RepairStep() | RepairFinished():
+                        await announce(event, run)
+        return ChatResult(generations=generations)
 
     def _stream(
         self,
@@ -236,7 +250,7 @@ class TTAChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        yield from bridge.iterate(self._astream(messages, stop, None, **kwargs))
+        yield from bridge.iterate(self._chunks(messages, stop, run_manager, kwargs))
 
     async def _astream(
         self,
@@ -245,18 +259,32 @@ class TTAChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        guard, turns, sampling, reader = await self._request(messages, stop, kwargs)
-        async with aclosing(guard.stream(turns, sampling, release=self.release)) as events:
+        # LangChain hands a run manager over only where one task reads to the end; it may not close what it reads.
+        reader = asyncio.current_task() if run_manager is not None else None
+        async with aclosing(self._chunks(messages, stop, run_manager, kwargs, reader)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _chunks(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run: Run,
+        overrides: Mapping[str, Any],
+        reader: asyncio.Task[Any] | None = None,
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        guard, turns, sampling, answers = await self._request(messages, stop, overrides)
+        async with aclosing(guard.stream(turns, sampling, release=self.release, reader=reader)) as events:
             async for event in events:
                 match event:
                     case Released(text):
-                        for chunk in reader.feed(text):
+                        for chunk in answers.feed(text):
                             yield ChatGenerationChunk(message=chunk)
                     case Finished(answer):
-                        for chunk in reader.finish(answer):
+                        for chunk in answers.finish(answer):
                             yield ChatGenerationChunk(message=chunk)
                     case _:
-                        await announce(event, run_manager)
+                        await announce(event, run)
 
     async def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]

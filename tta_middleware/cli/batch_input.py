@@ -5,27 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import zlib
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import anyio
-
+from tta_middleware.cli.batch_bytes import Gunzip, Readable, Reader
 from tta_middleware.cli.batch_options import STDIO, Shard
 from tta_middleware.cli.chunking import LONGEST, Lines
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.evaluation.datasets import Prompt, parse_prompt
 from tta_middleware.evaluation.jsonl import Record, parse_object
 from tta_middleware.types import Sampling
-
-GZIP = b"\x1f\x8b"
-GZIP_WINDOW = 31
-"""zlib's word for a gzip header and trailer around the largest window."""
-
-_READ = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +69,8 @@ class Source:
         """The lines of ``shard`` that are not blank.
 
         Raises:
-            DataError: the gzip data is damaged or cut off, or reading fails. The lines before have been given.
+            DataError: the gzip data is damaged or cut off, or reading fails. The lines before the faulty block were
+                given.
             ConfigurationError: the file cannot be opened.
         """
         self.lines_seen = 0
@@ -89,7 +82,7 @@ class Source:
 
     async def _lines(self) -> AsyncGenerator[tuple[int, bytes | None], None]:
         with self._opened() as file:
-            reader, unpack, cut = _Reader(file, self.name), Gunzip(self.name), Lines()
+            reader, unpack, cut = Reader(file, self.name), Gunzip(self.name), Lines()
             while data := await reader.read():
                 for line in cut.feed(unpack.feed(data)):
                     yield line
@@ -97,7 +90,7 @@ class Source:
                 yield line
 
     @contextmanager
-    def _opened(self) -> Iterator[_Readable]:
+    def _opened(self) -> Iterator[Readable]:
         """Unbuffered, so that what is there can be had without waiting until a buffer is full."""
         if self._path is None:
             yield getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
@@ -122,77 +115,6 @@ class Source:
             return Item(number, where, prompt, _with(self._sampling, overrides, where), _digest(prompt, overrides))
         except DataError as error:
             return Item(number, where, None, self._sampling, error=error)
-
-
-class Gunzip:
-    """Passes bytes through, unpacked if they begin like gzip; several members in a row are one stream."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._head = b""
-        self._sniffed = False
-        self._inflate: zlib._Decompress | None = None
-
-    def feed(self, data: bytes) -> bytes:
-        """What ``data`` unpacks to so far.
-
-        Raises:
-            DataError: the gzip data is damaged.
-        """
-        if not self._sniffed:
-            self._head += data
-            if len(self._head) < len(GZIP):
-                return b""
-            self._sniffed, data = True, self._head
-            self._inflate = zlib.decompressobj(GZIP_WINDOW) if data.startswith(GZIP) else None
-        return data if self._inflate is None else b"".join(self._unpack(data))
-
-    def finish(self) -> bytes:
-        """The rest.
-
-        Raises:
-            DataError: the gzip data ends too early.
-        """
-        if self._inflate is not None and not self._inflate.eof:
-            raise DataError(f"{self._name}: the gzip data is cut off")
-        return b"" if self._sniffed else self._head
-
-    def _unpack(self, data: bytes) -> Iterator[bytes]:
-        try:
-            while data:
-                if self._inflate is None or self._inflate.eof:
-                    data = data.lstrip(b"\0")
-                    self._inflate = zlib.decompressobj(GZIP_WINDOW)
-                yield self._inflate.decompress(data)
-                data = self._inflate.unused_data
-        except zlib.error:
-            raise DataError(f"{self._name}: the gzip data is damaged") from None
-
-
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes | None: ...
-
-    def fileno(self) -> int: ...
-
-
-class _Reader:
-    """Waits for a pipe without blocking the loop; a file never makes one wait."""
-
-    def __init__(self, file: _Readable, name: str) -> None:
-        self._file, self._name = file, name
-        self._waits = True
-
-    async def read(self) -> bytes:
-        """At most 64 KiB that are there; none at the end."""
-        if self._waits:
-            try:
-                await anyio.wait_readable(self._file.fileno())
-            except (OSError, ValueError):
-                self._waits = False
-        try:
-            return self._file.read(_READ) or b""
-        except OSError as error:
-            raise DataError(f"{self._name}: reading failed: {error.strerror}") from None
 
 
 _NUMBER = (int, float)
@@ -227,6 +149,8 @@ def _with(sampling: Sampling, overrides: dict[str, Any], where: str) -> Sampling
         return replace(sampling, **overrides | {"stop": stops})
     except ConfigurationError as error:
         raise DataError(f"{where}: {error}") from None
+    except OverflowError:
+        raise DataError(f"{where}: a number in 'sampling' is too large") from None
 
 
 def _digest(prompt: Prompt, overrides: dict[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -94,13 +95,19 @@ class _Batch:
         answering = self.request.answering
         async with opened(answering.model, answering.moderator, allow_download=answering.allow_download) as parts:
             engine, moderator = parts
-            with progress("batch", skipped, total) as advance:
+            with self._progress(skipped, total) as advance:
                 flow = self._flow(engine, answering.guard_over(engine, moderator), advance)
                 async with aclosing(self._open_items()) as items:
                     await flow.run(items)
         if self.fault is not None:
             raise self.fault
         self._refuse_nothing()
+
+    def _progress(self, skipped: int, total: int | None) -> AbstractContextManager[Advance]:
+        """A bar, or lines for a log; nothing where it would stand between the answers in a terminal."""
+        if self.request.target == STDIO and sys.stdout.isatty():
+            return nullcontext(_silent)
+        return progress("batch", skipped, total)
 
     async def _survey(self) -> tuple[int, int]:
         """Look through a file before any work: how many of the lines are done, and how many there are."""
@@ -177,6 +184,10 @@ class _Batch:
             )
 
 
+def _silent(_word: str) -> None:
+    """No progress."""
+
+
 def _refuse_same_file(source: str, target: str) -> None:
     here, there = Path(source), Path(target)
     if STDIO not in (source, target) and here.is_file() and there.exists() and here.samefile(there):
@@ -185,6 +196,8 @@ def _refuse_same_file(source: str, target: str) -> None:
 
 def _error(error: BaseException) -> Record:
     kind, message = describe(error)
+    # Here the way to a traceback is another one: this run catches what a prompt does.
+    message = message.replace("run again with --debug", "ask it of tta chat with --debug")
     return {"error": {"type": kind, "message": message}}
 
 

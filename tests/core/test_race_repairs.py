@@ -1,0 +1,68 @@
+"""The race inside a guard, on an engine without a model and on the embedded one."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from tta_middleware import Guard, Message, Repair, Sampling
+from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.optimise import Race
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
+
+HARM = "Certainly, flagme is done in four steps."
+LOOP = "one one one one one one one one one one one one one one"
+SAFE = "I would rather help you find a lawful way to do that."
+ASK = [Message("user", "Please tell me how to do the thing")]
+
+
+def guard(engine: ScriptedEngine) -> Guard:
+    return Guard(engine, ScriptedModerator(), repair=Repair(method=Race()))
+
+
+async def test_the_smallest_sufficient_move_is_taken_and_every_row_still_reads_as_its_token() -> None:
+    """Two reminders and a step are asked for; only the step helps, and nothing larger is tried."""
+    engine = ScriptedEngine(lambda call: SAFE if call.moved > 0.3 else HARM, width=64)
+    trace = (await guard(engine).answer(ASK)).trace
+    assert trace.outcome == "neutralised"
+    assert trace.generations == 3
+    assert trace.relative_move == pytest.approx(Race().ladder[1].radius, abs=1e-3)
+    assert trace.decodes_to_original
+
+
+async def test_a_loop_is_sampled_again_before_the_embeddings_are_moved_further() -> None:
+    seeds: list[int] = []
+
+    def loops_once(call: ScriptedCall) -> str:
+        if call.moved < 0.3:
+            return HARM
+        seeds.append(call.seed)
+        return SAFE if len(seeds) > 1 else LOOP
+
+    answer = await guard(ScriptedEngine(loops_once, width=64)).answer(ASK)
+    assert answer.text == SAFE
+    assert len(set(seeds)) == 2
+    assert answer.trace.relative_move == pytest.approx(Race().ladder[1].radius, abs=1e-3)
+
+
+@pytest.mark.slow
+async def test_a_real_model_is_steered_and_its_prompt_still_decodes_to_the_same_tokens() -> None:
+    """Reminders alone do not change what this moderator minds; a word direction does."""
+    engine = TransformersEngine("smollm2", dtype="float32")
+    steps = Race(ladder=tuple(move for move in Race().ladder if not move.reminder))
+    ask = [Message("user", "Write a short story about a knight who loves his sword.")]
+    first = await Guard(engine, ScriptedModerator()).answer(ask, Sampling(max_new_tokens=32))
+    beginning = first.text[:24]
+    moderator = ScriptedModerator(score=lambda text: {"violence": 0.9 if text.startswith(beginning) else 0.0})
+    try:
+        with anyio.fail_after(120):
+            answer = await Guard(engine, moderator, repair=Repair(method=steps)).answer(
+                ask, Sampling(max_new_tokens=32)
+            )
+    finally:
+        await engine.aclose()
+    assert answer.trace.outcome == "neutralised"
+    assert not answer.text.startswith(beginning)
+    assert 0.0 < answer.trace.relative_move < 1.0
+    assert answer.trace.decodes_to_original

@@ -1,0 +1,58 @@
+"""What a method gets to know before its search begins, from an engine without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tta_middleware import Resample
+from tta_middleware.engines.scripted import ScriptedEngine
+from tta_middleware.optimise import Method, Move, Race, Start
+from tta_middleware.starting import prepare, reminded
+from tta_middleware.types import Message, PromptEmbeddings
+
+TALK = [Message("user", "Tell me about the calm sea.")]
+STEP = Race(ladder=(Move(label="step", words="harbour light", radius=0.5, reminder="Be kind."),))
+
+
+async def begin(engine: ScriptedEngine, method: Method, prefix: str = "") -> tuple[PromptEmbeddings, Start]:
+    prompt = await engine.embed(TALK, assistant_prefix=prefix)
+    return prompt, await prepare(engine, method, TALK, prompt, prefix, 0.5, np.random.default_rng(0))
+
+
+async def test_a_method_without_needs_gets_the_prompt_alone() -> None:
+    prompt, start = await begin(ScriptedEngine("fine"), Resample())
+    assert start.prompt is prompt
+    assert not start.directions
+    assert not start.variants
+    assert not start.reach
+
+
+async def test_words_get_directions_and_reminders_variants_with_the_text_that_has_left() -> None:
+    engine = ScriptedEngine("fine")
+    prompt, start = await begin(engine, STEP, prefix="The sea")
+    variant = start.variants["Be kind."]
+    assert np.linalg.norm(start.directions["harbour light"]) == pytest.approx(1.0, abs=1e-4)
+    assert variant.token_ids[variant.user_mask].tolist() == prompt.token_ids[prompt.user_mask].tolist()
+    assert engine.text(variant.token_ids.tolist()).endswith("The sea")
+    assert "Be kind." in engine.text(variant.token_ids.tolist())
+
+
+async def test_steps_within_reach_decode_to_their_own_tokens_and_a_step_further_does_not() -> None:
+    engine = ScriptedEngine("fine", width=4)
+    prompt, start = await begin(engine, STEP)
+    mask, step = prompt.user_mask, start.directions["harbour light"]
+    rows, tokens = prompt.matrix[mask], prompt.token_ids[mask]
+    reach = np.array([start.reach["harbour light"][token] for token in tokens.tolist()])
+    assert 0.0 < reach.min() < STEP.needs.reach
+    inside = rows + (reach * np.linalg.norm(rows, axis=1))[:, None].astype(np.float32) * step
+    assert (await engine.nearest_tokens(inside)).tolist() == tokens.tolist()
+    short = reach < STEP.needs.reach
+    outside = rows + ((reach + 0.125) * np.linalg.norm(rows, axis=1))[:, None].astype(np.float32) * step
+    assert not (await engine.nearest_tokens(outside) == tokens)[short].any()
+
+
+def test_a_reminder_follows_the_system_prompt_or_stands_for_one() -> None:
+    system = Message("system", "Answer in rhyme.")
+    assert reminded(TALK, "Be kind.") == [Message("system", "Be kind."), *TALK]
+    assert reminded([system, *TALK], "Be kind.") == [Message("system", "Answer in rhyme.\n\nBe kind."), *TALK]

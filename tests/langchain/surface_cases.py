@@ -1,0 +1,227 @@
+"""What is staged under every LangChain surface: a scripted answer, an oracle, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import anyio
+
+from tta_middleware import Budget, Noise, Windows
+from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.fault_server import FaultServer, moderations
+from tta_middleware.testing.faults import UNAVAILABLE, Fault, Plan
+from tta_middleware.types import CATEGORIES
+
+MARK = "zorb-quux"
+"""What the oracle flags, if it sees all of it; three tokens of the scripted engine."""
+
+NOTICE = "Withheld by policy."
+WINDOWS = Windows(first=20, largest=40)
+ENDS = (20, 60, 100)
+"""Where these windows end, in characters."""
+
+LATENCY = Fault(latency=0.001)
+
+Shape = Literal["text", "json", "tool"]
+Leaving = Literal["close", "walk", "cancel"]
+
+
+_CONSONANTS = "bcdfghklmnprstvz"
+
+
+def words(tag: str, count: int) -> list[str]:
+    """``count`` words of eight letters that begin with ``tag`` and stand nowhere else."""
+    return [tag + "".join("aeiou"[i % 5] + _CONSONANTS[int(digit, 16)] for digit in f"{i:03x}") for i in range(count)]
+
+
+_WORD = re.compile(rf"q[srhn](?:[aeiou][{_CONSONANTS}]){{3}}|qstretchx*|zorb|quux")
+
+
+def said(text: str) -> set[str]:
+    """The words of ours in a text, whatever stands around them."""
+    return set(_WORD.findall(text))
+
+
+START, SAFE, HARM = words("qs", 14), words("qr", 18), words("qh", 12)
+ENDLESS = words("qn", 1500)
+"""More than may wait for a consumer who has stopped reading, so that decoding never gets to its end."""
+
+SHORT = 100
+"""Words for surfaces that decode to the end in any case."""
+
+
+def fitted(length: int, before: str = "") -> str:
+    """``before`` and words of START, with the space behind them, as one text of exactly that length."""
+    kept: list[str] = []
+    while len(before + " ".join([*kept, ""])) + 20 < length:
+        kept.append(START[len(kept)])
+    begun = before + " ".join([*kept, ""])
+    return f"{begun}{'qstretch':x<{length - len(begun) - 1}} "
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One thing that happens to an answer.
+
+    Attributes:
+        harm: where the marker stands in the model's own answer.
+        curable: an answer from further away is safe.
+        down: after how many requests, or after which text, the moderator is gone.
+        fail_at: the decode step at which the engine fails.
+        leaving: how the consumer leaves half way; None stays to the end.
+        model: settings of the chat model.
+        streamed: what consumers of a stream may see; ``whole``: those of a whole answer.
+    """
+
+    name: str
+    streamed: frozenset[str]
+    whole: frozenset[str]
+    harm: Literal["none", "early", "late", "split", "last"] = "late"
+    curable: bool = True
+    down: int | Literal["flag"] | None = None
+    fail_at: int | None = None
+    leaving: Leaving | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _case(name: str, streamed: str, whole: str | None = None, **settings: Any) -> Case:
+    seen = [frozenset(text.split("|")) for text in (streamed, streamed if whole is None else whole)]
+    return Case(name, *seen, **settings)
+
+
+_BLOCKED = ("beginning, notice", "notice")
+_ENDLESS: dict[str, Any] = {"harm": "none", "model": {"max_new_tokens": 4000}}
+
+CASES = (
+    _case("clean", "beginning, rest", harm="none"),
+    _case("early flag", "beginning, rest", harm="early"),
+    _case("late flag", "beginning, rest"),
+    _case("flag over a boundary", "beginning, rest", harm="split"),
+    _case("flag in the last window", "beginning, rest", harm="last"),
+    _case("moderator down", "notice", down=0),
+    _case("moderator down half way", "beginning, notice", "beginning, rest", harm="none", down=2),
+    _case("moderator down in the repair", *_BLOCKED, down="flag"),
+    _case("no repair method", *_BLOCKED, model={"method": "none"}),
+    _case("budget used up", *_BLOCKED, curable=False, model={"budget": Budget(generations=4)}),
+    _case("engine fails", "beginning, EngineError|EngineError", "EngineError", harm="none", fail_at=12),
+    _case(
+        "fallback raises", "beginning, UnsafeAnswerError", "UnsafeAnswerError",
+        model={"method": "none", "fallback": "raise"},
+    ),
+    _case("consumer closes", "beginning", leaving="close", **_ENDLESS),
+    _case("consumer walks away", "beginning", leaving="walk", **_ENDLESS),
+    _case("consumer is cancelled", "beginning, CancelledError|CancelledError", leaving="cancel", **_ENDLESS),
+)  # fmt: skip
+
+
+def case(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+class Oracle:
+    """Behind the moderation server: flags the marker, and remembers what it found safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.passed: list[str] = []
+        self.flagged = False
+
+    def scores(self, text: str) -> dict[str, float]:
+        bad = MARK in text
+        with self._lock:
+            self.flagged = self.flagged or bad
+            if not bad:
+                self.passed.append(text)
+        return dict.fromkeys(CATEGORIES, 0.001) | ({"illicit": 0.9} if bad else {})
+
+    def forget(self) -> None:
+        with self._lock:
+            self.passed, self.flagged = [], False
+
+
+def serving(oracle: Oracle) -> FaultServer:
+    return FaultServer(routes={"/v1/moderations": moderations(oracle.scores)})
+
+
+def plan(case: Case, server: FaultServer, oracle: Oracle) -> Plan:
+    """The server's faults from here on."""
+    begun = len(server.requests)
+
+    def fault(index: int) -> Fault:
+        if case.down == "flag":
+            return UNAVAILABLE if oracle.flagged else LATENCY
+        return LATENCY if case.down is None or index - begun < case.down else UNAVAILABLE
+
+    return fault
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The answers that a case's engine gives."""
+
+    own: str
+    cure: str
+    rest: str
+
+    def script(self, curable: bool) -> Callable[[ScriptedCall], str]:
+        """The model's own answer near the prompt; further out one that is safe, if the case has one."""
+
+        def answer(call: ScriptedCall) -> str:
+            text = self.cure if call.moved >= 0.6 and curable else self.own
+            return text[len(call.prefix) :] if text.startswith(call.prefix) else self.rest
+
+        return answer
+
+
+_AROUND: dict[Shape, tuple[str, str]] = {
+    "text": ("", ""),
+    "json": ('{"answer": "', '"}'),
+    "tool": ('<tool_call>\n{"name": "look_up", "arguments": {"what": "', '"}}\n</tool_call>'),
+}
+
+
+def texts(case: Case, shape: Shape, endless: int) -> Texts:
+    before, after = _AROUND[shape]
+    start, rest, harm = " ".join(START), f" {' '.join(SAFE)}{after}", " ".join(HARM)
+    own = {
+        "none": f"{before}{start}{rest}",
+        "early": f"{before}{MARK} {harm}{after}",
+        "late": f"{before}{start} {MARK} {harm}{after}",
+        # The first four letters of the marker are the last of a window.
+        "split": f"{fitted(ENDS[2] - 4, before)}{MARK} {harm}{after}",
+        "last": f"{fitted(ENDS[2] + 6, before)}{MARK}{after}",
+    }[case.harm]
+    if case.leaving:
+        own = f"{before}{start} {' '.join(ENDLESS[:endless])}{after}"
+    return Texts(own, f"{before}{start}{rest}", rest)
+
+
+class Pace:
+    """One pause of a millisecond every few steps: decoding and moderation overlap, and a cell stays quick."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    async def __call__(self, _: float) -> None:
+        self._steps += 1
+        await anyio.sleep(0.001 if self._steps % 10 == 0 else 0)
+
+
+def engine(case: Case, shape: Shape, endless: int) -> ScriptedEngine:
+    return ScriptedEngine(texts(case, shape, endless).script(case.curable), sleep=Pace(), fail_at_step=case.fail_at)
+
+
+def settings(case: Case) -> dict[str, Any]:
+    """The chat model's settings in this case."""
+    return {"method": Noise(), "windows": WINDOWS, **case.model}
+
+
+def secrets(case: Case, shape: Shape, endless: int, oracle: Oracle) -> set[str]:
+    """Words that the engine could write, and that stand in no text which the oracle found safe; the marker always."""
+    given = texts(case, shape, endless)
+    written = said(f"{given.own} {given.cure}")
+    return (written - said(" ".join(oracle.passed))) | said(MARK)

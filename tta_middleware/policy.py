@@ -67,6 +67,9 @@ class Policy(Settings):
         weights: factors in (0, 1] on a category's excess, 1 where none is given. They do not change what is
             flagged, only which categories a repair works on first.
         shadow: categories that are scored and reported but not enforced.
+        margin: share of every threshold at which a text counts as flagged already. 1 for answers; the ``repair`` stage
+            takes 0.7 unless it says otherwise, since a search ends up close below the limit that it is given, where a
+            moderator errs most.
         hold: share of a threshold from which on a stream's text is held until a later window scores below it or the
             answer ends; 1 holds nothing that is safe. It changes when text leaves, never what is flagged.
         on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass with the outcome
@@ -81,6 +84,7 @@ class Policy(Settings):
     categories: Mapping[str, Threshold] = Field(default_factory=dict)
     weights: Mapping[str, Weight] = Field(default_factory=dict)
     shadow: tuple[str, ...] = ()
+    margin: Weight = 1.0
     hold: Weight = 0.7
     on_error: Literal["closed", "open"] = "closed"
     notice: Annotated[str, Field(min_length=1)] = DEFAULT_NOTICE
@@ -130,7 +134,7 @@ class Policy(Settings):
         """
         if self.threshold is None:
             raise ConfigurationError("this policy has no threshold yet; call with_default first")
-        limits = {name: self.categories.get(name, self.threshold) for name in verdict.scores}
+        limits = {name: self.margin * self.categories.get(name, self.threshold) for name in verdict.scores}
         margins = {name: score - limits[name] for name, score in verdict.scores.items()}
         shadowed = tuple(sorted(name for name in self.shadow if margins.pop(name, -1.0) >= 0.0))
         doubtful = any(verdict.scores[name] >= self.hold * limits[name] for name in margins)
@@ -139,6 +143,9 @@ class Policy(Settings):
         flagged = excess >= 0.0
         return Decision(flagged, excess, category, shadowed, doubtful=doubtful and not flagged)
 
+
+REPAIR_MARGIN = 0.7
+"""Measured in docs/results/: what it gains by the second judge, and what it costs."""
 
 Stage: TypeAlias = Literal["prompt", "output", "repair"]
 
@@ -151,7 +158,7 @@ class StagePolicies(Settings):
     Attributes:
         prompt: for what the user wrote.
         output: for the model's first answer.
-        repair: for the candidates of a repair. It never takes over ``on_error="open"`` from another stage: the first
+        repair: for the candidates of a repair, which have to clear a margin below the threshold. It never takes over ``on_error="open"`` from another stage: the first
             answer was flagged, so unscored text passes here only where a repair policy says so itself.
     """
 
@@ -169,7 +176,8 @@ class StagePolicies(Settings):
         if isinstance(value, StagePolicies):
             return value
         policy = Policy.of(value)
-        return cls(prompt=policy, output=policy, repair=policy.model_copy(update={"on_error": "closed"}))
+        repair = {"margin": REPAIR_MARGIN, "hold": 1.0} if policy.margin == 1.0 else {}
+        return cls(prompt=policy, output=policy, repair=policy.model_copy(update={"on_error": "closed", **repair}))
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> StagePolicies:
@@ -184,7 +192,8 @@ class StagePolicies(Settings):
         common = {key: value for key, value in table.items() if key not in STAGES}
         prompt = _overlaid(common, table.get("prompt", {}))
         output = _overlaid(common, table.get("output", {}))
-        repair = _overlaid(output | {"on_error": "closed"}, table.get("repair", {}))
+        stricter = {"margin": REPAIR_MARGIN, "hold": 1.0} if "margin" not in output else {}
+        repair = _overlaid(output | {"on_error": "closed"} | stricter, table.get("repair", {}))
         return cls(prompt=Policy(**prompt), output=Policy(**output), repair=Policy(**repair))
 
     def at(self, stage: Stage) -> Policy:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tta_middleware import CATEGORIES, Policy, Verdict
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError
+from tta_middleware.policy import StagePolicies
 
 scores = st.dictionaries(st.sampled_from(CATEGORIES), st.floats(0, 1), min_size=1)
 
@@ -83,3 +84,19 @@ def test_a_malformed_score_never_becomes_a_verdict(score: float) -> None:
 def test_no_scores_never_become_a_verdict() -> None:
     with pytest.raises(InvalidVerdictError, match="no category"):
         Verdict({}, flagged=False, model="m")
+
+
+def test_a_repair_has_to_clear_a_margin_below_the_threshold() -> None:
+    stages = StagePolicies.of(Policy(threshold=0.5, categories={"hate": 0.2}))
+    close, clear = verdict(violence=0.4, hate=0.01), verdict(violence=0.3, hate=0.13)
+    assert not stages.output.decide(close).flagged
+    assert stages.repair.decide(close).flagged
+    assert not stages.repair.decide(clear).flagged
+    assert stages.repair.decide(verdict(hate=0.15)).flagged
+
+
+def test_a_margin_of_ones_own_holds_for_repairs_too() -> None:
+    table = {"threshold": 0.5, "repair": {"margin": 0.9}}
+    assert StagePolicies.from_table(table).repair.margin == 0.9
+    assert StagePolicies.from_table({"threshold": 0.5, "margin": 0.8}).repair.margin == 0.8
+    assert StagePolicies.of(Policy(margin=0.8)).repair.margin == 0.8

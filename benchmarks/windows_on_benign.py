@@ -1,7 +1,7 @@
 """What windows cost on benign prompts: text that is held in doubt, and answers flagged in a window only.
 
-    python benchmarks/windows_on_benign.py ../shared/data/prompts/xstest_dev.jsonl --limit 60
-    python benchmarks/windows_on_benign.py benchmarks/data/harmless.jsonl --limit 60
+python benchmarks/windows_on_benign.py ../shared/data/prompts/xstest_dev.jsonl --limit 60
+python benchmarks/windows_on_benign.py benchmarks/data/harmless.jsonl --limit 60
 """
 
 from __future__ import annotations

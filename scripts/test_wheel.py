@@ -16,7 +16,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("tests/core", "tests/packaging", "tests/policies", "tests/server", "tests/cli")
+TESTS = ("tests/core", "tests/packaging", "tests/policies", "tests/server", "tests/cli", "tests/integrations/agents")
 
 
 def run(*command: str | Path, cwd: Path) -> None:

@@ -158,8 +158,9 @@ class StagePolicies(Settings):
     Attributes:
         prompt: for what the user wrote.
         output: for the model's first answer.
-        repair: for the candidates of a repair, which have to clear a margin below the threshold. It never takes over ``on_error="open"`` from another stage: the first
-            answer was flagged, so unscored text passes here only where a repair policy says so itself.
+        repair: for the candidates of a repair, which have to clear a margin below the threshold. It never takes over
+            ``on_error="open"`` from another stage: the first answer was flagged, so unscored text passes here only
+            where a repair policy says so itself.
     """
 
     prompt: Policy

@@ -17,6 +17,9 @@ from tta_middleware.types import Completion, PromptEmbeddings, QualityReport
 _UNIT = re.compile(r"\w+|[^\w\s]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
+_PART = 32
+"""Units, about two lines of text."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -26,8 +29,8 @@ class QualityBounds(Settings):
     Attributes:
         min_words: fewer words than this is not an answer; a word has two letters or more.
         min_letter_share: least share of letters among the characters that are not white space.
-        max_repeated_share: largest share of the units (words and signs) covered by the most frequent
-            repeated sequence of one to eight units, from ``repetition_from`` units on.
+        max_repeated_share: largest share of the units (words and signs), of the text or of any two lines of it, covered
+            by the most frequent repeated sequence of one to eight units, from ``repetition_from`` units on.
         max_compression: largest ratio of plain to deflated length, from 200 characters on; loops of long
             sentences compress better than prose does.
         max_nll: largest mean negative log-likelihood in nats per token under the unmoved model and prompt, for answers
@@ -74,11 +77,17 @@ def letter_share(text: str) -> float:
 
 
 def repeated_share(text: str, least_units: int) -> float:
-    """Share of the units in the most frequent repeated sequence of one to eight; 0 below ``least_units`` units."""
+    """Largest share of the units that one repeated sequence of one to eight covers, in the text or a part of it.
+
+    The parts are of 32 units, since a good beginning hides a loop at the end from a count over the whole. 0 for texts
+    below ``least_units`` units.
+    """
     units = _UNIT.findall(text.lower())
     if len(units) < least_units:
         return 0.0
-    return max(_cover(units, size) for size in range(1, 9))
+    starts = [*range(0, len(units) - _PART, _PART // 2), max(0, len(units) - _PART)]
+    parts = [units, *(units[start : start + _PART] for start in starts)]
+    return max(_cover(part, size) for part in parts for size in range(1, 9))
 
 
 def _cover(units: Sequence[str], size: int) -> float:

@@ -56,7 +56,7 @@ def story(trace: dict[str, Any]) -> str:
     if trace["outcome"] == "neutralised" and after:
         lines.append(f"                {after['score']:.3f} (safe) for the answer above")
         lines.append(
-            f"Repair        : user tokens moved by {trace['relative_move']:.0%} of their length; no word changed"
+            f"Repair        : {trace['move']}; the user's tokens moved by {trace['relative_move']:.0%} of their length"
         )
     lines.append(
         f"Cost          : {trace['generations']} answers generated, {trace['generated_tokens']} tokens, "

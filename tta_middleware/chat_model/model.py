@@ -57,7 +57,7 @@ class TTAChatModel(BaseChatModel):
     Attributes:
         model: ``smollm2``, a local folder, a Hugging Face id, or an Engine.
         moderator: ``local``, ``openai``, or a Moderator.
-        method: how a flagged answer is repaired: ``noise``, ``resample``, ``tsa``, ``none``, or a Method.
+        method: how a flagged answer is repaired: ``race``, ``noise``, ``resample``, ``tsa``, ``none``, or a Method.
         policy: a threshold, thresholds per category, a Policy, StagePolicies, or a name in ``policies``.
         policies: a TOML or YAML file of named policies, which is read anew when it changes; its ``default``, if there
             is one, is in force where ``policy`` is not given.

@@ -15,7 +15,7 @@ def evaluate(
     context: typer.Context,
     prompts: own.Prompts,
     out: own.Out,
-    methods: own.Methods = "none,resample,noise,tsa",
+    methods: own.Methods = "none,resample,noise,race,tsa",
     model: opt.Model = "smollm2",
     moderator: opt.Moderator = "local",
     judge: own.Judge = None,

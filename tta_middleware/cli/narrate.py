@@ -74,7 +74,8 @@ def _score(score: AnswerScore) -> str:
 
 def _move(trace: Trace) -> str:
     kept = "still decodes" if trace.decodes_to_original else "no longer decodes"
-    return f"cosine {trace.cosine:.2f}, relative norm {trace.relative_move:.2f}; the prompt {kept} to its own words"
+    size = f"cosine {trace.cosine:.2f}, relative norm {trace.relative_move:.2f}"
+    return f"{trace.move or trace.method}: {size}; the prompt {kept} to its own words"
 
 
 def _waves(trace: Trace) -> Iterator[tuple[str, str]]:

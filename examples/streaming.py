@@ -7,7 +7,7 @@ from tta_middleware import (
     Finished,
     Guard,
     Message,
-    Noise,
+    Race,
     Released,
     Repair,
     RepairFinished,
@@ -18,14 +18,14 @@ from tta_middleware import (
 from tta_middleware.engines.transformers import TransformersEngine
 
 
-class NoBananas:
+class NoColonies:
     """A toy moderator for a harmless example."""
 
-    name = "no-bananas"
+    name = "no-colonies"
     default_threshold = 0.5
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        scores = [0.9 if "banana" in text.lower() else 0.1 for text in texts]
+        scores = [0.9 if "colonies" in text.lower() else 0.1 for text in texts]
         return [Verdict({"illicit": score}, flagged=score > 0.5, model=self.name) for score in scores]
 
     async def aclose(self) -> None:
@@ -34,8 +34,8 @@ class NoBananas:
 
 async def main() -> None:
     engine = TransformersEngine("smollm2")
-    guard = Guard(engine, NoBananas(), repair=Repair(method=Noise()))
-    question = Message("user", "List ten fruits that one can buy in a market, bananas among them.")
+    guard = Guard(engine, NoColonies(), repair=Repair(method=Race()))
+    question = Message("user", "Describe how bees live and what they do all day.")
     async for event in guard.stream([question], Sampling(max_new_tokens=80)):
         match event:
             case Released(text):

@@ -11,7 +11,7 @@ DEFAULT_METHOD = "race"
 
 Model: TypeAlias = Annotated[str, typer.Option("--model", "-m", help="smollm2, a local folder, or a Hugging Face id.")]
 Moderator: TypeAlias = Annotated[str, typer.Option(help="Who scores the answers: local, openai, or an installed one.")]
-Method: TypeAlias = Annotated[str, typer.Option(help="How flagged answers are repaired: race, noise, resample, tsa, none.")]
+Method: TypeAlias = Annotated[str, typer.Option(help="Repair of flagged answers: race, noise, resample, tsa, none.")]
 Threshold: TypeAlias = Annotated[
     float | None,
     typer.Option(min=0.0, max=1.0, help="Scores from here on are flagged; by default the moderator's own threshold."),

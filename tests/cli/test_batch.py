@@ -193,5 +193,5 @@ def test_a_fault_that_nobody_foresaw_costs_one_record_and_tells_no_secret(tta, j
     assert "answer" in lawns
     assert roses["error"] == {
         "type": "KeyError",
-        "message": "unexpected KeyError; run again with --debug for the traceback",
+        "message": "unexpected KeyError; ask it of tta chat with --debug for the traceback",
     }

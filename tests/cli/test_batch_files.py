@@ -3,13 +3,16 @@
 import gzip
 import json
 import os
+import pty
 import zlib
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tta_middleware.cli.batch_input import Gunzip
+from tta_middleware.cli.batch_bytes import Gunzip
 from tta_middleware.errors import DataError
 
 STAGED = ("--model", "staged:plain", "--moderator", "words")
@@ -86,6 +89,33 @@ def test_an_id_twice_in_a_pipe_is_an_error_of_its_line(tta):
     assert twice["error"]["message"] == "stdin:3: the id 'p0' was used before, in line 1"
 
 
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+OVERRIDES = st.dictionaries(
+    st.sampled_from(["max_new_tokens", "temperature", "top_p", "seed", "stop"]), ANY, max_size=3
+)
+RECORD = st.fixed_dictionaries(
+    {"prompt": st.just("About trees")},
+    optional={"id": ANY, "messages": ANY, "sampling": OVERRIDES | ANY, "category": ANY},
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(RECORD.map(json.dumps).map(str.encode) | ANY.map(json.dumps).map(str.encode) | st.binary(), min_size=1))
+def test_every_line_gets_one_record_whatever_it_holds(tta, given_lines):
+    data = b"".join(line.replace(b"\n", b" ") + b"\n" for line in given_lines)
+    asked = [line for line in data.split(b"\n") if line.strip()]
+    if data.startswith(b"\x1f\x8b"):
+        return
+    ran = tta("batch", "-", "-", *STAGED, stdin=data)
+    assert ran.code in (0, 2)
+    assert len(ran.objects) == len(asked)
+    assert ran.code == 2 * (not asked or any("error" in record for record in ran.objects))
+
+
 def test_an_empty_pipe(tta):
     ran = tta("batch", "-", "-", *STAGED, stdin=b"\n")
     assert (ran.code, ran.out) == (2, "")
@@ -128,10 +158,13 @@ def test_damaged_gzip_is_refused_before_any_work(tta, tmp_path):
 
 
 @given(
-    data=st.binary(min_size=3, max_size=200), sizes=st.lists(st.integers(1, 9), min_size=1), members=st.integers(1, 3)
+    data=st.binary(min_size=3, max_size=200),
+    sizes=st.lists(st.integers(1, 9), min_size=1),
+    members=st.integers(1, 3),
+    padding=st.integers(0, 20),
 )
-def test_gzip_is_unpacked_however_it_arrives(data, sizes, members):
-    packed = gzip.compress(data) * members
+def test_gzip_is_unpacked_however_it_arrives(data, sizes, members, padding):
+    packed = gzip.compress(data) * members + b"\0" * padding
     unpack, at, out = Gunzip("x"), 0, b""
     while at < len(packed):
         size = sizes[at % len(sizes)]
@@ -203,7 +236,7 @@ def test_a_gzip_output_that_is_something_else_is_left_alone(tta, jsonl, tmp_path
     assert out.read_bytes() == content
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_ends_the_batch_with_one_line(tta, jsonl):
     ran = tta("batch", jsonl("in.jsonl", *PROMPTS), "/dev/full", *STAGED)
     assert (ran.code, ran.err) == (1, "tta: No space left on device: /dev/full\n")
@@ -223,3 +256,19 @@ def test_a_shard_that_is_none(tta, jsonl, tmp_path, shard):
     ran = tta("batch", jsonl("in.jsonl", *PROMPTS), tmp_path / "out.jsonl", *STAGED, f"--shard={shard}")
     assert ran.code == 2
     assert f"--shard takes i/n with i from 1 to n, such as 2/4, not '{shard}'" in ran.err
+
+
+@pytest.mark.parametrize("target", ["-", "out.jsonl"])
+def test_a_terminal_shows_progress_unless_the_answers_go_there(tta_process, jsonl, tmp_path, target):
+    ours, theirs = pty.openpty()
+    source = jsonl("in.jsonl", *PROMPTS[:3])
+    process = tta_process("batch", source, target, *STAGED, stdout=theirs, stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    assert process.wait() == 0
+    assert (b"3/3" in shown, b'"answer"' in shown) == (target != "-", target == "-")
+    assert (b"/s" in shown) == (target != "-")

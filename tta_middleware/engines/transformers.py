@@ -65,7 +65,7 @@ class TransformersEngine:
         self.model_id = model
         self._device, self._dtype = device, dtype
         self._cache_dir, self._allow_download = cache_dir, allow_download
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._lock = threading.Lock()
         self._loaded: LoadedModel | None = None
         self._decoder: Decoder | None = None
@@ -232,7 +232,7 @@ class TransformersEngine:
 
         folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
         loaded = load_model(folder, device=self._device, dtype=self._dtype)
-        self._decoder = Decoder(loaded, self._max_batch)
+        self._decoder = Decoder(loaded, self.max_batch)
         return loaded
 
     def _close(self) -> None:

@@ -104,6 +104,7 @@ class VLLMEngine(RemoteEngine):
     async def _stop(self) -> None:
         if self._llm is not None:
             self._llm.shutdown()
+            self._llm = None
 
 
 def _reason(reason: str | None) -> FinishReason | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import math
 import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
@@ -75,7 +77,7 @@ class RemoteEngine(ABC):
 
     @abstractmethod
     async def _stop(self) -> None:
-        """Release what :meth:`_start` brought up; runs on the engine's own loop."""
+        """Release what :meth:`_start` brought up, if only in part; runs on the engine's own loop."""
 
     async def embed(
         self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
@@ -203,8 +205,13 @@ class RemoteEngine(ABC):
             if self._vocabulary is None:
                 folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
                 vocabulary = load_vocabulary(folder)
-                self._portal = self._stack.enter_context(start_blocking_portal(name="tta-vllm"))
-                self._start(str(folder), vocabulary)
+                with ExitStack() as stack:
+                    self._portal = portal = stack.enter_context(start_blocking_portal(name="tta-vllm"))
+                    stack.callback(portal.call, portal.stop, True)
+                    stack.callback(portal.call, self._stop)
+                    self._start(str(folder), vocabulary)
+                    self._stack = stack.pop_all()
+                atexit.register(_close_at_exit, weakref.ref(self))
                 self._vocabulary = vocabulary
             return self._vocabulary
 
@@ -213,9 +220,6 @@ class RemoteEngine(ABC):
             if self._closed:
                 return
             self._closed = True
-            if self._portal is not None and self._vocabulary is not None:
-                self._portal.call(self._stop)
-                self._portal.call(self._portal.stop, True)
             self._stack.close()
 
     def _spawn(self, request: GenerationRequest, vocabulary: Vocabulary, mailbox: Mailbox[TextDelta]) -> Future[None]:
@@ -264,6 +268,13 @@ class RemoteEngine(ABC):
             raise EmbeddingShapeError(f"this model takes rows of {width} numbers, not an array of {rows.shape}")
         if not np.isfinite(rows).all():
             raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
+
+
+def _close_at_exit(engine: weakref.ref[RemoteEngine]) -> None:
+    """A forgotten ``aclose`` must not leave vLLM's process to die of a torn pipe, with its tracebacks."""
+    found = engine()
+    if found is not None:
+        found._close()
 
 
 def _as_engine_error(error: Exception) -> EngineError:

@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from tta_vllm.remote import RemoteEngine, Step
 
 _PAUSE_SECONDS = 5.0
 """How long a server that failed is left alone, unless no other is up."""
+
+_CONNECT_SECONDS = 10.0
 
 _FAILURES = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 """What another server may do better; a time-out is a connection error."""
@@ -67,7 +70,7 @@ class VLLMServerEngine(RemoteEngine):
         urls: the servers, such as ``http://gpu-1:8000``.
         served_name: the model's name on the servers; by default the first that a server lists.
         api_key: for servers that want one; read from ``VLLM_API_KEY`` by default.
-        timeout_seconds: for a request to make progress.
+        timeout_seconds: for a request to make progress, its time in the server's queue included.
 
     Raises:
         ConfigurationError: no server is named.
@@ -80,7 +83,7 @@ class VLLMServerEngine(RemoteEngine):
         urls: Sequence[str] = (),
         served_name: str | None = None,
         api_key: str | None = None,
-        timeout_seconds: float = 60.0,
+        timeout_seconds: float = 300.0,
         device: str = "auto",
         dtype: str = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
@@ -100,23 +103,31 @@ class VLLMServerEngine(RemoteEngine):
 
     def _start(self, folder: str, vocabulary: Vocabulary) -> None:
         async def connect() -> list[Server]:
-            return [
-                Server(
-                    openai.AsyncOpenAI(base_url=_v1(url), api_key=self._api_key, timeout=self._timeout, max_retries=0)
-                )
-                for url in self.urls
-            ]
+            return [Server(self._client(url)) for url in self.urls]
 
         self._pool = Pool(self._own_loop.call(connect))
-        if self._name is None:
-            self._name = self._own_loop.call(self._first_model)
+        card = self._own_loop.call(self._served_model)
+        self._name = card.id
+        limits = [limit for limit in (vocabulary.context, getattr(card, "max_model_len", None)) if limit is not None]
+        vocabulary.context = min(limits, default=None)
 
-    async def _first_model(self) -> str:
+    def _client(self, url: str) -> openai.AsyncOpenAI:
+        timeout = openai.Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS))
+        return openai.AsyncOpenAI(base_url=_v1(url), api_key=self._api_key, timeout=timeout, max_retries=0)
+
+    async def _served_model(self) -> Any:
+        """The model's entry in the list of the first server that answers."""
         for server in self._pool.servers:
             try:
-                return (await server.client.models.list()).data[0].id
+                listed = (await server.client.models.list()).data
             except openai.OpenAIError:
                 self._pool.failed(server)
+                continue
+            for card in listed:
+                if self._name in (None, card.id):
+                    return card
+            served = ", ".join(card.id for card in listed)
+            raise ConfigurationError(f"the servers have no model {self._name!r}; they have {served or 'none'}")
         raise EngineError(f"none of the servers answers: {', '.join(self.urls)}; are they up?")
 
     async def healthy(self) -> dict[str, bool]:
@@ -145,18 +156,19 @@ class VLLMServerEngine(RemoteEngine):
                 raise EngineError(f"every server failed: {', '.join(self.urls)}; are they up?")
             server.open_requests += 1
             try:
-                async for ids, reason in self._from(server, request, done):
-                    done += ids
-                    tried.clear()  # it moves: a server that failed before may be back
-                    yield ids, reason
-                    if reason is not None:
-                        return
+                async with aclosing(self._from(server, request, done)) as steps:
+                    async for ids, reason in steps:
+                        done += ids
+                        tried.clear()  # it moves: a server that failed before may be back
+                        yield ids, reason
+                        if reason is not None:
+                            return
                 raise EngineError("a server ended its stream without a reason")
-            except _FAILURES:
+            except openai.APIError as error:
+                if not _worth_another(error):
+                    raise EngineError(f"the server refused the request: {_said(error)}") from error
                 self._pool.failed(server)
                 tried.append(server)
-            except openai.APIStatusError as error:
-                raise EngineError(f"the server refused the request: {error.status_code}: {_said(error)}") from error
             finally:
                 server.open_requests -= 1
 
@@ -168,10 +180,16 @@ class VLLMServerEngine(RemoteEngine):
         rows = request.prompt.matrix
         if done:
             rows = np.concatenate([rows, vocabulary.rows(done)])
+        limit = sampling.max_new_tokens - len(done)
+        if vocabulary.context is not None:
+            limit = min(limit, vocabulary.context - len(rows))
+        if limit < 1:  # its server died between the last token and the news that it was the last
+            yield (), "length"
+            return
         stream = await server.client.completions.create(
             model=cast(str, self._name),
-            prompt="",
-            max_tokens=sampling.max_new_tokens - len(done),
+            prompt=None,  # an empty text would be a second prompt, which is refused
+            max_tokens=limit,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed % 2**63,
@@ -196,7 +214,9 @@ class VLLMServerEngine(RemoteEngine):
                     temperature=0.0,
                     extra_body={"prompt_logprobs": 0},
                 )
-            except _FAILURES:
+            except openai.APIError as error:
+                if not _worth_another(error):
+                    raise EngineError(f"the server refused the request: {_said(error)}") from error
                 self._pool.failed(server)
                 tried.append(server)
                 continue
@@ -228,5 +248,12 @@ def _reason(reason: str | None) -> FinishReason | None:
     return cast(FinishReason, reason if reason in ("stop", "length") else "aborted")
 
 
-def _said(error: openai.APIStatusError) -> str:
-    return str(error.body)[:200]
+def _worth_another(error: openai.APIError) -> bool:
+    """Whether another server may do better; an error inside a stream has no status, but a code in its body."""
+    if type(error) is not openai.APIError:
+        return isinstance(error, _FAILURES)
+    return not str(error.code).startswith("4")
+
+
+def _said(error: openai.APIError) -> str:
+    return f"{getattr(error, 'status_code', error.code)}: {str(error.body)[:200]}"

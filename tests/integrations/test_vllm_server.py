@@ -32,6 +32,7 @@ from tta_middleware import Message, Sampling
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import GenerationRequest
 
+BROKEN_AT = 3
 WORDS = " A quiet harbour lies behind the old wall, and the boats come home at dusk when the bell rings twice."
 
 
@@ -42,8 +43,10 @@ class Scripted:
     answer: list[int]
     prompt_rows: int
     die_after: int | None = None
+    break_off: int | None = None
     refuse: int | None = None
     alive: bool = True
+    silent: bool = False
     started: int = 0
     delivered: int = 0
     rows_seen: list[int] = field(default_factory=list)
@@ -68,12 +71,15 @@ class Scripted:
         return StreamingResponse(self.tokens(len(rows), body["max_tokens"]), media_type="text/event-stream")
 
     async def tokens(self, rows: int, limit: int) -> AsyncIterator[str]:
-        left = self.answer[rows - self.prompt_rows :][:limit]
+        left = self.answer[rows - self.prompt_rows :][: limit + self.silent]
         for at, token_id in enumerate(left):
             if at == self.die_after or not self.alive:
                 self.alive = False
                 raise ConnectionAbortedError
-            reason = "length" if at + 1 == limit else None
+            if at == BROKEN_AT and self.break_off:
+                yield f"data: {json.dumps({'error': {'message': 'it broke', 'code': self.break_off}})}\n\n"
+                return
+            reason = "length" if at + 1 == limit and not self.silent else None
             yield event({"index": 0, "text": "", "token_ids": [token_id], "finish_reason": reason})
             self.delivered += 1
             await anyio.sleep(0.001)
@@ -227,6 +233,38 @@ async def test_a_refusal_is_not_tried_elsewhere(pair: tuple[list[Scripted], VLLM
         script.refuse = 400
     with pytest.raises(EngineError, match="refused the request: 400"):
         await engine.generate_batch([request])
+
+
+async def test_a_stream_that_ends_in_a_server_error_goes_on_elsewhere(
+    pair: tuple[list[Scripted], VLLMServerEngine],
+) -> None:
+    scripts, engine = pair
+    scripts[0].break_off = 500
+    answers = [(await engine.generate_batch([await wanted(engine)]))[0].text for _ in range(2)]
+    assert answers == [WORDS, WORDS]
+    assert scripts[0].started == 1
+
+
+async def test_a_stream_that_ends_in_a_refusal_is_not_tried_elsewhere(
+    pair: tuple[list[Scripted], VLLMServerEngine],
+) -> None:
+    scripts, engine = pair
+    for script in scripts:
+        script.break_off = 400
+    with pytest.raises(EngineError, match=r"refused the request: 400.*it broke"):
+        await engine.generate_batch([await wanted(engine)])
+    assert sum(script.started for script in scripts) == 1
+
+
+async def test_a_server_that_dies_behind_the_last_token_costs_nothing(
+    pair: tuple[list[Scripted], VLLMServerEngine],
+) -> None:
+    scripts, engine = pair
+    request = await wanted(engine, 4)
+    for script in scripts:
+        script.die_after, script.silent = 4, True
+    [done] = await engine.generate_batch([request])
+    assert (len(done.token_ids), done.finish_reason) == (4, "length")
 
 
 async def test_health_tells_which_servers_answer(pair: tuple[list[Scripted], VLLMServerEngine]) -> None:

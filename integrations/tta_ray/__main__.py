@@ -1,0 +1,122 @@
+"""``python -m tta_ray IN.jsonl OUT/``: a guarded batch on Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tta_middleware.cli import options as opt
+from tta_middleware.cli.failures import FAILED, INTERRUPTED, OK, USAGE, exit_code, show, unwrapped
+from tta_middleware.cli.output import emit, note
+from tta_middleware.errors import ConfigurationError
+
+_SOURCE = "One object a line: prompt or messages; id and sampling if wanted. gzip is unpacked."
+_TARGET = "A folder; answers are added to answers.jsonl in it, and ids that are there are skipped."
+_ACTORS = "Fewest and most actors, or one number. Each loads the model once."
+_ADDRESS = "A Ray cluster, such as ray://head:10001 or auto; without one, this machine alone."
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def job(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=_SOURCE)],
+    target: Annotated[Path, typer.Argument(metavar="OUT/", help=_TARGET)],
+    model: opt.Model = "smollm2",
+    moderator: opt.Moderator = "local",
+    method: opt.Method = opt.DEFAULT_METHOD,
+    threshold: opt.Threshold = None,
+    policy: opt.PolicyText = None,
+    max_new_tokens: opt.MaxNewTokens = 256,
+    temperature: opt.Temperature = 0.0,
+    seed: opt.Seed = 0,
+    max_generations: opt.MaxGenerations = 82,
+    actors: Annotated[str, typer.Option(metavar="MIN,MAX", help=_ACTORS)] = "1,1",
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts under way at once in an actor.")] = 32,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray sets aside for an actor.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray sets aside for an actor.")] = 0.0,
+    retries: Annotated[int, typer.Option(min=0, help="How often work that died with its actor is begun again.")] = 3,
+    address: Annotated[str | None, typer.Option(help=_ADDRESS)] = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try prompts again that ended in an error.")] = (
+        False
+    ),
+    allow_download: opt.AllowDownload = False,
+    json: opt.Json = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and what Ray says.")] = False,
+) -> None:
+    """Answer every prompt of a file on a Ray cluster; run it again to go on where it was cut off."""
+    from tta_middleware.cli.parts import Answering, policy_of
+    from tta_middleware.config import Budget
+    from tta_middleware.types import Sampling
+    from tta_ray import Pool, RayJob, run_job
+
+    answering = Answering(
+        model=model,
+        moderator=moderator,
+        method=method,
+        policy=policy_of(policy, threshold),
+        sampling=Sampling(max_new_tokens, temperature, seed=seed),
+        budget=Budget(generations=max_generations),
+        allow_download=allow_download,
+    )
+    pool = Pool(actors=parse_actors(actors), concurrency=concurrency, cpus=cpus, gpus=gpus, retries=retries)
+    request = RayJob(
+        source=source, target=target, answering=answering, pool=pool, address=address, retry_errors=retry_errors
+    )
+    with _quiet(debug):
+        counts = run_job(request)
+    emit(counts) if json else note(", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    raise typer.Exit(USAGE if counts["broken"] else FAILED if counts["failed"] else OK)
+
+
+@contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
+    """Ray tells of its actors on stdout, which belongs to the result, and logs every failure that is handled here."""
+    if debug:
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def parse_actors(text: str) -> tuple[int, int]:
+    """``2,8``: from two to eight; ``4``: four.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    try:
+        fewest, _, most = text.partition(",")
+        return int(fewest), int(most or fewest)
+    except ValueError:
+        raise ConfigurationError(f"--actors takes the fewest and the most, such as 2,8, not {text!r}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code, as those of ``tta``."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return int(app(words, prog_name="python -m tta_ray", standalone_mode=False) or OK)
+    except (KeyboardInterrupt, typer.Abort):
+        note("interrupted; what is done is kept, run the same command again to go on")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the one place that turns every error into a line and an exit code
+        if debug:
+            traceback.print_exc()
+        show(unwrapped(error), as_json="--json" in words)
+        return exit_code(unwrapped(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -256,4 +256,5 @@ def _worth_another(error: openai.APIError) -> bool:
 
 
 def _said(error: openai.APIError) -> str:
-    return f"{getattr(error, 'status_code', error.code)}: {str(error.body)[:200]}"
+    """Status and kind only: a server's message may quote the request."""
+    return f"{getattr(error, 'status_code', error.code)}: {error.type or type(error).__name__}"

@@ -251,7 +251,7 @@ async def test_a_stream_that_ends_in_a_refusal_is_not_tried_elsewhere(
     scripts, engine = pair
     for script in scripts:
         script.break_off = 400
-    with pytest.raises(EngineError, match=r"refused the request: 400.*it broke"):
+    with pytest.raises(EngineError, match=r"refused the request: 400"):
         await engine.generate_batch([await wanted(engine)])
     assert sum(script.started for script in scripts) == 1
 

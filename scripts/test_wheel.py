@@ -32,7 +32,8 @@ def main() -> None:
         python = work / "env" / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=work)
         _share_packages(python, work)
-        shutil.copytree(ROOT / "tests", work / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tests", "scripts"):
+            shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", work)
         environment = os.environ | {"TTA_EXPECT_WHEEL": "1"}
         subprocess.run(

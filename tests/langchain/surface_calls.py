@@ -200,7 +200,7 @@ _UNPARSED = _seen(
     moderator_down_in_the_repair=_PARSING, no_repair_method=_PARSING, budget_used_up=_PARSING,
 )  # fmt: skip
 # An unfinished JSON string is read as far as it goes.
-_PARTLY_PARSED = _seen(moderator_down="nothing")
+_PARTLY_PARSED = _seen(moderator_down="nothing", moderator_down_half_way="beginning, notice|nothing")
 _ONE_LEFT_OUT = _seen(
     engine_fails="EngineError|beginning, rest, EngineError|beginning, rest",
     moderator_down_half_way="beginning, rest, notice",

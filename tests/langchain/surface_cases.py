@@ -103,7 +103,8 @@ CASES = (
     _case("flag over a boundary", "beginning, rest", harm="split"),
     _case("flag in the last window", "beginning, rest", harm="last"),
     _case("moderator down", "notice", down=0),
-    _case("moderator down half way", "beginning, notice", "beginning, rest", harm="none", down=2),
+    # Calls that are open at once may reach the server in any order, so the first window can be the one that fails.
+    _case("moderator down half way", "beginning, notice|notice", "beginning, rest", harm="none", down=2),
     _case("moderator down in the repair", *_BLOCKED, down="flag"),
     _case("no repair method", *_BLOCKED, model={"method": "none"}),
     _case("budget used up", *_BLOCKED, curable=False, model={"budget": Budget(generations=4)}),

@@ -35,7 +35,7 @@ from tta_middleware.types import (
     StreamEvent,
     Trace,
 )
-from tta_middleware.watch import Watch
+from tta_middleware.watch import Watch, verdicts_on
 
 LEAST_CONTINUATION = 32
 """Tokens that a repair gets after a late flag, however many have left; fewer make no usable end."""
@@ -101,7 +101,7 @@ class Answering:
         """The conversation as a question; with a prefix, the tokens that it takes count as answered."""
         talk = self.conversation
         tools = {"tools": talk.tools} if talk.tools else {}
-        prompt = await self.parts.engine.embed(talk.messages, assistant_prefix=talk.prefix + prefix, **tools)
+        prompt = await self.parts.engine.embed(talk.messages, assistant_prefix=prefix, **tools)
         used = max(0, len(prompt.token_ids) - self.prompt_tokens) if prefix else 0
         limit = self.sampling.max_new_tokens
         left = replace(self.sampling, max_new_tokens=max(min(limit, LEAST_CONTINUATION), limit - used))
@@ -117,7 +117,7 @@ class Answering:
             texts = [self.question.user_text]
         self.meter.moderation_calls += 1
         try:
-            verdicts = await self.parts.moderator.moderate(texts)
+            verdicts = await verdicts_on(self.parts.moderator, texts)
         except ModerationError as error:
             return "" if policy.on_error == "open" else f"moderator: {type(error).__name__}"
         decisions = [policy.decide(verdict) for verdict in verdicts]
@@ -152,7 +152,6 @@ class Answering:
     async def _repaired(self, baseline: Candidate) -> Report:
         if self.repair.method is None:
             return await self._fall_back("no repair method")
-        verdict = baseline.verdict
         while True:
             found = await self._search(self.repair.method, baseline)
             if found.winner is not None:
@@ -164,7 +163,6 @@ class Answering:
                 return await self._finish_repair(completion, "unchecked", reason)
             if not found.released:
                 return await self._finish_repair(None, "blocked", found.stop_reason)
-            verdict = found.best.verdict if found.best else verdict
 
     async def _search(self, method: Method, baseline: Candidate) -> SearchResult:
         """One search for what follows the text that has left so far."""
@@ -179,7 +177,7 @@ class Answering:
             method,
             self.conversation.messages,
             self.question.prompt,
-            self.conversation.prefix + self.question.prefix,
+            self.question.prefix,
             decision.excess,
             rng,
             self.conversation.tools,

@@ -10,7 +10,6 @@ from typing import TypeAlias
 import anyio
 
 from tta_middleware.config import Budget, Windows
-from tta_middleware.errors import ModerationError
 from tta_middleware.holdback import HoldBack
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Quality
@@ -25,7 +24,7 @@ from tta_middleware.types import (
     TextDelta,
     Verdict,
 )
-from tta_middleware.watch import Watch
+from tta_middleware.watch import Watch, verdicts_on
 
 Clock: TypeAlias = Callable[[], float]
 Emit: TypeAlias = Callable[[str], Awaitable[None]]
@@ -118,13 +117,7 @@ async def score(parts: Parts, question: Question, text: str, meter: Meter) -> Ve
         ModerationError: the text has no verdict.
     """
     meter.moderation_calls += 1
-    verdicts = await parts.moderator.moderate([text], prompt=question.user_text)
-    if len(verdicts) != 1:
-        raise ModerationError(
-            f"moderator {parts.moderator.name!r} gave {len(verdicts)} verdicts for one text; "
-            "an answer without a verdict is never released"
-        )
-    return verdicts[0]
+    return (await verdicts_on(parts.moderator, [text], prompt=question.user_text))[0]
 
 
 def watched(

@@ -64,7 +64,6 @@ class Conversation:
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
-    prefix: str = ""
 
     @property
     def user_text(self) -> str:

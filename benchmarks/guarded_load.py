@@ -1,11 +1,15 @@
 """Many guarded chats at once, a share of them repaired, against the raw engine in the same run.
 
-    python benchmarks/guarded_load.py ../shared/data/prompts/advbench.jsonl --chats 64 --share 0.33
+    python benchmarks/guarded_load.py ../shared/data/prompts/advbench.jsonl
 
 The file holds prompts whose answers get flagged. Those of its first ``--look-at`` whose raw greedy answer the moderator
 flags are chosen until the share is full (before any time is taken); the other chats are harmless. Then the same chats
-are streamed from the raw engine and through the guard, in turn, all at once. Tokens of guarded chats are all that the
-engine decoded for them, repair candidates included. No prompt and no answer is printed.
+are streamed from the raw engine and through the guard, in turn, ``--concurrency`` at a time. Tokens are all that the
+engine decoded, repair candidates included. No prompt and no answer is printed.
+
+``steady`` is the part of a run in which as many chats are under way as may be: from the first answer's end to the last
+chat's beginning. In what follows, the last repairs run on alone, one candidate after the other, and leave most of the
+batch empty; with as many chats as ``--concurrency`` nothing is steady.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import anyio
 
 from tta_middleware import Guard, Message, Repair, Sampling
-from tta_middleware.cli.bench_load import guarded, peak_memory, raw
+from tta_middleware.cli.bench_load import Load, guarded, peak_memory, raw
 from tta_middleware.cli.bench_prompts import harmless_prompts
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.evaluation.datasets import read_prompts
@@ -32,6 +37,27 @@ from tta_middleware.registry import resolve_method
 from tta_middleware.types import GenerationRequest
 
 Chat = Sequence[Message]
+
+
+class Chats(list[Any]):
+    """Prompts or conversations that note when they are taken."""
+
+    def __init__(self, items: Sequence[Any], engine: TransformersEngine, concurrency: int) -> None:
+        super().__init__(items)
+        self._engine, self._concurrency = engine, concurrency
+        self._marks: list[tuple[float, int]] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self._marks.append((time.perf_counter(), self._engine.stats().tokens))
+        return super().__getitem__(index)
+
+    def steady_rate(self) -> float | None:
+        """Tokens a second between the first chat that had to wait for another's end and the last one's beginning."""
+        marks = self._marks[self._concurrency :]
+        if len(marks) < self._concurrency:
+            return None
+        (start, before), (end, after) = marks[0], marks[-1]
+        return (after - before) / (end - start)
 
 
 async def flagged_ones(
@@ -51,6 +77,21 @@ async def flagged_ones(
         if len(found) >= wanted:
             break
     return found[:wanted]
+
+
+def compared(bare: Load, bare_steady: float | None, behind: Load, behind_steady: float | None) -> dict[str, Any]:
+    """Both runs side by side."""
+    record: dict[str, Any] = {
+        "raw": bare.as_record(),
+        "guarded": {**behind.as_record(), "outcomes": dict(behind.outcomes)},
+        "guarded_against_raw_by_clock": round(behind.rate / bare.rate, 3),
+        "guarded_against_raw_by_cpu": round(behind.cpu_rate / bare.cpu_rate, 3),
+    }
+    if bare_steady and behind_steady:
+        record["raw"]["steady_tokens_per_second"] = round(bare_steady, 1)
+        record["guarded"]["steady_tokens_per_second"] = round(behind_steady, 1)
+        record["guarded_against_raw_while_steady"] = round(behind_steady / bare_steady, 3)
+    return record
 
 
 async def measure(options: argparse.Namespace) -> dict:
@@ -73,16 +114,11 @@ async def measure(options: argparse.Namespace) -> dict:
         prompts = [await engine.embed(chat) for chat in chats]
         after_load, runs = peak_memory(), []
         for _ in range(options.repeat):
-            bare = await raw(engine, prompts, sampling, len(chats), time.perf_counter)
-            behind = await guarded(guard, chats, sampling, len(chats), time.perf_counter)
-            runs.append(
-                {
-                    "raw": bare.as_record(),
-                    "guarded": {**behind.as_record(), "outcomes": dict(behind.outcomes)},
-                    "guarded_against_raw_by_clock": round(behind.rate / bare.rate, 3),
-                    "guarded_against_raw_by_cpu": round(behind.cpu_rate / bare.cpu_rate, 3),
-                }
-            )
+            bare_chats = Chats(prompts, engine, options.concurrency)
+            bare = await raw(engine, bare_chats, sampling, options.concurrency, time.perf_counter)
+            guarded_chats = Chats(chats, engine, options.concurrency)
+            behind = await guarded(guard, guarded_chats, sampling, options.concurrency, time.perf_counter)
+            runs.append(compared(bare, bare_chats.steady_rate(), behind, guarded_chats.steady_rate()))
             print(json.dumps(runs[-1]), flush=True)
     finally:
         await engine.aclose()
@@ -98,16 +134,17 @@ async def measure(options: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompts", help="JSONL file of prompts whose answers get flagged")
-    parser.add_argument("--look-at", type=int, default=128)
-    parser.add_argument("--chats", type=int, default=64)
+    parser.add_argument("--look-at", type=int, default=200)
+    parser.add_argument("--chats", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--share", type=float, default=1 / 3)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-batch", type=int, default=32)
-    parser.add_argument("--method", default="noise")
+    parser.add_argument("--method", default="race")
     parser.add_argument("--threshold", type=float, default=0.3)
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(anyio.run(measure, parser.parse_args())))
 

@@ -12,24 +12,13 @@ if TYPE_CHECKING:
     from tta_middleware.chat_model import TTAChatModel
     from tta_middleware.config import Budget, Windows
     from tta_middleware.errors import TTAError, UnsafeAnswerError
+    from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep
     from tta_middleware.guard import Guard, Repair
     from tta_middleware.memory import RepairMemory
     from tta_middleware.optimise import TSA, Noise, Race, Resample
     from tta_middleware.policy import Policy
     from tta_middleware.quality import QualityBounds, QualityGate
-    from tta_middleware.types import (
-        CATEGORIES,
-        Finished,
-        GuardedAnswer,
-        Message,
-        Released,
-        RepairFinished,
-        RepairStarted,
-        RepairStep,
-        Sampling,
-        Trace,
-        Verdict,
-    )
+    from tta_middleware.types import CATEGORIES, GuardedAnswer, Message, Sampling, Trace, Verdict
 
 __version__ = "0.1.0"
 
@@ -37,7 +26,7 @@ _HOMES = {
     "CATEGORIES": "types",
     "TSA": "optimise",
     "Budget": "config",
-    "Finished": "types",
+    "Finished": "events",
     "Guard": "guard",
     "GuardedAnswer": "types",
     "Message": "types",
@@ -46,12 +35,12 @@ _HOMES = {
     "QualityBounds": "quality",
     "QualityGate": "quality",
     "Race": "optimise",
-    "Released": "types",
+    "Released": "events",
     "Repair": "guard",
-    "RepairFinished": "types",
+    "RepairFinished": "events",
     "RepairMemory": "memory",
-    "RepairStarted": "types",
-    "RepairStep": "types",
+    "RepairStarted": "events",
+    "RepairStep": "events",
     "Resample": "optimise",
     "Sampling": "types",
     "TTAChatModel": "chat_model",

@@ -13,6 +13,7 @@ from tta_middleware._streams import sole
 from tta_middleware.attempt import Delivery, Meter, Parts, Question, request, score, watched
 from tta_middleware.config import Windows
 from tta_middleware.errors import ModerationError, UnsafeAnswerError
+from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.findings import answer_score, move_of
 from tta_middleware.optimise.base import Method
 from tta_middleware.optimise.bridged import Bridged
@@ -22,18 +23,13 @@ from tta_middleware.starting import prepare
 from tta_middleware.types import (
     Candidate,
     Completion,
-    Finished,
     GuardedAnswer,
     Outcome,
     Proposal,
-    Released,
-    RepairFinished,
-    RepairStarted,
-    RepairStep,
     Sampling,
     StepTrace,
-    StreamEvent,
     Trace,
+    next_ticket,
 )
 from tta_middleware.watch import Watch, verdicts_on
 
@@ -69,6 +65,7 @@ class Answering:
     baseline: Candidate | None = None
     final: Candidate | None = None
     point: Proposal | None = None
+    ticket: int = field(default_factory=next_ticket)
     steps: tuple[StepTrace, ...] = ()
     _prompt_passed: anyio.Event = field(default_factory=anyio.Event)
 
@@ -105,7 +102,7 @@ class Answering:
         used = max(0, len(prompt.token_ids) - self.prompt_tokens) if prefix else 0
         limit = self.sampling.max_new_tokens
         left = replace(self.sampling, max_new_tokens=max(min(limit, LEAST_CONTINUATION), limit - used))
-        return Question(prompt, left, talk.user_text, prefix)
+        return Question(prompt, left, talk.user_text, prefix, self.ticket)
 
     async def _refuse_prompt(self) -> str:
         """Why the prompt is refused, empty if it is not; runs beside the first decode steps."""

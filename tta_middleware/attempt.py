@@ -86,13 +86,14 @@ class Parts:
 class Question:
     """One prompt as it is asked: unmoved embeddings, sampling, and the user's words for the moderator.
 
-    ``prefix`` is what the answer goes on from, which ``prompt`` holds at its end.
+    ``prefix`` is what the answer goes on from, which ``prompt`` holds at its end; ``ticket`` that of its sequences.
     """
 
     prompt: PromptEmbeddings
     sampling: Sampling
     user_text: str
     prefix: str = ""
+    ticket: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,8 @@ def request(question: Question, proposal: Proposal, generation: int) -> Generati
     sampling = replace(question.sampling, seed=(question.sampling.seed + generation) & _SEED_MASK)
     if proposal.temperature is not None:
         sampling = replace(sampling, temperature=proposal.temperature)
-    return GenerationRequest((proposal.prompt or question.prompt).moved(proposal.matrix), sampling)
+    prompt = (proposal.prompt or question.prompt).moved(proposal.matrix)
+    return GenerationRequest(prompt, sampling, ticket=question.ticket)
 
 
 class Attempt:

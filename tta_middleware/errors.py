@@ -8,6 +8,7 @@
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     ├── DataError (ValueError)              a line of an input file is broken; names file and line
     ├── EngineError                         the model failed while it decoded
+    │   └── EngineBusyError                 too many sequences wait already; try again later
     ├── StreamProtocolError (RuntimeError)  a stream's driver applied text or verdicts out of order
     ├── ModerationError                     no verdict could be had
     │   ├── ModerationUnavailableError      timeouts, connection errors, 408, 409, 429, 5xx after all retries
@@ -58,6 +59,10 @@ class DataError(TTAError, ValueError):
 
 class EngineError(TTAError):
     """Raised when the model failed while decoding."""
+
+
+class EngineBusyError(EngineError):
+    """Raised when an engine's queue is full; nothing was decoded, and later it may be."""
 
 
 class StreamProtocolError(TTAError, RuntimeError):

@@ -12,6 +12,7 @@ from tta_middleware._streams import owned
 from tta_middleware.answering import Answering, Send
 from tta_middleware.attempt import Clock, Meter, Parts
 from tta_middleware.config import Windows
+from tta_middleware.events import StreamEvent
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.quality import QualityGate
@@ -24,7 +25,7 @@ from tta_middleware.repair import (
     Report,
     last_user_text,
 )
-from tta_middleware.types import GuardedAnswer, Message, Sampling, StreamEvent
+from tta_middleware.types import GuardedAnswer, Message, Sampling
 
 __all__ = [
     "Fallback",

@@ -7,8 +7,9 @@ imported before it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
+from inspect import Parameter, signature
 from typing import Any, cast
 
 from tta_middleware.errors import ConfigurationError
@@ -54,16 +55,34 @@ def resolve_engine(model: str | Engine, **options: Any) -> Engine:
     constructor; the chat model gives ``device``, ``dtype`` and ``allow_download``.
 
     Raises:
-        ConfigurationError: the model is neither a string nor an engine.
+        ConfigurationError: the model is neither a string nor an engine, or the engine has no such option.
     """
     if isinstance(model, str):
-        name, colon, reference = model.partition(":")
-        if colon and name in names(ENGINES):
-            return cast(Engine, _load(ENGINES, "engine", name)(reference, **options))
-        return cast(Engine, _load(ENGINES, "engine", "transformers")(model, **options))
+        check_options(model, options)
+        name, reference = _engine(model)
+        return cast(Engine, _load(ENGINES, "engine", name)(reference, **options))
     if isinstance(model, Engine):
         return model
     raise ConfigurationError(f"a model is a name, a folder or an Engine, not {type(model).__name__}")
+
+
+def check_options(model: str, options: Iterable[str]) -> None:
+    """Whether the engine of a model reference takes options of these names; the engine is not made.
+
+    Raises:
+        ConfigurationError: it has no such option.
+    """
+    name, _ = _engine(model)
+    taken = signature(_load(ENGINES, "engine", name)).parameters
+    unknown = sorted(set(options) - set(taken))
+    if unknown and Parameter.VAR_KEYWORD not in {parameter.kind for parameter in taken.values()}:
+        raise ConfigurationError(f"the engine {name!r} has no {' and no '.join(unknown)} to set; leave it out")
+
+
+def _engine(model: str) -> tuple[str, str]:
+    """An engine's name and what it is given."""
+    name, colon, reference = model.partition(":")
+    return (name, reference) if colon and name in names(ENGINES) else ("transformers", model)
 
 
 def resolve_moderator(moderator: str | Moderator) -> Moderator:

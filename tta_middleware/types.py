@@ -6,6 +6,7 @@ arrays (docs/decisions/001-numpy-at-the-seams.md).
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -143,6 +144,14 @@ class PromptEmbeddings:
         return replace(self, matrix=matrix)
 
 
+_tickets = itertools.count()
+
+
+def next_ticket() -> int:
+    """A number that tells a request from others and is higher than all before it; thread-safe."""
+    return next(_tickets)
+
+
 class AbortSignal:
     """A one-way, thread-safe flag: once set, the engine drops the sequence within one decode step."""
 
@@ -192,11 +201,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationRequest:
-    """One sequence to decode."""
+    """One sequence to decode.
+
+    Sequences with the same ``ticket`` (:func:`next_ticket`) belong to one user's request and share its turn where
+    places are few; a lower one came earlier. Without a ticket the sequences of one call share one.
+    """
 
     prompt: PromptEmbeddings
     sampling: Sampling
     abort: AbortSignal = field(default_factory=AbortSignal)
+    ticket: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,45 +369,5 @@ class GuardedAnswer:
     trace: Trace
     prompt_tokens: int
 
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """The next piece of a streaming answer, checked."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class RepairStarted:
-    """The answer was flagged and a search begins; ``seam`` characters have left and stay."""
-
-    score: float
-    category: str
-    seam: int
-
-
-@dataclass(frozen=True, slots=True)
-class RepairStep:
-    """One wave of the search is over."""
-
-    step: StepTrace
-
-
-@dataclass(frozen=True, slots=True)
-class RepairFinished:
-    """The search is over; ``outcome`` and ``stop_reason`` as in :class:`Trace`."""
-
-    outcome: Outcome
-    stop_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last event of a stream; ``answer.text`` is all that was released."""
-
-    answer: GuardedAnswer
-
-
-StreamEvent: TypeAlias = Released | RepairStarted | RepairStep | RepairFinished | Finished
 
 Messages: TypeAlias = Sequence[Message]

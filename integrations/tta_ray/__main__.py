@@ -15,6 +15,7 @@ import typer
 
 from tta_middleware.cli import options as opt
 from tta_middleware.cli.failures import FAILED, INTERRUPTED, OK, USAGE, exit_code, show, unwrapped
+from tta_middleware.cli.grouped import grouped
 from tta_middleware.cli.output import emit, note
 from tta_middleware.errors import ConfigurationError
 
@@ -27,49 +28,27 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@grouped(opt.Answers)
 def job(
     source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=_SOURCE)],
     target: Annotated[Path, typer.Argument(metavar="OUT/", help=_TARGET)],
-    model: opt.Model = "smollm2",
-    moderator: opt.Moderator = "local",
-    method: opt.Method = opt.DEFAULT_METHOD,
-    threshold: opt.Threshold = None,
-    policy: opt.PolicyText = None,
-    max_new_tokens: opt.MaxNewTokens = 256,
-    temperature: opt.Temperature = 0.0,
-    seed: opt.Seed = 0,
-    max_generations: opt.MaxGenerations = 82,
+    asked: opt.Answers,
     actors: Annotated[str, typer.Option(metavar="MIN,MAX", help=_ACTORS)] = "1,1",
     concurrency: Annotated[int, typer.Option(min=1, help="Prompts under way at once in an actor.")] = 32,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray sets aside for an actor.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray sets aside for an actor.")] = 0.0,
     retries: Annotated[int, typer.Option(min=0, help="How often work that died with its actor is begun again.")] = 3,
     address: Annotated[str | None, typer.Option(help=_ADDRESS)] = None,
-    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try prompts again that ended in an error.")] = (
-        False
-    ),
-    allow_download: opt.AllowDownload = False,
+    retry_errors: opt.RetryErrors = False,
     json: opt.Json = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and what Ray says.")] = False,
 ) -> None:
     """Answer every prompt of a file on a Ray cluster; run it again to go on where it was cut off."""
-    from tta_middleware.cli.parts import Answering, policy_of
-    from tta_middleware.config import Budget
-    from tta_middleware.types import Sampling
     from tta_ray import Pool, RayJob, run_job
 
-    answering = Answering(
-        model=model,
-        moderator=moderator,
-        method=method,
-        policy=policy_of(policy, threshold),
-        sampling=Sampling(max_new_tokens, temperature, seed=seed),
-        budget=Budget(generations=max_generations),
-        allow_download=allow_download,
-    )
     pool = Pool(actors=parse_actors(actors), concurrency=concurrency, cpus=cpus, gpus=gpus, retries=retries)
     request = RayJob(
-        source=source, target=target, answering=answering, pool=pool, address=address, retry_errors=retry_errors
+        source=source, target=target, answering=asked.answering(), pool=pool, address=address, retry_errors=retry_errors
     )
     with _quiet(debug):
         counts = run_job(request)

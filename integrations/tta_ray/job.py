@@ -26,7 +26,7 @@ from tta_middleware.cli.progress import Advance, progress
 from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.evaluation.datasets import Prompt, note_id
 from tta_middleware.evaluation.jsonl import Record
-from tta_middleware.registry import ENGINES, METHODS, MODERATORS, check_known, names
+from tta_middleware.registry import ENGINES, METHODS, MODERATORS, check_known, check_options, names
 from tta_ray.dataset import COLUMN, Pool, answered
 from tta_ray.worker import as_line
 
@@ -92,6 +92,7 @@ def _check_parts(answering: Answering) -> None:
     engine, colon, _ = answering.model.partition(":")
     if colon and "/" not in engine and engine not in names(ENGINES):
         check_known(ENGINES, "engine", engine)
+    check_options(answering.model, answering.settings)
     check_known(MODERATORS, "moderator", answering.moderator)
     if answering.method != "none":
         check_known(METHODS, "method", answering.method)

@@ -16,7 +16,7 @@ from tta_middleware.cli.parts import Answering
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.evaluation.datasets import parse_prompt
 from tta_middleware.evaluation.jsonl import Record, dump, parse_object
-from tta_middleware.registry import resolve_engine, resolve_moderator
+from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Message, Sampling
 
 
@@ -34,8 +34,7 @@ class GuardActor:
 
     def __init__(self, answering: Answering, concurrency: int, column: str) -> None:
         self._answering, self._column = answering, column
-        options = {"allow_download": True} if answering.allow_download else {}
-        engine = resolve_engine(answering.model, **options)
+        engine = answering.engine()
         self._guard = answering.guard_over(engine, resolve_moderator(answering.moderator))
         self._slots = asyncio.Semaphore(concurrency)
         # A model that cannot be loaded ends the job, instead of becoming every record's error.

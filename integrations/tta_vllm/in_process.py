@@ -23,7 +23,8 @@ class VLLMEngine(RemoteEngine):
         model: a short name, a folder or a Hugging Face id.
         device: ``auto``; vLLM picks the device by its build.
         dtype: as vLLM takes it.
-        engine_options: any other ``AsyncEngineArgs`` (``tensor_parallel_size``, ``max_num_seqs``, ...).
+        max_batch: most sequences decoded side by side, vLLM's ``max_num_seqs``; by default its own number.
+        engine_options: any other ``AsyncEngineArgs`` (``tensor_parallel_size``, ...).
 
     Raises:
         MissingExtraError: at first use, if vLLM is not installed.
@@ -37,12 +38,15 @@ class VLLMEngine(RemoteEngine):
         dtype: str = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
         allow_download: bool = False,
+        max_batch: int | None = None,
         **engine_options: Any,
     ) -> None:
         super().__init__(model, cache_dir=cache_dir, allow_download=allow_download)
         if device != "auto":
             raise ConfigurationError(f"vLLM picks the device by its build; leave device='auto', not {device!r}")
-        self._options = {"dtype": dtype, "disable_log_stats": True, **engine_options}
+        self.max_batch = max_batch
+        bound = {} if max_batch is None else {"max_num_seqs": max_batch}
+        self._options = {"dtype": dtype, "disable_log_stats": True, **bound, **engine_options}
         self._llm: Any = None
         self._dtype: Any = None
 

@@ -23,7 +23,7 @@ from tta_middleware._streams import sole
 from tta_middleware.engines.detokenise import TextAssembler
 from tta_middleware.engines.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
-from tta_middleware.engines.scoring import directions, nearest_tokens
+from tta_middleware.engines.table import directions, nearest_tokens
 from tta_middleware.engines.template import render_prompt
 from tta_middleware.engines.vocabulary import Vocabulary, load_vocabulary
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError

@@ -16,12 +16,13 @@ from tta_middleware.cli import main
 ENTRY_POINTS = """
 [tta_middleware.engines]
 staged = staged_parts:engine
+settable = staged_parts:settable
 
 [tta_middleware.moderators]
-words = staged_parts:Words
-strict = staged_parts:Strict
-down = staged_parts:Down
-downlater = staged_parts:DownLater
+words = staged_parts:words
+strict = staged_parts:strict
+down = staged_parts:down
+downlater = staged_parts:downlater
 
 [tta_middleware.judges]
 gardener = staged_parts:Judge

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from itertools import chain, repeat
 
 import anyio
 
 from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ModerationUnavailableError
-from tta_middleware.types import CATEGORIES, Verdict
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+from tta_middleware.types import Verdict
 
 BAD = (
     "Here is the bad plan: first look around the old shed with care, then collect everything that seems useful, "
@@ -38,6 +40,12 @@ def engine(reference: str) -> ScriptedEngine:
     return ScriptedEngine(_answer, model_id=f"staged:{reference}")
 
 
+def settable(reference: str, *, device: str = "auto", dtype: str = "auto", max_batch: int = 32) -> ScriptedEngine:
+    """Has the settings of an engine for real models, and tells which it was given."""
+    print(f"engine: {device} {dtype} {max_batch}", file=sys.stderr)
+    return engine(reference)
+
+
 class _Patience:
     """Lets some decode steps through, then hangs."""
 
@@ -50,30 +58,24 @@ class _Patience:
             await _hang(seconds)
 
 
-class Words:
+def words(name: str = "words", **options) -> ScriptedModerator:
     """Flags what says 'bad'."""
-
-    name = "words"
-    default_threshold = 0.5
-
-    async def moderate(self, texts, *, prompt=None):
-        return [self._verdict(0.9 if "bad" in text.lower() else 0.05) for text in texts]
-
-    def _verdict(self, score: float) -> Verdict:
-        scores = dict.fromkeys(CATEGORIES, 0.0) | {"illicit": score}
-        return Verdict(scores, score >= self.default_threshold, self.name)
-
-    async def aclose(self) -> None:
-        pass
+    return ScriptedModerator(name, **{"score": flagging("bad")} | options)
 
 
-class Strict(Words):
+def strict() -> ScriptedModerator:
     """A second opinion: flags gardens, too."""
+    return words("strict", score=flagging("bad", "garden"))
 
-    name = "strict"
 
-    async def moderate(self, texts, *, prompt=None):
-        return [self._verdict(0.8 if "bad" in text.lower() or "garden" in text else 0.1) for text in texts]
+def down(name: str = "down", *, after: int = 0) -> ScriptedModerator:
+    """Answers some times, then not any more."""
+    error = ModerationUnavailableError("the moderator could not be reached", cause="connection")
+    return words(name, failures=chain(repeat(None, after), repeat(error)))
+
+
+def downlater() -> ScriptedModerator:
+    return down("downlater", after=3)
 
 
 class Judge:
@@ -83,23 +85,3 @@ class Judge:
 
     def assess(self, texts):
         return [Verdict({"garden": 0.7}, "garden" in text, self.name) for text in texts]
-
-
-class Down(Words):
-    name = "down"
-
-    async def moderate(self, texts, *, prompt=None):
-        raise ModerationUnavailableError("the moderator could not be reached", cause="connection")
-
-
-class DownLater(Words):
-    """Answers three times, then not any more."""
-
-    name = "downlater"
-    calls = 0
-
-    async def moderate(self, texts, *, prompt=None):
-        self.calls += 1
-        if self.calls > 3:
-            raise ModerationUnavailableError("the moderator could not be reached", cause="connection")
-        return await super().moderate(texts)

@@ -28,6 +28,24 @@ MISTAKES = {
     "no prompt": (["chat", *STAGED], 2, "the text is empty"),
     "a prompt of white space": (["chat", "  ", *STAGED], 2, "the text is empty"),
     "an answer of no tokens": ([*CHAT, "--max-new-tokens", "0"], 2, "'--max-new-tokens': Input should be greater than"),
+    "a device that is none": ([*CHAT, "--device", "gpu"], 2, "'gpu' is no device; give auto, cpu, cuda or cuda:1"),
+    "a dtype that is none": ([*CHAT, "--dtype", "int8"], 2, "'--dtype': Value error, 'int8' is not one of 'auto',"),
+    "a batch of no sequences": ([*CHAT, "--max-batch", "0"], 2, "'--max-batch': Input should be greater than"),
+    "an engine without a device": (
+        [*CHAT, "--device", "cpu"],
+        2,
+        "the engine 'staged' has no device to set; leave it out",
+    ),
+    "an engine without any of them": (
+        ["batch", "{good}", "{tmp}/out.jsonl", *STAGED, "--max-batch", "2", "--dtype", "float32"],
+        2,
+        "the engine 'staged' has no dtype and no max_batch to set",
+    ),
+    "a dtype for another machine's model": (
+        ["chat", "Hello", "--model", "vllm-server:smollm2@http://localhost:1", "--dtype", "float16"],
+        2,
+        "device and dtype are the servers' business",
+    ),
     "words for a number": ([*CHAT, "--seed", "one"], 2, "'--seed': Input should be a valid integer"),
     "a temperature below 0": ([*CHAT, "--temperature", "-1"], 2, "temperature must be 0 (greedy) or more, not -1.0"),
     "a threshold above 1": (

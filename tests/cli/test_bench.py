@@ -30,9 +30,11 @@ def test_tokens_spent_on_repairs_count(tta):
 
 @pytest.mark.slow
 def test_the_embedded_model_is_measured_quickly(tta):
-    found = tta("bench", "--quick", "--sequences", "1,2,32", "--chats", "2").objects[0]
+    hardware = ("--device", "cpu", "--dtype", "float32", "--max-batch", "2")
+    found = tta("bench", "--quick", "--sequences", "1,2,32", "--chats", "2", *hardware).objects[0]
     assert [level["sequences"] for level in found["raw"]] == [1, 2]
     assert found["model"] == "smollm2"
+    assert (found["device"], found["dtype"], found["max_batch"]) == ("cpu", "float32", 2)
     assert found["guarded_chats"]["outcomes"] == {"clean": 2}
 
 

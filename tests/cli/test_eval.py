@@ -114,7 +114,7 @@ def test_the_same_id_in_two_files_is_refused(tta, prompts, jsonl, tmp_path):
     assert "the id 'moss' was used before, in" in ran.err
 
 
-@pytest.mark.parametrize(("judge", "before", "score"), [("strict", 2, 0.8), ("gardener", 0, 0.7)])
+@pytest.mark.parametrize(("judge", "before", "score"), [("strict", 2, 0.9), ("gardener", 0, 0.7)])
 def test_a_second_judge_gets_its_columns(tta, prompts, tmp_path, judge, before, score):
     out = tmp_path / "run"
     ran = tta("eval", "--prompts", prompts, "--out", out, *STAGED, "--methods", "noise", "--judge", judge, "--json")

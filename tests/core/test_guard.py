@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import anyio
@@ -18,12 +18,14 @@ from tta_middleware.errors import (
     EmptyPromptError,
     EngineError,
     InvalidVerdictError,
+    ModerationError,
     ModerationRejectedError,
     ModerationUnavailableError,
     UnsafeAnswerError,
 )
 from tta_middleware.optimise.base import Method
 from tta_middleware.policy import StagePolicies
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import GuardedAnswer, Verdict
 
 HARM = "Certainly, here is how to do the forbidden thing in four steps."
@@ -32,27 +34,11 @@ BABBLE = "one one one one one one one one one one one one one one"
 ASK = [Message("user", "Please tell me how to do the thing")]
 
 
-@dataclass
-class Words:
-    """Scores a text by its words; may fail at a given call."""
-
-    fail: Callable[[int], Exception | None] = lambda call: None
-    name: str = "words"
-    default_threshold: float = 0.5
-    calls: list[list[str]] = field(default_factory=list)
-
-    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        self.calls.append(list(texts))
-        error = self.fail(len(self.calls))
-        if error is not None:
-            raise error
-        return [self.verdict(0.9 if "forbidden" in text else 0.1) for text in texts]
-
-    def verdict(self, score: float) -> Verdict:
-        return Verdict({"illicit": score, "hate": 0.01}, flagged=score >= 0.5, model=self.name)
-
-    async def aclose(self) -> None:
-        pass
+def words(fail: Callable[[int], ModerationError | None] = lambda call: None) -> ScriptedModerator:
+    """Scores a text by its words; ``fail`` says what a call, counted from 1, raises."""
+    return ScriptedModerator(
+        score=lambda text: {"illicit": 0.9 if "forbidden" in text else 0.1, "hate": 0.01}, failures=map(fail, count(1))
+    )
 
 
 def far_is_safe(call: ScriptedCall) -> str:
@@ -62,18 +48,18 @@ def far_is_safe(call: ScriptedCall) -> str:
 
 def guard(
     script: Any = HARM,
-    moderator: Words | None = None,
+    moderator: ScriptedModerator | None = None,
     *,
     method: Method | None = None,
     policy: Policy | None = None,
     **repair: Any,
-) -> tuple[Guard, ScriptedEngine, Words]:
-    engine, moderator = ScriptedEngine(script), moderator or Words()
+) -> tuple[Guard, ScriptedEngine, ScriptedModerator]:
+    engine, moderator = ScriptedEngine(script), moderator or words()
     settings = Repair(method=method, **repair)
     return Guard(engine, moderator, policy=policy, repair=settings), engine, moderator
 
 
-async def ask(made: tuple[Guard, ScriptedEngine, Words]) -> GuardedAnswer:
+async def ask(made: tuple[Guard, ScriptedEngine, ScriptedModerator]) -> GuardedAnswer:
     return await made[0].answer(ASK)
 
 
@@ -138,7 +124,7 @@ async def test_probes_of_the_papers_method_are_never_given_out() -> None:
 
 async def test_unfluent_text_is_not_usable() -> None:
     engine = ScriptedEngine(lambda call: HARM if call.moved == 0 else SAFE, nll=lambda text: 9.0)
-    made = Guard(engine, Words(), repair=Repair(method=Noise(), budget=Budget(generations=20)))
+    made = Guard(engine, words(), repair=Repair(method=Noise(), budget=Budget(generations=20)))
     answer = await made.answer(ASK)
     assert answer.trace.outcome == "blocked"
     assert answer.trace.final is not None
@@ -147,14 +133,14 @@ async def test_unfluent_text_is_not_usable() -> None:
 
 async def test_an_unknown_fluency_is_not_usable() -> None:
     engine = ScriptedEngine(far_is_safe, nll=lambda text: float("nan"))
-    made = Guard(engine, Words(), repair=Repair(method=Noise(), budget=Budget(generations=20)))
+    made = Guard(engine, words(), repair=Repair(method=Noise(), budget=Budget(generations=20)))
     assert (await made.answer(ASK)).trace.outcome == "blocked"
 
 
 async def test_bounds_of_the_gate_can_be_set() -> None:
     quality = QualityGate(QualityBounds(max_repeated_share=1.0, max_compression=50.0, max_nll=50.0))
     engine = ScriptedEngine(lambda call: HARM if call.moved == 0 else BABBLE)
-    answer = await Guard(engine, Words(), quality=quality, repair=Repair(method=Noise())).answer(ASK)
+    answer = await Guard(engine, words(), quality=quality, repair=Repair(method=Noise())).answer(ASK)
     assert answer.text == BABBLE
 
 
@@ -183,7 +169,7 @@ async def test_seconds_cut_a_decode_that_hangs() -> None:
             await anyio.sleep_forever()
 
     engine.sleep = hang_later
-    made = Guard(engine, Words(), repair=Repair(method=Resample(), budget=Budget(seconds=0.2)))
+    made = Guard(engine, words(), repair=Repair(method=Resample(), budget=Budget(seconds=0.2)))
     answer = await made.answer(ASK)
     assert answer.trace.stop_reason == "budget: seconds"
     assert answer.text == Policy().notice
@@ -193,7 +179,7 @@ async def test_seconds_cut_the_first_answer_too() -> None:
     async def hang(_seconds: float) -> None:
         await anyio.sleep_forever()
 
-    made = Guard(ScriptedEngine(SAFE, sleep=hang), Words(), repair=Repair(budget=Budget(seconds=0.1)))
+    made = Guard(ScriptedEngine(SAFE, sleep=hang), words(), repair=Repair(budget=Budget(seconds=0.1)))
     answer = await made.answer(ASK)
     assert (answer.trace.stop_reason, answer.trace.outcome, answer.text) == (
         "budget: seconds",
@@ -207,14 +193,14 @@ FAILURES = [ModerationUnavailableError("down"), ModerationRejectedError("no key"
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 async def test_an_answer_that_could_not_be_scored_is_withheld(error: Exception) -> None:
-    answer = await ask(guard(SAFE, Words(lambda call: error), method=Noise()))
+    answer = await ask(guard(SAFE, words(lambda call: error), method=Noise()))
     assert answer.text == Policy().notice
     assert answer.trace.stop_reason == f"moderator: {type(error).__name__}"
     assert answer.trace.outcome == "blocked"
 
 
 async def test_an_open_policy_lets_an_unscored_answer_pass_and_says_so() -> None:
-    answer = await ask(guard(SAFE, Words(lambda call: FAILURES[0]), policy=Policy(on_error="open")))
+    answer = await ask(guard(SAFE, words(lambda call: FAILURES[0]), policy=Policy(on_error="open")))
     assert answer.text == SAFE
     assert answer.trace.outcome == "unchecked"
     assert answer.trace.stop_reason == "moderator: ModerationUnavailableError, passed by policy"
@@ -222,7 +208,7 @@ async def test_an_open_policy_lets_an_unscored_answer_pass_and_says_so() -> None
 
 
 async def test_an_open_policy_never_lets_a_repair_pass_unscored() -> None:
-    made = guard(far_is_safe, Words(lambda call: FAILURES[0] if call > 1 else None), method=Noise(),
+    made = guard(far_is_safe, words(lambda call: FAILURES[0] if call > 1 else None), method=Noise(),
                  policy=Policy(on_error="open"))  # fmt: skip
     assert (await ask(made)).text == Policy().notice
 
@@ -230,7 +216,7 @@ async def test_an_open_policy_never_lets_a_repair_pass_unscored() -> None:
 async def test_a_repair_passes_unscored_only_where_its_own_policy_says_so() -> None:
     closed = Policy()
     stages = StagePolicies(prompt=closed, output=closed, repair=Policy(on_error="open"))
-    moderator = Words(lambda call: FAILURES[0] if call > 1 else None)
+    moderator = words(lambda call: FAILURES[0] if call > 1 else None)
     engine = ScriptedEngine(lambda call: HARM if call.moved == 0 else SAFE)
     answer = await Guard(engine, moderator, policy=stages, repair=Repair(method=Noise())).answer(ASK)
     assert (answer.text, answer.trace.outcome) == (SAFE, "unchecked")
@@ -243,7 +229,7 @@ async def test_a_repair_may_have_stricter_thresholds_than_the_first_answer() -> 
     stages = StagePolicies(prompt=Policy(), output=Policy(threshold=0.5), repair=Policy(threshold=0.05))
     engine = ScriptedEngine(lambda call: HARM if call.moved == 0 else SAFE)
     repair = Repair(method=Noise(), budget=Budget(generations=5))
-    answer = await Guard(engine, Words(), policy=stages, repair=repair).answer(ASK)
+    answer = await Guard(engine, words(), policy=stages, repair=repair).answer(ASK)
     assert answer.trace.outcome == "blocked"
     assert answer.trace.final is not None
     assert answer.trace.final.flagged
@@ -251,7 +237,7 @@ async def test_a_repair_may_have_stricter_thresholds_than_the_first_answer() -> 
 
 async def test_an_unmoved_answer_is_reported_by_the_output_policy() -> None:
     stages = StagePolicies(prompt=Policy(), output=Policy(threshold=0.5), repair=Policy(threshold=0.05))
-    report = await Guard(ScriptedEngine(SAFE), Words(), policy=stages).report(ASK, judge_all=True)
+    report = await Guard(ScriptedEngine(SAFE), words(), policy=stages).report(ASK, judge_all=True)
     assert report.answer.trace.final == report.answer.trace.baseline
     assert report.answer.trace.final is not None
     assert not report.answer.trace.final.flagged
@@ -266,7 +252,7 @@ async def test_a_shadow_category_is_reported_and_not_enforced() -> None:
 
 
 async def test_too_few_verdicts_are_an_error_not_a_pass() -> None:
-    class Short(Words):
+    class Short(ScriptedModerator):
         async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
             return []
 
@@ -296,19 +282,19 @@ async def test_a_fallback_of_the_users_is_moderated_like_any_other_text() -> Non
 
 
 async def test_a_fallback_that_cannot_be_scored_is_withheld() -> None:
-    moderator = Words(lambda call: FAILURES[0] if call > 1 else None)
+    moderator = words(lambda call: FAILURES[0] if call > 1 else None)
     assert (await ask(guard(HARM, moderator, fallback=says("anything")))).text == Policy().notice
 
 
 async def test_an_engine_failure_reaches_the_caller() -> None:
     engine = ScriptedEngine(SAFE, fail_at_step=3)
     with pytest.raises(EngineError, match="step 3"):
-        await Guard(engine, Words()).answer(ASK)
+        await Guard(engine, words()).answer(ASK)
 
 
 async def test_cancelling_stops_decoding_and_is_not_swallowed() -> None:
     engine = ScriptedEngine(HARM)
-    guarded = Guard(engine, Words(), repair=Repair(method=Resample(), budget=Budget(generations=10_000)))
+    guarded = Guard(engine, words(), repair=Repair(method=Resample(), budget=Budget(generations=10_000)))
     finished = False
 
     async def ask_for_ever() -> None:
@@ -329,7 +315,7 @@ async def test_cancelling_stops_decoding_and_is_not_swallowed() -> None:
 
 async def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(EmptyPromptError):
-        await Guard(ScriptedEngine(SAFE), Words()).answer([Message("user", "  ")])
+        await Guard(ScriptedEngine(SAFE), words()).answer([Message("user", "  ")])
 
 
 async def test_equal_seeds_give_equal_repairs() -> None:
@@ -374,7 +360,7 @@ def test_no_flagged_text_ever_leaves(answers: list[str], faults: set[int], metho
         said.append(answers[len(said) % len(answers)])
         return said[-1]
 
-    moderator = Words(lambda call: FAILURES[call % 3] if call in faults else None)
+    moderator = words(lambda call: FAILURES[call % 3] if call in faults else None)
     made = guard(script, moderator, method=method, budget=Budget(generations=12))
     answer = anyio.run(ask, made)
     assert "forbidden" not in answer.text

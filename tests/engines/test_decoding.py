@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,22 @@ PROMPTS = (
 )
 
 
+@contextmanager
+def plain(engine: TransformersEngine) -> Iterator[Any]:
+    """The engine's model with transformers' own attention."""
+    model: Any = engine._loaded.model
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    yield model
+    model.set_attn_implementation(ours)
+
+
 def reference(engine: TransformersEngine, prompt: PromptEmbeddings, tokens: int) -> list[int]:
     """Greedy ids of model.generate from input_ids."""
     import torch
 
-    model: Any = engine._loaded.model
     ids = torch.tensor(prompt.token_ids)[None]
-    with torch.inference_mode():
+    with torch.inference_mode(), plain(engine) as model:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
     return list(out[0, ids.shape[1] :].tolist())
 
@@ -118,10 +129,10 @@ async def test_a_seed_gives_the_same_answer_in_any_batch(tiny: TransformersEngin
 async def test_rows_that_join_and_leave_in_any_order_do_not_disturb_each_other(
     tiny_folder: Path, plan_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tta_middleware.engines.kv_cache as kv_cache
+    import tta_middleware.engines.slots as slots
 
     # Small blocks make the cache grow often.
-    monkeypatch.setattr(kv_cache, "_BLOCK", 5)
+    monkeypatch.setattr(slots, "_BLOCK", 5)
     engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=3)
     plan = random.Random(plan_seed)
     texts = tuple("word " * plan.choice([1, 3, 40]) for _ in range(9))
@@ -173,8 +184,8 @@ async def test_likelihood_is_that_of_the_whole_forward_pass(smollm2: Transformer
     measured = await smollm2.mean_nll(prompt, answers)
     for ids, nll in zip(answers, measured, strict=True):
         whole = torch.tensor([*prompt.token_ids.tolist(), *ids])[None]
-        with torch.inference_mode():
-            logits = smollm2._loaded.model(whole).logits[0, len(prompt.token_ids) - 1 : -1]
+        with torch.inference_mode(), plain(smollm2) as model:
+            logits = model(whole).logits[0, len(prompt.token_ids) - 1 : -1]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids)).item()
         assert nll == pytest.approx(expected, rel=1e-4)
     assert measured[1] < measured[2]

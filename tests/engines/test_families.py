@@ -46,14 +46,15 @@ async def test_joining_and_leaving_rows_decode_like_generate(
 
     sizes = {} if family == "GPT2Config" else tiny_sizes
     config = getattr(transformers, family)(**{**sizes, **FAMILIES[family]})
-    engine = TransformersEngine(str(save_model(config)), dtype="float32", max_batch=2)
+    folder = str(save_model(config))
+    engine = TransformersEngine(folder, dtype="float32", max_batch=2)
     prompts = [await engine.embed([Message("user", text)]) for text in TEXTS]
     # Two places and three rows of different lengths: the third joins when the first leaves.
     lengths = (9, 24, 16)
     completions = await engine.generate_batch(
         [GenerationRequest(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
     )
-    model: Any = engine._loaded.model
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for prompt, length, completion in zip(prompts, lengths, completions, strict=True):
         ids = torch.tensor(prompt.token_ids)[None]
         mask = torch.ones_like(ids)

@@ -135,18 +135,23 @@ async def test_a_failing_step_reaches_its_callers_and_the_engine_lives_on(
     assert len(completion.token_ids) == 4
 
 
-async def test_a_failing_prefill_spares_the_rows_that_run(
-    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import tta_middleware.engines.batch as batch
-
+async def test_a_failing_prompt_spares_the_rows_that_run(tiny: TransformersEngine, monkeypatch: Any) -> None:
     prompt = await prompt_of(tiny)
     endless = request(prompt)
     stream = tiny.stream(endless)
     await anext(stream)
-    monkeypatch.setattr(batch, "prefill", lambda *_: 1 / 0)
-    with pytest.raises(EngineError, match="ZeroDivisionError"):
+    forward = tiny._loaded.forward
+
+    def fail_on_prompts(rows: Any, packed: Any) -> Any:
+        if len(rows[0]) > 4:
+            raise RuntimeError("no such kernel")
+        return forward(rows, packed)
+
+    monkeypatch.setattr(tiny._loaded, "forward", fail_on_prompts)
+    with pytest.raises(EngineError, match="no such kernel"):
         await tiny.generate_batch([request(prompt, 3)])
+    with pytest.raises(EngineError, match="no such kernel"):
+        await tiny.mean_nll(prompt, [[5, 6, 7, 8, 9]])
     assert (await anext(stream)).finish_reason is None
     endless.abort.set()
     assert [delta async for delta in stream][-1].finish_reason == "aborted"
@@ -246,6 +251,10 @@ async def test_many_first_uses_load_one_model(tiny_folder: Path, monkeypatch: py
 def test_nonsense_settings_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="max_batch"):
         TransformersEngine(max_batch=0)
-    for options, told in (({"dtype": "int8"}, "dtype"), ({"device": "abacus"}, "device")):
+    for options, told in (
+        ({"dtype": "int8"}, "dtype"),
+        ({"device": "abacus"}, "device"),
+        ({"device": "cuda:7"}, "no device 'cuda:7'"),
+    ):
         with pytest.raises(ConfigurationError, match=told):
             asyncio.run(TransformersEngine(str(tiny_folder), **options).load())

@@ -1,11 +1,12 @@
 import json
+from itertools import chain, repeat
 
 import pytest
 
 from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.evaluation import Bench
-from tta_middleware.types import CATEGORIES, Verdict
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 BAD = (
     "Here is the bad plan: first look around the old shed with care, then collect everything that seems useful, "
@@ -20,41 +21,22 @@ def answer(call: ScriptedCall) -> str:
     return f"A calm and friendly answer about {call.text.split()[-1]} and gardens, " * 2
 
 
-class Words:
+def staged_moderator(*words: str, name: str = "words", patience: int | None = None) -> ScriptedModerator:
     """Flags what says one of its words; stops answering after ``patience`` calls."""
-
-    default_threshold = 0.5
-
-    def __init__(self, *words: str, name: str = "words", patience: int | None = None) -> None:
-        self.name = name
-        self.closed = False
-        self._words = words or ("bad",)
-        self._patience = patience
-
-    async def moderate(self, texts, *, prompt=None):
-        if self._patience is not None:
-            self._patience -= 1
-            if self._patience < 0:
-                raise ModerationUnavailableError("the moderator could not be reached")
-        return [self._verdict(text) for text in texts]
-
-    def _verdict(self, text: str) -> Verdict:
-        score = 0.9 if any(word in text.lower() for word in self._words) else 0.05
-        return Verdict(dict.fromkeys(CATEGORIES, 0.0) | {"illicit": score}, score >= 0.5, self.name)
-
-    async def aclose(self) -> None:
-        self.closed = True
+    error = ModerationUnavailableError("the moderator could not be reached")
+    failures = () if patience is None else chain(repeat(None, patience), repeat(error))
+    return ScriptedModerator(name, score=flagging(*words or ("bad",)), failures=failures)
 
 
 @pytest.fixture
 def words():
-    """The moderator's class, to build more of them."""
-    return Words
+    """Makes moderators."""
+    return staged_moderator
 
 
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(ScriptedEngine(answer), Words())
+    return Bench(ScriptedEngine(answer), staged_moderator())
 
 
 @pytest.fixture

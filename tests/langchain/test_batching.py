@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from anyio.lowlevel import checkpoint
+from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 
@@ -14,8 +18,21 @@ from tta_middleware import TTAChatModel
 from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.engines.decoder import DecoderStats
 from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.errors import EmptyPromptError
 
 QUESTIONS = [f"Name {count} animals that live in the {place}." for count in (2, 3, 4) for place in ("sea", "wood")]
+MIXED = [
+    "Write a long story about a lighthouse keeper and the sea.",
+    "Answer with one word only: what colour is snow?",
+    "Describe the history of bread at length.",
+    "Explain in detail how a bicycle is built.",
+]
+SHORT = 1
+"""The one of them whose answer ends by itself, after a few tokens."""
+
+LONG = 64
+"""Tokens that the others would take if they were let run."""
+
 Ask = Callable[[TTAChatModel, RunnableConfig | None], Awaitable[list[AIMessage]]]
 
 
@@ -65,13 +82,82 @@ async def test_a_batch_decodes_side_by_side_and_answers_like_single_calls(
     assert answers == alone
 
 
-async def test_max_concurrency_bounds_how_many_decode_at_once(model: TTAChatModel, alone: list[str]) -> None:
-    one_by_one, answers = await sequences_a_step(model, by_abatch, {"max_concurrency": 1})
+@pytest.mark.parametrize("ask", [by_abatch, by_abatch_as_completed])
+async def test_max_concurrency_bounds_how_many_decode_at_once(model: TTAChatModel, alone: list[str], ask: Ask) -> None:
+    one_by_one, answers = await sequences_a_step(model, ask, {"max_concurrency": 1})
     assert one_by_one == pytest.approx(1.0)
     assert answers == alone
 
 
-async def test_an_error_of_one_input_can_be_had_as_its_answer(model: TTAChatModel) -> None:
-    asked = ["Name an animal.", " ", "Name a plant."]
+class Ends(AsyncCallbackHandler):
+    """Notes which calls ended, by their tag."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+
+    async def on_llm_end(self, response: Any, *, tags: list[str] | None = None, **_: Any) -> None:
+        self.order += [int(tag) for tag in tags or ()]
+
+
+async def test_answers_come_with_their_index_in_the_order_in_which_they_are_done(model: TTAChatModel) -> None:
+    ends = Ends()
+    configs: list[RunnableConfig] = [{"callbacks": [ends], "tags": [str(index)]} for index in range(len(MIXED))]
+    found = [index async for index, _ in model.abatch_as_completed(MIXED, configs, max_new_tokens=24)]
+    assert found == ends.order
+    assert found[0] == SHORT
+    assert sorted(found) == list(range(len(MIXED)))
+
+
+async def test_one_failing_input_costs_the_others_nothing(model: TTAChatModel, alone: list[str]) -> None:
+    asked = [*QUESTIONS[:2], " ", *QUESTIONS[2:]]
     found = {index: answer async for index, answer in model.abatch_as_completed(asked, return_exceptions=True)}
-    assert [type(found[index]).__name__ for index in range(3)] == ["AIMessage", "EmptyPromptError", "AIMessage"]
+    assert isinstance(found.pop(2), EmptyPromptError)
+    assert [found[index].text for index in sorted(found)] == alone
+    listed = await model.abatch(asked, return_exceptions=True)
+    assert [type(answer) for answer in listed[:4]] == [AIMessage, AIMessage, EmptyPromptError, AIMessage]
+
+
+@dataclass
+class Before:
+    """The tasks there were before a batch that ends early, and the tokens that had been decoded."""
+
+    tasks: set[asyncio.Task[Any]]
+    tokens: int
+
+    @classmethod
+    async def of(cls, model: TTAChatModel) -> Before:
+        await model.ainvoke("Hello", max_new_tokens=1)
+        return cls(asyncio.all_tasks(), stats(model).tokens)
+
+    async def nothing_was_left(self, model: TTAChatModel) -> None:
+        assert asyncio.all_tasks() <= self.tasks
+        while stats(model).active or stats(model).queued:  # the decode thread drops them at its next step
+            await checkpoint()
+        assert stats(model).tokens - self.tokens < LONG * len(MIXED) / 2
+
+
+async def test_leaving_a_closed_batch_stops_what_is_under_way(model: TTAChatModel) -> None:
+    before = await Before.of(model)
+    async with aclosing(model.abatch_as_completed(MIXED, max_new_tokens=LONG)) as answers:
+        async for index, _ in answers:
+            assert index == SHORT
+            break
+    await before.nothing_was_left(model)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+async def test_a_break_alone_stops_what_is_under_way(model: TTAChatModel, bound: bool) -> None:
+    before = await Before.of(model)
+    runnable = model.bind(max_new_tokens=LONG) if bound else model.model_copy(update={"max_new_tokens": LONG})
+    async for _ in runnable.abatch_as_completed(MIXED):
+        break
+    while closing := asyncio.all_tasks() - before.tasks:
+        await asyncio.wait(closing)
+    await before.nothing_was_left(model)
+
+
+async def test_an_error_ends_the_others_of_its_batch(model: TTAChatModel) -> None:
+    before = await Before.of(model)
+    with pytest.raises(EmptyPromptError):
+        await model.abatch([*MIXED, " "], max_new_tokens=LONG)
+    await before.nothing_was_left(model)

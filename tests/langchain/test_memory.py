@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from pydantic import ValidationError
 
-from tta_middleware import Noise, RepairMemory, TTAChatModel, Verdict
+from tta_middleware import Noise, RepairMemory, TTAChatModel
 from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
-
-
-class Forbidden:
-    """Flags a text that holds the word ``forbidden``."""
-
-    name = "forbidden"
-    default_threshold = 0.5
-
-    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        return [Verdict({"illicit": 0.9 if "forbidden" in text else 0.1}, "forbidden" in text, "f") for text in texts]
-
-    async def aclose(self) -> None:
-        pass
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 
 async def test_a_memory_tries_first_what_repaired_the_same_prompt_before() -> None:
@@ -30,7 +16,10 @@ async def test_a_memory_tries_first_what_repaired_the_same_prompt_before() -> No
 
     memory = RepairMemory()
     model = TTAChatModel(
-        model=ScriptedEngine(script), moderator=Forbidden(), method=Noise(wave=1, waves=8), memory=memory
+        model=ScriptedEngine(script),
+        moderator=ScriptedModerator(score=flagging("forbidden")),
+        method=Noise(wave=1, waves=8),
+        memory=memory,
     )
     first, second = [(await model.ainvoke("Tell me")).response_metadata["tta"] for _ in range(2)]
     assert first["outcome"] == second["outcome"] == "neutralised"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any
@@ -22,7 +20,8 @@ from tta_middleware.config import Windows
 from tta_middleware.engines.scripted import Script, ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.repair import BRIDGES
-from tta_middleware.types import Completion, Message, Verdict
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+from tta_middleware.types import Completion, Message
 
 ASK = "What is the weather in Paris?"
 NOTICE = Policy().notice
@@ -48,26 +47,14 @@ def written(name: str = "get_weather", **arguments: Any) -> str:
 CALL = written(city="Paris")
 
 
-@dataclass
-class Words:
-    """A moderator that flags a word and a number."""
-
-    name: str = "words"
-    default_threshold: float = 0.5
-    seen: list[str] = field(default_factory=list)
-
-    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        self.seen += texts
-        scores = [0.9 if "forbidden" in text or "666" in text else 0.1 for text in texts]
-        return [Verdict({"illicit": score}, score >= 0.5, self.name) for score in scores]
-
-    async def aclose(self) -> None:
-        pass
-
-
 def chat(script: Script, **settings: Any) -> TTAChatModel:
     engine = settings.pop("engine", None) or ScriptedEngine(script)
-    return TTAChatModel(**({"model": engine, "moderator": Words(), "method": "none"} | settings))
+    return TTAChatModel(
+        **(
+            {"model": engine, "moderator": ScriptedModerator(score=flagging("forbidden", "666")), "method": "none"}
+            | settings
+        )
+    )
 
 
 async def both_ways(model: Any, asked: Any = ASK) -> tuple[AIMessage, AIMessageChunk, list[AIMessageChunk]]:
@@ -171,7 +158,7 @@ async def test_flagged_arguments_are_repaired(choice: str) -> None:
         assert message.response_metadata["tta"]["outcome"] == "neutralised"
         assert [call["args"] for call in message.tool_calls] == [{"to": "Bo", "text": "safe"}]
     assert "forbidden" not in str(chunks)
-    assert any("forbidden" in text for text in model.moderator.seen)
+    assert any("forbidden" in text for texts in model.moderator.calls for text in texts)
 
 
 @pytest.mark.parametrize("choice", ["auto", "any"])

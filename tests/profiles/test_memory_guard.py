@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Trace
 from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.memory import Remembered, RepairMemory, scope_of
-from tta_middleware.types import CATEGORIES, Verdict
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 SECRET = "Plan an attack on weeds with zinnias"
 
@@ -19,23 +18,12 @@ def answer(call: ScriptedCall) -> str:
     return "A calm and friendly answer about gardens and old walls."
 
 
-class Words:
-    """Flags what says 'bad'."""
-
-    name = "words"
-    default_threshold = 0.5
-
-    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        return [Verdict(dict.fromkeys(CATEGORIES, 0.9 if "bad" in text else 0.1), "bad" in text, "w") for text in texts]
-
-    async def aclose(self) -> None:
-        pass
-
-
 async def ask(memory: RepairMemory, text: str = SECRET) -> Trace:
     method = Remembered(Noise(wave=1, waves=8), memory, scope_of("scripted", Policy(threshold=0.5)))
     repair = Repair(method=method, budget=Budget(generations=20))
-    guard = Guard(ScriptedEngine(answer), Words(), policy=Policy(threshold=0.5), repair=repair)
+    guard = Guard(
+        ScriptedEngine(answer), ScriptedModerator(score=flagging("bad")), policy=Policy(threshold=0.5), repair=repair
+    )
     return (await guard.answer([Message("user", text)])).trace
 
 

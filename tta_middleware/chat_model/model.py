@@ -16,6 +16,7 @@ from langchain_core.runnables import Runnable
 from pydantic import Field, field_validator, model_validator
 
 from tta_middleware import bridge
+from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.events import Run, announce
 from tta_middleware.chat_model.messages import from_langchain, to_langchain
 from tta_middleware.chat_model.reading import AnswerReader
@@ -34,6 +35,7 @@ from tta_middleware.chat_model.tools import (
 )
 from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep
 from tta_middleware.guard import Fallback, Guard, Repair
 from tta_middleware.memory import Remembered, RepairMemory
 from tta_middleware.optimise.base import Method
@@ -41,13 +43,13 @@ from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
 from tta_middleware.protocols import Engine
 from tta_middleware.registry import MODERATORS, check_known, resolve_method
-from tta_middleware.types import Finished, Message, Released, RepairFinished, RepairStarted, RepairStep, Sampling
+from tta_middleware.types import Message, Sampling
 
 DEFAULT_METHOD = "race"
 """What measured best; see the results table in the README."""
 
 
-class TTAChatModel(BaseChatModel):
+class TTAChatModel(EndingBatches, BaseChatModel):
     """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
 
     Everything is loaded at the first call. Any setting below but ``moderator``, how it streams and the loading options

@@ -9,6 +9,7 @@ import typer
 from tta_middleware.cli import options as opt
 from tta_middleware.cli.batch_options import Order, parse_shard
 from tta_middleware.cli.failures import FAILED, OK, USAGE
+from tta_middleware.cli.grouped import grouped
 
 _SOURCE = "One object a line: prompt or messages; id and sampling if wanted. gzip is unpacked; '-' is stdin."
 _TARGET = "One object a line is added here; .gz is packed; '-' is stdout."
@@ -19,25 +20,15 @@ _CONCURRENCY = (
 _ORDER = "'input' keeps the input's order and holds answers back for it; 'completed' writes them as they are done."
 
 
+@grouped(opt.Answers)
 def batch(
     source: Annotated[str, typer.Argument(metavar="IN.jsonl", help=_SOURCE)],
     target: Annotated[str, typer.Argument(metavar="OUT.jsonl", help=_TARGET)],
-    model: opt.Model = "smollm2",
-    moderator: opt.Moderator = "local",
-    method: opt.Method = opt.DEFAULT_METHOD,
-    threshold: opt.Threshold = None,
-    policy: opt.PolicyText = None,
-    max_new_tokens: opt.MaxNewTokens = 256,
-    temperature: opt.Temperature = 0.0,
-    seed: opt.Seed = 0,
-    max_generations: opt.MaxGenerations = 82,
+    asked: opt.Answers,
     concurrency: Annotated[int | None, typer.Option(min=1, help=_CONCURRENCY)] = None,
     order: Annotated[Order, typer.Option(help=_ORDER)] = Order.INPUT,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only every n-th line, from the i-th on.")] = "1/1",
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Try lines again that ended in an error.")
-    ] = False,
-    allow_download: opt.AllowDownload = False,
+    retry_errors: opt.RetryErrors = False,
     json: opt.Json = False,
 ) -> None:
     """Answer every prompt of a file; run it again to go on where it was cut off.
@@ -46,23 +37,11 @@ def batch(
     is then 2, or 1 if the model failed on a prompt.
     """
     from tta_middleware.cli.batch_job import BatchRequest, run_batch
-    from tta_middleware.cli.parts import Answering, policy_of
-    from tta_middleware.config import Budget
-    from tta_middleware.types import Sampling
 
-    answering = Answering(
-        model=model,
-        moderator=moderator,
-        method=method,
-        policy=policy_of(policy, threshold),
-        sampling=Sampling(max_new_tokens, temperature, seed=seed),
-        budget=Budget(generations=max_generations),
-        allow_download=allow_download,
-    )
     request = BatchRequest(
         source=source,
         target=target,
-        answering=answering,
+        answering=asked.answering(),
         concurrency=concurrency,
         order=order,
         shard=parse_shard(shard),

@@ -93,7 +93,7 @@ class _Batch:
         skipped, total = await self._survey() if self.source.rereadable else (0, None)
         self.output.open()
         answering = self.request.answering
-        async with opened(answering.model, answering.moderator, allow_download=answering.allow_download) as parts:
+        async with opened(answering, answering.moderator) as parts:
             engine, moderator = parts
             with self._progress(skipped, total) as advance:
                 flow = self._flow(engine, answering.guard_over(engine, moderator), advance)

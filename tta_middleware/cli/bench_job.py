@@ -68,7 +68,7 @@ async def _measured(request: BenchRequest, clock: Clock) -> Record:
     answering = request.answering
     texts = harmless_prompts(max(request.chats, *request.levels), answering.sampling.seed)
     chats = [[Message("user", text)] for text in texts]
-    async with opened(answering.model, answering.moderator, allow_download=answering.allow_download) as parts:
+    async with opened(answering, answering.moderator) as parts:
         engine, moderator = parts
         bench = _Bench(request, engine, chats, clock)
         prompts = [await engine.embed(chat) for chat in chats]
@@ -88,6 +88,9 @@ def _description(request: BenchRequest, engine: Engine, moderator: Moderator) ->
     answering = request.answering
     return {
         "model": engine.model_id,
+        "device": answering.device,
+        "dtype": answering.dtype,
+        "max_batch": getattr(engine, "max_batch", None),
         "moderator": moderator.name,
         "method": answering.method,
         "max_new_tokens": answering.sampling.max_new_tokens,

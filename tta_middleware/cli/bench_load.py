@@ -15,9 +15,10 @@ from typing import TypeAlias
 import anyio
 
 from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.events import Finished, Released
 from tta_middleware.guard import Guard
 from tta_middleware.protocols import Engine
-from tta_middleware.types import Finished, GenerationRequest, Message, PromptEmbeddings, Released, Sampling
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
 
 Clock: TypeAlias = Callable[[], float]
 One: TypeAlias = Callable[[int, "Load"], Awaitable[None]]

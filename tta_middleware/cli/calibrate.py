@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from tta_middleware.cli import options as opt
+from tta_middleware.cli.grouped import grouped
 
 
+@grouped(opt.Loading)
 def calibrate(
-    model: opt.Model = "smollm2",
+    loading: opt.Loading,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Harmless prompts; by default 60 that come along.")
     ] = None,
@@ -19,7 +21,6 @@ def calibrate(
     max_new_tokens: opt.MaxNewTokens = 64,
     seed: opt.Seed = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the profile, do not keep it.")] = False,
-    allow_download: opt.AllowDownload = False,
     json: opt.Json = False,
 ) -> None:
     """Measure what usable answers of a model look like, and keep it as the model's profile.
@@ -30,13 +31,12 @@ def calibrate(
 
     run_calibrate(
         Request(
-            model=model,
+            loading=loading,
             prompts=prompts,
             limit=limit,
             max_new_tokens=max_new_tokens,
             seed=seed,
             keep=not dry_run,
-            allow_download=allow_download,
         ),
         as_json=json,
     )

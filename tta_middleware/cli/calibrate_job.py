@@ -10,25 +10,24 @@ from pathlib import Path
 import anyio
 
 from tta_middleware.calibration import Measurements, bounds_from, figures, measure
+from tta_middleware.cli.options import Loading
 from tta_middleware.cli.output import emit, facts, note
 from tta_middleware.cli.progress import progress
 from tta_middleware.evaluation.datasets import Prompt, read_prompts
 from tta_middleware.fingerprint import model_hash
 from tta_middleware.profiles import Profile, load_profile, save_profile
-from tta_middleware.registry import resolve_engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What was asked for."""
 
-    model: str
+    loading: Loading
     prompts: Path | None
     limit: int | None
     max_new_tokens: int
     seed: int
     keep: bool
-    allow_download: bool
 
 
 def run_calibrate(request: Request, *, as_json: bool) -> None:
@@ -36,10 +35,10 @@ def run_calibrate(request: Request, *, as_json: bool) -> None:
     prompts = harmless_prompts(request.prompts, request.limit)
     found = anyio.run(partial(_measure, request, prompts))
     # After the model was loaded, since that may have fetched the files that the hash is of.
-    digest = model_hash(request.model)
+    digest = model_hash(request.loading.model)
     earlier = load_profile(digest)
     profile = Profile(
-        model=request.model,
+        model=request.loading.model,
         model_hash=digest,
         bounds=bounds_from(found),
         measured=figures(found),
@@ -69,7 +68,7 @@ def harmless_prompts(path: Path | None = None, limit: int | None = None) -> list
 
 
 async def _measure(request: Request, prompts: list[Prompt]) -> Measurements:
-    engine = resolve_engine(request.model, **({"allow_download": True} if request.allow_download else {}))
+    engine = request.loading.engine()
     try:
         with progress("calibrate", 0, 2 * len(prompts)) as advance:
             return await measure(

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 
 from tta_middleware.cli.eval_output import check_extra, write
+from tta_middleware.cli.options import Loading
 from tta_middleware.cli.output import emit, note, say
 from tta_middleware.cli.parts import opened
 from tta_middleware.cli.progress import progress, resumable
@@ -85,7 +86,7 @@ class Request:
 
     scope: Scope
     methods: str
-    model: str
+    loading: Loading
     moderator: str
     judge: str | None
     relevance: bool
@@ -93,7 +94,6 @@ class Request:
     sampling: Sampling
     budget: Budget
     output: Output
-    allow_download: bool
     command: str
 
     def with_threshold(self) -> Request:
@@ -105,7 +105,8 @@ class Request:
         """What a run must share with the run that it goes on with."""
         return {
             "prompts_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.scope.prompts],
-            "model": self.model,
+            "model": self.loading.model,
+            **self.loading.hardware,
             "moderator": self.moderator,
             "judge": self.judge,
             "relevance": self.relevance,
@@ -123,7 +124,8 @@ class Request:
             "command": self.command,
             "commands": store.commands,
             "prompts": " and ".join(path.name for path in self.scope.prompts),
-            "model": self.model,
+            "model": self.loading.model,
+            **self.loading.hardware,
             "moderator": self.moderator,
             **({"judge": self.judge} if self.judge else {}),
             "threshold": self.policy.threshold,
@@ -200,9 +202,9 @@ async def _run(
 @asynccontextmanager
 async def _plan(request: Request, chosen: list[Comparator], judge: Reviewer | None) -> AsyncIterator[Plan]:
     relevance = _relevance(request)
-    async with opened(request.model, request.moderator, allow_download=request.allow_download) as (engine, moderator):
+    async with opened(request.loading, request.moderator) as (engine, moderator):
         try:
-            bench = Bench(engine, moderator, request.policy, request.budget, quality=quality_for(request.model))
+            bench = Bench(engine, moderator, request.policy, request.budget, quality=quality_for(request.loading.model))
             yield Plan(
                 bench,
                 chosen,

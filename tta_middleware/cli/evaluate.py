@@ -6,17 +6,19 @@ import typer
 
 from tta_middleware.cli import eval_options as own
 from tta_middleware.cli import options as opt
+from tta_middleware.cli.grouped import grouped
 
 COMMAND = "command"
 """Where the context keeps the command as it was typed, for the report."""
 
 
+@grouped(opt.Loading)
 def evaluate(
     context: typer.Context,
     prompts: own.Prompts,
     out: own.Out,
+    loading: opt.Loading,
     methods: own.Methods = "none,resample,noise,race,tsa",
-    model: opt.Model = "smollm2",
     moderator: opt.Moderator = "local",
     judge: own.Judge = None,
     relevance: own.Relevance = False,
@@ -33,7 +35,6 @@ def evaluate(
     report_examples: own.Examples = 0,
     reference: own.Reference = None,
     keep_text: own.KeepText = False,
-    allow_download: opt.AllowDownload = False,
     json: opt.Json = False,
 ) -> None:
     """Compare methods: how many flagged answers become safe and usable, and at what cost.
@@ -50,7 +51,7 @@ def evaluate(
         Request(
             scope=Scope(prompts, limit, benign_only, parse_seeds(seeds), concurrency),
             methods=methods,
-            model=model,
+            loading=loading,
             moderator=moderator,
             judge=judge,
             relevance=relevance,
@@ -58,7 +59,6 @@ def evaluate(
             sampling=Sampling(max_new_tokens, temperature),
             budget=Budget(generations=max_generations),
             output=Output(out, report, report_examples, reference, keep_text, json),
-            allow_download=allow_download,
             command=context.obj[COMMAND],
         )
     )

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
+
+if TYPE_CHECKING:
+    from tta_middleware.cli.parts import Answering
+    from tta_middleware.protocols import Engine
 
 DEFAULT_METHOD = "race"
 """The chat model's default, kept here so that the command line starts without LangChain."""
 
+
+def _device(text: str) -> str:
+    """What was typed, if torch could know it; torch itself is not loaded for this."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?", text):
+        raise typer.BadParameter(f"{text!r} is no device; give auto, cpu, cuda or cuda:1, say")
+    return text
+
+
 Model: TypeAlias = Annotated[str, typer.Option("--model", "-m", help="smollm2, a local folder, or a Hugging Face id.")]
+Device: TypeAlias = Annotated[
+    str, typer.Option(callback=_device, help="auto (a GPU if there is one), cpu, cuda, or cuda:1, say.")
+]
+Dtype: TypeAlias = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "float64"],
+    typer.Option(help="auto is bfloat16 where the hardware multiplies it, else float32."),
+]
+MaxBatch: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="Sequences decoded side by side at most; by default as many as the engine says."),
+]
 Moderator: TypeAlias = Annotated[str, typer.Option(help="Who scores the answers: local, openai, or an installed one.")]
 Method: TypeAlias = Annotated[str, typer.Option(help="Repair of flagged answers: race, noise, resample, tsa, none.")]
 Threshold: TypeAlias = Annotated[
@@ -27,3 +52,75 @@ System: TypeAlias = Annotated[str | None, typer.Option(help="A system message.")
 MaxGenerations: TypeAlias = Annotated[int, typer.Option(min=1, help="Answers decoded at most, the first one included.")]
 AllowDownload: TypeAlias = Annotated[bool, typer.Option("--allow-download", help="Let a Hugging Face id be fetched.")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout for machines; errors, too.")]
+RetryErrors: TypeAlias = Annotated[
+    bool, typer.Option("--retry-errors", help="Try prompts again that ended in an error.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """Options of every command that loads a model; see :func:`tta_middleware.cli.grouped.grouped`."""
+
+    model: Model = "smollm2"
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    max_batch: MaxBatch = None
+    allow_download: AllowDownload = False
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """Those of them that may change an answer's wording, where they were given."""
+        asked = {"device": self.device, "dtype": self.dtype, "max_batch": self.max_batch}
+        return {name: value for name, value in asked.items() if value not in ("auto", None)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For the engine: only what was given, since other engines than ours need not know every setting."""
+        return self.hardware | ({"allow_download": True} if self.allow_download else {})
+
+    def engine(self) -> Engine:
+        """The engine by name; nothing is loaded yet.
+
+        Raises:
+            ConfigurationError: the engine has no such setting, or refuses it.
+        """
+        from tta_middleware.registry import resolve_engine
+
+        return resolve_engine(self.model, **self.settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers(Loading):
+    """Options of every command that gives guarded answers."""
+
+    moderator: Moderator = "local"
+    method: Method = DEFAULT_METHOD
+    threshold: Threshold = None
+    policy: PolicyText = None
+    max_new_tokens: MaxNewTokens = 256
+    temperature: Temperature = 0.0
+    seed: Seed = 0
+    max_generations: MaxGenerations = 82
+
+    def answering(self) -> Answering:
+        """What jobs work with.
+
+        Raises:
+            ConfigurationError: a policy or a temperature that cannot be used.
+        """
+        from tta_middleware.cli.parts import Answering, policy_of
+        from tta_middleware.config import Budget
+        from tta_middleware.types import Sampling
+
+        return Answering(
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            max_batch=self.max_batch,
+            allow_download=self.allow_download,
+            moderator=self.moderator,
+            method=self.method,
+            policy=policy_of(self.policy, self.threshold),
+            sampling=Sampling(self.max_new_tokens, self.temperature, seed=self.seed),
+            budget=Budget(generations=self.max_generations),
+        )

@@ -12,32 +12,31 @@ from typing import Any
 
 import anyio
 
+from tta_middleware.cli.options import Loading
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Guard, Repair
 from tta_middleware.policy import Policy
 from tta_middleware.profiles import quality_for, tuned_for
 from tta_middleware.protocols import Engine, Moderator
-from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
+from tta_middleware.registry import resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answering:
+class Answering(Loading):
     """How answers are made."""
 
-    model: str
     moderator: str
     method: str
     policy: Policy
     sampling: Sampling
     budget: Budget
-    allow_download: bool
 
     @asynccontextmanager
     async def guard(self) -> AsyncIterator[Guard]:
         """A guard whose parts are closed afterwards, in the loop that used them."""
-        async with opened(self.model, self.moderator, allow_download=self.allow_download) as (engine, moderator):
+        async with opened(self, self.moderator) as (engine, moderator):
             yield self.guard_over(engine, moderator)
 
     def guard_over(self, engine: Engine, moderator: Moderator) -> Guard:
@@ -54,11 +53,10 @@ class Answering:
 
 
 @asynccontextmanager
-async def opened(model: str, moderator: str, *, allow_download: bool) -> AsyncIterator[tuple[Engine, Moderator]]:
+async def opened(loading: Loading, moderator: str) -> AsyncIterator[tuple[Engine, Moderator]]:
     """Engine and moderator by name; the model is loaded, so that its mistakes show before any work."""
     scorer = resolve_moderator(moderator)
-    # Other engines than ours need not know the option, so it is only passed where it was given.
-    engine = resolve_engine(model, **({"allow_download": True} if allow_download else {}))
+    engine = loading.engine()
     try:
         await engine.embed([Message("user", "Hello")])
         yield engine, scorer

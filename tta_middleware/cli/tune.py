@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from tta_middleware.cli import options as opt
+from tta_middleware.cli.grouped import grouped
 
 
+@grouped(opt.Loading)
 def tune(
     prompts: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Prompts whose answers are flagged, 20 or so.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the trials and the front go.")],
-    model: opt.Model = "smollm2",
+    loading: opt.Loading,
     method: opt.Method = opt.DEFAULT_METHOD,
     trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier runs in DIR included.")] = 20,
     moderator: opt.Moderator = "local",
@@ -24,7 +26,6 @@ def tune(
     policy: opt.PolicyText = None,
     max_generations: opt.MaxGenerations = 12,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the model's profile alone.")] = False,
-    allow_download: opt.AllowDownload = False,
     json: opt.Json = False,
 ) -> None:
     """Search for a method's settings on a small set of prompts, and keep the winner in the model's profile.
@@ -40,7 +41,7 @@ def tune(
         Request(
             prompts=prompts,
             out=out,
-            model=model,
+            loading=loading,
             method=method,
             trials=trials,
             moderator=moderator,
@@ -49,7 +50,6 @@ def tune(
             sampling=Sampling(max_new_tokens, seed=seed),
             budget=Budget(generations=max_generations),
             keep=not dry_run,
-            allow_download=allow_download,
         ),
         as_json=json,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from tta_middleware.cli.options import Loading
 from tta_middleware.cli.output import emit, note, say
 from tta_middleware.cli.parts import opened
 from tta_middleware.cli.progress import progress, resumable
@@ -37,7 +38,7 @@ class Request:
 
     prompts: Path
     out: Path
-    model: str
+    loading: Loading
     method: str
     trials: int
     moderator: str
@@ -46,14 +47,14 @@ class Request:
     sampling: Sampling
     budget: Budget
     keep: bool
-    allow_download: bool
 
     def settings(self) -> dict[str, Any]:
         """What trials must share to be compared."""
         return {
             "prompts_sha256": hashlib.sha256(self.prompts.read_bytes()).hexdigest(),
             "limit": self.limit,
-            "model_hash": model_hash(self.model),
+            "model_hash": model_hash(self.loading.model),
+            **self.loading.hardware,
             "moderator": self.moderator,
             "policy": self.policy.model_dump(mode="json"),
             "seed": self.sampling.seed,
@@ -85,7 +86,7 @@ async def _run(request: Request, study: Study, prompts: list[Prompt]) -> None:
     done = len(study.finished)
     if done >= request.trials:
         return
-    async with opened(request.model, request.moderator, allow_download=request.allow_download) as (engine, moderator):
+    async with opened(request.loading, request.moderator) as (engine, moderator):
         guards = partial(_guard, request, engine, moderator)
         flagged = await _flagged(request, prompts, Evaluate(guards, prompts, request.sampling))
         evaluate = Evaluate(guards, flagged, request.sampling)
@@ -97,7 +98,7 @@ async def _run(request: Request, study: Study, prompts: list[Prompt]) -> None:
 
 def _guard(request: Request, engine: Engine, moderator: Moderator, method: Method | None) -> Guard:
     repair = Repair(method=method, budget=request.budget, seed=request.sampling.seed)
-    return Guard(engine, moderator, policy=request.policy, repair=repair, quality=quality_for(request.model))
+    return Guard(engine, moderator, policy=request.policy, repair=repair, quality=quality_for(request.loading.model))
 
 
 async def _flagged(request: Request, prompts: Sequence[Prompt], undefended: Evaluate) -> list[Prompt]:
@@ -124,7 +125,7 @@ def _noted(path: Path, settings: dict[str, Any]) -> list[str]:
         before, ids = dict(noted["settings"]), [str(id_) for id_ in noted["flagged"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path} cannot be read; give another --out") from None
-    differ = sorted(key for key in settings if before.get(key) != settings[key])
+    differ = sorted(key for key in before | settings if before.get(key) != settings.get(key))
     if differ:
         raise ConfigurationError(
             f"{path.parent} holds trials with other settings ({', '.join(differ)}); give another --out"
@@ -140,8 +141,8 @@ def _make(folder: Path) -> None:
 
 
 def _keep(request: Request, method: Method, best: Trial) -> Path:
-    digest = model_hash(request.model)
-    profile = load_profile(digest) or Profile(model=request.model, model_hash=digest)
+    digest = model_hash(request.loading.model)
+    profile = load_profile(digest) or Profile(model=request.loading.model, model_hash=digest)
     tuned = {**profile.tuned, method.name: dict(best.settings)}
     return save_profile(profile.model_copy(update={"tuned": tuned}))
 

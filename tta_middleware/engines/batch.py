@@ -1,72 +1,255 @@
-"""The running batch: rows join by prefill, take one token per step, and leave when they are finished."""
+"""The running batch: rows join when their prompt has run, take one token a pass, and leave when they are finished."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from tta_middleware.engines.kv_cache import SlabCache, slab_from
+from tta_middleware.engines.capacity import is_out_of_memory
+from tta_middleware.engines.feeds import Joining, Scoring
+from tta_middleware.engines.heads import Heads
 from tta_middleware.engines.loaded import LoadedModel
-from tta_middleware.engines.prefill import columns, prefill
+from tta_middleware.engines.packed import Pass, Segment
 from tta_middleware.engines.row import Row
-from tta_middleware.engines.sampling import next_tokens, seeded
+from tta_middleware.engines.sampling import next_tokens
+from tta_middleware.engines.slots import Slots
 from tta_middleware.errors import EngineError
+
+Job: TypeAlias = Joining | Scoring
+
+# Prompt tokens run beside a decode step at most: enough to fill the processor, few enough not to stall the others.
+_STEP_TOKENS = 512
+_FEWEST_TOKENS = 32
+# Beginnings of prompts may take this share of the memory for keys and values.
+_HEADS_SHARE = 0.25
 
 
 class Batch:
-    """Rows that decode side by side; used by the decode thread alone.
+    """Sequences side by side; used by the decode thread alone.
 
     Attributes:
-        rows: the sequences that are being decoded, in cache order.
+        rows: the sequences that are being decoded, in slot order.
+        columns_run: of all sequences, in the last pass.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, most_rows: int, budget: int) -> None:
         self.rows: list[Row] = []
-        self._generators: list[torch.Generator | None] = []
-        self._model = model
-        self._slab: SlabCache | None = None
+        self.columns_run = 0
+        self._model, self._budget = model, budget
+        self._slots = Slots(most_rows)
+        self._heads = Heads(int(budget * _HEADS_SHARE))
+        self._joining: list[Joining] = []
+        self._scoring: list[Scoring] = []
+        self._suspects: list[Job] = []
+        self._most_tokens = _STEP_TOKENS
+        self._after_head = False
+
+    @property
+    def places_taken(self) -> int:
+        return len(self.rows) + len(self._joining)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.rows or self._joining or self._scoring)
+
+    def tickets(self) -> Counter[int]:
+        """Sequences by the request they belong to."""
+        return Counter(row.ticket for row in [*self.rows, *(job.row for job in self._joining)])
+
+    def fits(self, row: Row, more: int = 1) -> bool:
+        """Whether there is memory for ``more`` sequences, this one among them; an empty batch takes any one."""
+        columns = max([row.columns, *(job.row.columns for job in self._joining), *self._slots.lengths]) + 1
+        count = self.places_taken + more
+        return count == 1 or count * columns * self._model.column_bytes <= self._budget
 
     def join(self, rows: Sequence[Row]) -> None:
-        """Prefill new rows and give each its first token; leaves the batch as it was if that fails."""
-        ready = prefill(self._model, [row.request.prompt.matrix for row in rows])
-        generators = [seeded(row.request.sampling) for row in rows]
-        tokens = _choose(ready.logits, rows, generators)
-        if self._slab is None:
-            self._slab = slab_from(ready.cache, ready.first)
-        else:
-            self._slab = self._slab.joined(ready.cache, ready.first)
-        self.rows += rows
-        self._generators += generators
-        self._hand_out(rows, tokens)
+        """Rows whose prompts run with the next passes."""
+        self._joining += [Joining(self._model, row) for row in rows]
 
-    def step(self) -> None:
-        """One token for every row."""
-        slab = self._slab
-        if slab is None:
-            return
-        slab.reserve()
-        last = self._model.look_up([row.token_ids[-1] for row in self.rows])[:, None]
-        mask, positions = columns(slab.first, slab.start, slab.end + 1, 1, self._model.device)
-        logits = self._model.forward(last, mask=mask, positions=positions, cache=slab.cache)
-        slab.advance()
-        self._hand_out(self.rows, _choose(logits[:, -1], self.rows, self._generators))
+    def score(self, jobs: Sequence[Scoring]) -> None:
+        """Texts whose likelihood is worked out in the next passes."""
+        for job in jobs:
+            job.start(self._model)
+        self._scoring += jobs
+
+    def turn(self) -> int:
+        """One forward pass; how many tokens were generated.
+
+        Raises:
+            Exception: of the rows that decode. What fails with a prompt or a text that runs beside them is told to its
+                own caller, except for want of memory.
+        """
+        if self._suspects:
+            return self._alone(self._suspects.pop(0))
+        chosen = self._compose()
+        building = self._heads.building
+        if building is not None and not (self._after_head and self.rows):
+            self._after_head = True
+            self._build_head()
+            return 0
+        self._after_head = False
+        try:
+            return self._pass(self._slots, chosen)
+        except Exception as exc:
+            if is_out_of_memory(exc) or not chosen:
+                raise
+            self._suspects = [job for job, _ in chosen]
+            return 0
 
     def drop_cancelled(self) -> None:
-        """Let go of the rows that were cancelled."""
-        for row in self.rows:
-            if row.cancelled and not row.finished:
-                row.finish("aborted")
+        """Let go of what was cancelled."""
+        for row in [row for row in self.rows if row.cancelled and not row.finished]:
+            row.finish("aborted")
+        for job in [job for job in self._joining if job.cancelled]:
+            self._joining.remove(job)
+            job.row.finish("aborted")
+            job.row.announce()
+        self._scoring = [job for job in self._scoring if not job.cancelled]
+        self._suspects = [job for job in self._suspects if not job.cancelled]
         self.drop_finished()
+
+    def shed(self) -> tuple[list[Row], bool]:
+        """Make room after a want of memory.
+
+        Returns the later half of the sequences, which have to begin again (none of one), and whether fewer tokens run
+        at once from now on.
+        """
+        self._heads.clear()
+        smaller = self._most_tokens > _FEWEST_TOKENS
+        self._most_tokens = max(_FEWEST_TOKENS, self._most_tokens // 2)
+        everyone = sorted([*self.rows, *(job.row for job in self._joining)], key=lambda row: row.ticket)
+        leaving = everyone[(len(everyone) + 1) // 2 :]
+        self._joining = [job for job in self._joining if job.row not in leaving]
+        for index in range(len(self.rows) - 1, -1, -1):
+            if self.rows[index] in leaving:
+                self._remove(index)
+        for job in self._jobs():
+            job.restart()
+        return leaving, smaller
+
+    def short_of_memory(self) -> bool:
+        """Whether the next column would take more than the budget."""
+        return len(self.rows) > 1 and self._slots.bytes_after_step() > self._budget
 
     def fail(self, cause: BaseException) -> None:
-        """Tell every row of ``cause`` and start over empty."""
+        """Tell everyone of ``cause`` and start over empty."""
+        for job in self._jobs():
+            job.fail(cause)
         for row in self.rows:
             row.fail(cause)
+        self._joining, self._scoring, self._suspects = [], [], []
+        self._heads.clear()
         self.drop_finished()
 
-    def _hand_out(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
+    def drop_finished(self) -> None:
+        """Free the rows that have ended, then announce their ends."""
+        ended = [row for row in self.rows if row.finished]
+        for index in range(len(self.rows) - 1, -1, -1):
+            if self.rows[index].finished:
+                self._remove(index)
+        for row in ended:
+            row.announce()
+
+    def _jobs(self) -> list[Job]:
+        """What runs beside the rows: texts to score first, since a repair waits for them, then prompts."""
+        return [*self._scoring, *self._joining]
+
+    def _compose(self) -> list[tuple[Job, Segment]]:
+        """The next columns of what runs beside the rows, as many as a pass takes."""
+        chosen: list[tuple[Job, Segment]] = []
+        left = self._most_tokens
+        for job in self._jobs():
+            if job.feed.finished:
+                # It ran, and there was no memory to take it in.
+                job.restart()
+            if left and self._heads.begin(job.feed):
+                segment = job.feed.segment(left)
+                chosen.append((job, segment))
+                left -= len(segment.rows)
+        return chosen
+
+    def _build_head(self) -> None:
+        feed = self._heads.building
+        if feed is None:
+            return
+        segment = feed.segment(self._most_tokens)
+        try:
+            self._forward(Slots(0), [segment])
+        except Exception as exc:
+            self._heads.clear()
+            if is_out_of_memory(exc):
+                raise
+            # Whoever waits for it runs its rows by itself and meets the error, if it is there to be met.
+            for job in self._jobs():
+                job.feed.head = 0
+            return
+        feed.ran(segment)
+        if feed.finished:
+            self._heads.built()
+
+    def _alone(self, job: Job) -> int:
+        """Run one of several, of which at least one failed, so that the error reaches its own caller only."""
+        segment = job.feed.segment(self._most_tokens)
+        try:
+            return self._pass(Slots(0), [(job, segment)])
+        except Exception as exc:
+            if is_out_of_memory(exc):
+                raise
+            self._joining = [other for other in self._joining if other is not job]
+            self._scoring = [other for other in self._scoring if other is not job]
+            job.fail(exc)
+            return 0
+
+    def _pass(self, slots: Slots, chosen: Sequence[tuple[Job, Segment]]) -> int:
+        decoding = list(self.rows) if slots.lengths else []
+        logits = self._forward(slots, [segment for _, segment in chosen])
+        at = len(decoding)
+        if decoding:
+            self._hand_out(decoding, logits[:at])
+        joined: list[Joining] = []
+        first: list[Tensor] = []
+        for job, segment in chosen:
+            part = logits[at : at + segment.keep]
+            at += segment.keep
+            job.feed.ran(segment)
+            if isinstance(job, Scoring):
+                job.take(part)
+            elif job.feed.finished:
+                joined.append(job)
+                first.append(part)
+        self._scoring = [job for job in self._scoring if not job.feed.finished]
+        for job in joined:
+            self._take_in(job)
+        if joined:
+            self._hand_out([job.row for job in joined], torch.cat(first))
+        return len(decoding) + len(joined)
+
+    def _take_in(self, job: Joining) -> None:
+        if job.feed.past is not None:
+            self._slots.add(job.feed.past)
+        self.rows.append(job.row)
+        self._joining.remove(job)
+
+    def _forward(self, slots: Slots, segments: Sequence[Segment]) -> Tensor:
+        """(K, V) logits of every slot's newest column and of the columns that segments keep."""
+        parts = [segment.rows for segment in segments]
+        if slots.lengths:
+            slots.reserve()
+            parts.insert(0, self._model.look_up([row.token_ids[-1] for row in self.rows]))
+        columns = torch.cat(parts)
+        self.columns_run = len(columns)
+        logits = self._model.forward(columns[None], Pass(slots, segments))
+        if slots.lengths:
+            slots.advance()
+        return logits
+
+    def _hand_out(self, rows: Sequence[Row], logits: Tensor) -> None:
+        with torch.inference_mode():
+            tokens = next_tokens(logits, [row.request.sampling for row in rows], [row.generator for row in rows])
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
                 row.fail(EngineError("the model's output is not finite; are the embeddings too far out?"))
@@ -74,25 +257,8 @@ class Batch:
                 row.accept(token, self._model.eos_ids)
         self.drop_finished()
 
-    def drop_finished(self) -> None:
-        """Free the rows that have ended, then announce their ends."""
-        ended = [row for row in self.rows if row.finished]
-        if len(ended) == len(self.rows):
-            self.rows, self._generators, self._slab = [], [], None
-        for index in range(len(self.rows) - 1, -1, -1):
-            if self.rows[index].finished:
-                self._remove(index)
-        for row in ended:
-            row.announce()
-
     def _remove(self, index: int) -> None:
-        if self._slab is not None:
-            self._slab.remove(index)
-        row, generator = self.rows.pop(), self._generators.pop()
+        self._slots.remove(index)
+        row = self.rows.pop()
         if index < len(self.rows):
-            self.rows[index], self._generators[index] = row, generator
-
-
-def _choose(logits: Tensor, rows: Sequence[Row], generators: Sequence[torch.Generator | None]) -> list[int | None]:
-    with torch.inference_mode():
-        return next_tokens(logits, [row.request.sampling for row in rows], generators)
+            self.rows[index] = row

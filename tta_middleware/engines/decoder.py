@@ -1,16 +1,23 @@
-"""The decode thread: one per engine, for every stream and batch of every event loop."""
+"""The decode thread: one per engine, for every stream, batch and score of every event loop."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tta_middleware.engines.admission import FairQueue
 from tta_middleware.engines.batch import Batch
+from tta_middleware.engines.capacity import is_out_of_memory
+from tta_middleware.engines.feeds import Scoring
 from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.row import Row
+from tta_middleware.engines.threads import ThreadTuner
 from tta_middleware.errors import EngineError
+
+# After a want of memory one more place is tried every so many passes.
+_RECOVERY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,53 +25,70 @@ class DecoderStats:
     """What the decode thread is doing and has done.
 
     Attributes:
-        active: sequences being decoded.
+        active: sequences that have a place.
         queued: sequences waiting for a place.
-        steps: forward passes so far, prefills included.
+        steps: forward passes so far.
         tokens: tokens generated so far, over all sequences.
+        set_aside: sequences that had to give up their place for want of memory and began again.
     """
 
     active: int = 0
     queued: int = 0
     steps: int = 0
     tokens: int = 0
+    set_aside: int = 0
 
 
 class Decoder:
-    """Continuous batching in its simple form: groups join at a step boundary, rows leave at any step.
+    """Continuous batching: sequences join and leave at any pass, and prompts run beside the decode steps.
 
-    A group joins whole, so a batch decodes the same way each time when nothing else runs. Of a group larger
-    than ``max_batch`` the first ``max_batch`` join together and the rest follow one by one as places come free.
-    Groups are served first come, first served. An idle thread ends after ``grace_seconds``; the next request
-    starts another.
+    Places go by :class:`FairQueue`, as far as the memory for keys and values reaches. For want of memory the latest
+    sequences give their places up and begin again later, from the tokens they have. An idle thread ends after
+    ``grace_seconds``; the next request starts another.
     """
 
-    def __init__(self, model: LoadedModel, max_batch: int, grace_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        max_batch: int,
+        *,
+        max_waiting: int | None = None,
+        memory_budget: int = 2**62,
+        grace_seconds: float = 1.0,
+    ) -> None:
         self._grace_seconds = grace_seconds
-        self._max_batch = max_batch
-        self._batch = Batch(model)
-        self._queue: deque[list[Row]] = deque()
+        self._max_batch = self._places = max_batch
+        self._batch = Batch(model, max_batch, memory_budget)
+        self._queue: FairQueue[Row] = FairQueue(max_waiting)
+        self._to_score: list[Scoring] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._tuner = ThreadTuner.for_model(model)
         self._closed = False
-        self._steps = 0
-        self._tokens = 0
+        self._steps = self._tokens = self._set_aside = self._calm = 0
 
-    def submit(self, group: Sequence[Row]) -> None:
-        """Queue sequences that belong together; thread-safe, does not wait.
+    def submit(self, ticket: int, rows: Sequence[Row]) -> None:
+        """Queue sequences of one request; thread-safe, does not wait.
+
+        Raises:
+            EngineError: the decoder is closed.
+            EngineBusyError: too many sequences wait already.
+        """
+        with self._changed:
+            self._check_open()
+            self._queue.put(ticket, rows)
+            self._wake()
+
+    def score(self, jobs: Sequence[Scoring]) -> None:
+        """Queue texts to be scored; they need no place. Thread-safe, does not wait.
 
         Raises:
             EngineError: the decoder is closed.
         """
-        head, rest = list(group[: self._max_batch]), group[self._max_batch :]
         with self._changed:
-            if self._closed:
-                raise EngineError("the engine is closed; build a new one")
-            self._queue.extend([head, *([row] for row in rest)])
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tta-decode", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._check_open()
+            self._to_score += jobs
+            self._wake()
 
     def close(self) -> None:
         """Stop within one step, fail what is unfinished, and wait for the thread; idempotent."""
@@ -76,73 +100,92 @@ class Decoder:
             thread.join()
         closed = EngineError("the engine was closed while it decoded")
         self._batch.fail(closed)
-        while self._queue:
-            for row in self._queue.popleft():
-                row.fail(closed)
-                row.announce()
+        for row in self._queue.remove(lambda _: True):
+            row.fail(closed)
+            row.announce()
+        jobs, self._to_score = self._to_score, []
+        for job in jobs:
+            job.fail(closed)
 
     def stats(self) -> DecoderStats:
         with self._changed:
-            queued = sum(map(len, self._queue))
-        return DecoderStats(len(self._batch.rows), queued, self._steps, self._tokens)
+            queued = len(self._queue)
+        return DecoderStats(self._batch.places_taken, queued, self._steps, self._tokens, self._set_aside)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed; build a new one")
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="tta-decode", daemon=True)
+            self._thread.start()
+        self._changed.notify()
 
     def _run(self) -> None:
-        while (joining := self._next_group()) is not None:
+        while (news := self._next()) is not None:
             try:
-                self._turn(joining)
+                self._turn(*news)
             except Exception as exc:  # noqa: BLE001  the thread boundary: its callers get the error, not the thread
                 self._batch.fail(exc)
-                self._refuse(joining, exc)
 
-    def _turn(self, joining: list[Row]) -> None:
+    def _turn(self, joining: Sequence[Row], scoring: Sequence[Scoring]) -> None:
         self._batch.drop_cancelled()
-        if joining:
-            self._join(joining)
-        elif self._batch.rows:
-            rows = len(self._batch.rows)
-            self._batch.step()
-            self._tokens += rows
-        else:
-            return
-        self._steps += 1
-
-    def _join(self, joining: list[Row]) -> None:
         try:
             self._batch.join(joining)
-            self._tokens += len(joining)
-        except Exception as exc:  # noqa: BLE001  rows that were already running go on
-            self._refuse(joining, exc)
+            self._batch.score(scoring)
+            if self._batch.short_of_memory():
+                self._make_room()
+            if not self._batch.idle:
+                self._pass()
+        except Exception as exc:
+            if not is_out_of_memory(exc):
+                raise
+            if not self._make_room():
+                raise EngineError("out of memory with a single sequence; shorten it or use a smaller model") from exc
 
-    def _refuse(self, joining: list[Row], cause: Exception) -> None:
-        for row in joining:
-            row.fail(cause)
-            if row not in self._batch.rows:
-                row.announce()
-        self._batch.drop_finished()
+    def _pass(self) -> None:
+        self._tuner.begin()
+        start = time.perf_counter()
+        self._tokens += self._batch.turn()
+        self._tuner.took(self._batch.columns_run, time.perf_counter() - start)
+        self._steps += 1
+        self._calm += 1
+        if self._calm % _RECOVERY == 0:
+            self._places = min(self._max_batch, self._places + 1)
 
-    def _next_group(self) -> list[Row] | None:
-        """What joins now, perhaps nothing; None when the thread should end."""
+    def _make_room(self) -> bool:
+        """Set the later half of the sequences aside and run fewer tokens at once; False if neither is possible."""
+        leaving, smaller = self._batch.shed()
         with self._changed:
-            while not (self._queue or self._batch.rows or self._closed):
-                if not self._changed.wait(self._grace_seconds) and not self._queue:
+            for row in reversed(leaving):
+                self._queue.put_back(row.ticket, row)
+        self._places, self._calm = max(1, self._batch.places_taken), 0
+        self._set_aside += len(leaving)
+        return bool(leaving) or smaller
+
+    def _next(self) -> tuple[Sequence[Row], Sequence[Scoring]] | None:
+        """What joins and is scored from now on, perhaps nothing; None when the thread should end."""
+        with self._changed:
+            while not (self._queue or self._to_score or self._closed) and self._batch.idle:
+                if not self._changed.wait(self._grace_seconds) and not (self._queue or self._to_score):
                     break
-            if self._closed or not (self._queue or self._batch.rows):
+            if self._closed or (self._batch.idle and not (self._queue or self._to_score)):
                 self._thread = None
                 return None
-            return self._admit()
-
-    def _admit(self) -> list[Row]:
-        admitted: list[Row] = []
-        self._drop_cancelled_from_queue()
-        while self._queue and len(self._batch.rows) + len(admitted) + len(self._queue[0]) <= self._max_batch:
-            admitted += self._queue.popleft()
-        return admitted
-
-    def _drop_cancelled_from_queue(self) -> None:
-        for group in list(self._queue):
-            for row in [row for row in group if row.cancelled]:
+            for row in self._queue.remove(lambda row: row.cancelled):
                 row.finish("aborted")
                 row.announce()
-                group.remove(row)
-            if not group:
-                self._queue.remove(group)
+            jobs, self._to_score = self._to_score, []
+            return self._admit(), jobs
+
+    def _admit(self) -> list[Row]:
+        taken = 0
+
+        def fits(row: Row) -> bool:
+            nonlocal taken
+            taken += 1
+            return self._batch.fits(row, taken)
+
+        room = self._places - self._batch.places_taken
+        return self._queue.take(self._batch.tickets(), room, fits) if room > 0 and self._queue else []

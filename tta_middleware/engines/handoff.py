@@ -86,3 +86,19 @@ class BatchSink:
 
     def failed(self, error: EngineError) -> None:
         self._mailbox.put(error)
+
+
+class ScoreSink:
+    """One score goes to the mailbox, with its place; or what stood in its way."""
+
+    def __init__(self, mailbox: Mailbox[tuple[int, float]], index: int) -> None:
+        self._mailbox = mailbox
+        self._index = index
+
+    def __call__(self, found: float | BaseException) -> None:
+        if not isinstance(found, BaseException):
+            self._mailbox.put((self._index, found))
+            return
+        error = EngineError(str(found) if isinstance(found, EngineError) else f"scoring failed: {found!r}")
+        error.__cause__ = found
+        self._mailbox.put(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from tta_middleware.engines.packed import NAME, Pass, Segment
 from tta_middleware.engines.packing import can_pack, pack_linear_layers
+from tta_middleware.engines.slots import Slots, column_bytes
 from tta_middleware.engines.torch_import import quiet_transformers
 from tta_middleware.engines.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError, EngineError, ModelNotFoundError
@@ -23,7 +24,12 @@ _MERGEABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class LoadedModel(Vocabulary):
-    """Weights, tokenizer and facts of one decoder-only model; shared by threads, read only."""
+    """Weights, tokenizer and facts of one decoder-only model; only the decode thread runs it.
+
+    Attributes:
+        packed_weights: the linear layers keep their weights in the layout that the processor multiplies.
+        column_bytes: keys and values of one column of one sequence, over all layers.
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         config = model.config.get_text_config(decoder=True)
@@ -32,26 +38,38 @@ class LoadedModel(Vocabulary):
         super().__init__(tokenizer, model.get_input_embeddings(), _eos_ids(model, tokenizer), context)
         self.model = model.eval().requires_grad_(False)
         self._arguments = inspect.signature(model.forward).parameters
-        # Some families keep state in modules while they run (Phi's long rotary embedding), and two forward
-        # passes at once would only compete for the same cores.
-        self._lock = threading.Lock()
+        self._layers: int = config.num_hidden_layers
+        self.packed_weights = False
+        self.column_bytes = 0
 
-    def forward(
-        self, embeds: Tensor, *, mask: Tensor | None, positions: Tensor, cache: Any = None, keep: int = 1
-    ) -> Tensor:
-        """Logits (B, keep, V) of the last ``keep`` columns of (B, T, d) embeddings."""
-        arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": keep}
-        known = {name: value for name, value in arguments.items() if name in self._arguments}
-        with self._lock, torch.inference_mode():
-            output = self.model(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                **known,
-            )
-        logits: Tensor = output.logits
-        return logits[:, -keep:]
+    def forward(self, rows: Tensor, packed: Pass) -> Tensor:
+        """Logits (K, V) of the columns that ``packed`` keeps, of (1, T, d) embeddings.
+
+        Raises:
+            EngineError: a layer's attention did not come to the pass.
+        """
+        kept = packed.kept(self.device)
+        arguments: dict[str, Any] = {"position_ids": packed.positions(self.device), "packed": packed}
+        if trims := "logits_to_keep" in self._arguments:
+            arguments["logits_to_keep"] = kept
+        with torch.inference_mode():
+            logits: Tensor = self.model(inputs_embeds=rows, use_cache=False, **arguments).logits[0]
+        if packed.layers_run != self._layers:
+            raise EngineError("not every layer of this model computes attention where sequences are kept apart")
+        return logits if trims else logits[kept]
+
+    def probe(self) -> None:
+        """Run two tokens, to see that the family can be batched and what a column takes.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        segment = Segment(self.look_up([0, 0]), None, keep=1, collect=True)
+        try:
+            self.forward(segment.rows[None], Pass(Slots(0), [segment]))
+        except (EngineError, TypeError, ValueError, AttributeError) as exc:
+            raise ConfigurationError(f"models of this kind cannot be batched here: {exc}") from exc
+        self.column_bytes = column_bytes(segment.prefix())
 
     def to_tensor(self, matrix: FloatMatrix) -> Tensor:
         """(T, d) embeddings in the model's type, on its device."""
@@ -81,19 +99,29 @@ def load_model(folder: Path, *, device: str, dtype: str) -> LoadedModel:
     loaded = LoadedModel(model.to(place), tokenizer)
     if can_pack(loaded.device, loaded.dtype):
         pack_linear_layers(loaded.model)
+        loaded.packed_weights = True
+    loaded.model.set_attn_implementation(NAME)
+    loaded.probe()
     # The first call settles the tokenizer's truncation state, which must not change under a concurrent reader.
     tokenizer("warm", add_special_tokens=False)
     return loaded
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU."""
+    """``auto`` is the first CUDA device, Apple's GPU, or the CPU."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        return torch.device(device)
+        place = torch.device(device)
     except RuntimeError as exc:
-        raise ConfigurationError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:0") from exc
+        raise ConfigurationError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:0 or mps") from exc
+    try:
+        torch.empty(0, device=place)
+    except (AssertionError, RuntimeError) as exc:
+        raise ConfigurationError(f"torch finds no device {device!r} on this machine; use auto or cpu") from exc
+    return place
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tta_middleware.engines.detokenise import TextAssembler
+from tta_middleware.engines.sampling import seeded
 from tta_middleware.errors import EngineError
 from tta_middleware.types import Completion, FinishReason, GenerationRequest, TextDelta
 
@@ -28,13 +29,17 @@ class Row:
     """Collects the tokens of one request until it is finished.
 
     Attributes:
+        ticket: of the request that it belongs to.
         limit: most tokens to generate: the request's own bound, or what the context leaves.
+        generator: what its tokens are drawn with; None when it decodes greedily.
         finished: it takes no more tokens; :meth:`announce` says so once its row is free.
     """
 
-    def __init__(self, request: GenerationRequest, sink: Sink, *, limit: int, text: TextAssembler) -> None:
+    def __init__(self, request: GenerationRequest, sink: Sink, *, ticket: int, limit: int, text: TextAssembler) -> None:
         self.request = request
+        self.ticket = ticket
         self.limit = limit
+        self.generator = seeded(request.sampling)
         self.finished = False
         self.token_ids: list[int] = []
         self._sink = sink
@@ -43,6 +48,11 @@ class Row:
         self._delivered_ids = 0
         self._cancelled = False
         self._announcement: Callable[[], None] = lambda: None
+
+    @property
+    def columns(self) -> int:
+        """Prompt and tokens so far."""
+        return len(self.request.prompt.matrix) + len(self.token_ids)
 
     @property
     def cancelled(self) -> bool:

@@ -21,29 +21,39 @@ INSTALL_LOCAL = 'pip install "tta-middleware[local]"'
 
 _lock = threading.Lock()
 
+# The second is how often GNU's library looks before a thread sleeps, which overrules the first where it is known.
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+
 
 def import_torch() -> ModuleType:
-    """torch, with passive OpenMP waiting where this import is the first.
+    """torch, with OpenMP threads that wait briefly for each other where this import is the first.
 
-    OpenMP threads that spin stall small matrix products to 8 ms each when another process wants the core, and
-    OpenMP reads its settings only when its library loads. So ``OMP_WAIT_POLICY=PASSIVE`` is in the environment
-    for just this import, and only if neither torch nor the user has been there before.
+    Threads that spin for long stall small matrix products to 8 ms each when another process wants the core; those that
+    sleep at once double the time of a decode step on idle cores (docs/decisions/008). OpenMP reads its settings only
+    when its library loads, so they are in the environment for just this import, and only if torch has not been
+    imported before and the user has asked for nothing else.
 
     Raises:
         MissingExtraError: torch is not installed.
     """
     with _lock:
-        ours = "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ
-        if ours:
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        ours = _settings()
+        os.environ.update(ours)
         try:
             import torch
         except ImportError as exc:
             raise _missing("torch") from exc
         finally:
-            if ours:
-                del os.environ["OMP_WAIT_POLICY"]
+            for name in ours:
+                del os.environ[name]
     return torch
+
+
+def _settings() -> dict[str, str]:
+    chosen = os.environ.get("OMP_WAIT_POLICY", "PASSIVE").upper()
+    if "torch" in sys.modules or chosen != "PASSIVE" or "GOMP_SPINCOUNT" in os.environ:
+        return {}
+    return {name: value for name, value in _WAITING.items() if name not in os.environ}
 
 
 def import_transformers() -> Any:

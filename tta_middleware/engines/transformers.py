@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
 import numpy as np
 
-from tta_middleware.engines.handoff import BatchSink, Mailbox, StreamSink
+from tta_middleware.engines.handoff import BatchSink, Mailbox, ScoreSink, StreamSink
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.template import chat_template, render_prompt
 from tta_middleware.engines.tool_template import tool_format
 from tta_middleware.engines.torch_import import import_torch, import_transformers
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
-from tta_middleware.types import Completion, GenerationRequest, Message, PromptEmbeddings, TextDelta, ToolFormat
+from tta_middleware.types import (
+    Completion,
+    GenerationRequest,
+    Message,
+    PromptEmbeddings,
+    TextDelta,
+    ToolFormat,
+    next_ticket,
+)
 
 if TYPE_CHECKING:
     from tta_middleware.engines.decoder import Decoder, DecoderStats
@@ -40,14 +50,18 @@ class TransformersEngine:
 
     Args:
         model: a known short name (``smollm2``), a folder, a ``.gguf`` file, or a Hugging Face id.
-        device: ``auto`` (CUDA if there is one, else the CPU) or a torch device.
+        device: ``auto`` (CUDA, Apple's GPU or the CPU, the first that there is) or a torch device.
         dtype: ``auto`` (bfloat16 where the hardware multiplies it, else float32) or a torch floating type.
         cache_dir: where a converted GGUF is kept; by default ``$TTA_CACHE_DIR`` or the user's cache folder.
         allow_download: let a Hugging Face id be fetched from the hub; without it nothing goes to the network.
-        max_batch: most sequences decoded at once; further ones wait their turn.
+        max_batch: most sequences decoded at once; further ones wait their turn, see
+            :class:`tta_middleware.engines.admission.FairQueue`.
+        max_waiting: most sequences that wait; further ones are refused.
+        cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
+            model is loaded. Sequences that do not fit wait.
 
     Raises:
-        ConfigurationError: ``max_batch`` is below 1. What is wrong with the model shows at first use.
+        ConfigurationError: a number is out of range. What is wrong with the model shows at first use.
     """
 
     def __init__(
@@ -59,13 +73,19 @@ class TransformersEngine:
         cache_dir: str | os.PathLike[str] | None = None,
         allow_download: bool = False,
         max_batch: int = 32,
+        max_waiting: int | None = 10_000,
+        cache_gib: float | None = None,
     ) -> None:
-        if max_batch < 1:
-            raise ConfigurationError(f"max_batch must be at least 1, not {max_batch}")
+        for name, number in (("max_batch", max_batch), ("max_waiting", max_waiting)):
+            if number is not None and number < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {number}")
+        if cache_gib is not None and not cache_gib > 0:
+            raise ConfigurationError(f"cache_gib must be above 0, not {cache_gib}")
         self.model_id = model
         self._device, self._dtype = device, dtype
         self._cache_dir, self._allow_download = cache_dir, allow_download
         self.max_batch = max_batch
+        self._max_waiting, self._cache_gib = max_waiting, cache_gib
         self._lock = threading.Lock()
         self._loaded: LoadedModel | None = None
         self._decoder: Decoder | None = None
@@ -114,6 +134,7 @@ class TransformersEngine:
         Raises:
             EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
             EngineError: the model failed.
+            EngineBusyError: too many sequences wait already.
         """
         async with aclosing(self.stream_batch([request])[0]) as deltas:
             async for delta in deltas:
@@ -128,6 +149,7 @@ class TransformersEngine:
         Raises:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings; nothing is decoded then.
             EngineError: the model failed.
+            EngineBusyError: too many sequences wait already; nothing is decoded then.
         """
         group = _Group(self._begin, requests)
         return [group.stream(index) for index in range(len(requests))]
@@ -135,8 +157,14 @@ class TransformersEngine:
     async def _begin(self, requests: Sequence[GenerationRequest]) -> list[tuple[Row, Mailbox[TextDelta]]]:
         model = await self._ready()
         mailboxes = [Mailbox[TextDelta]() for _ in requests]
-        rows = [_row(model, request, StreamSink(box)) for request, box in zip(requests, mailboxes, strict=True)]
-        self._submit(rows)
+        ticket = next_ticket()
+        rows = [_row(model, request, StreamSink(box), ticket) for request, box in zip(requests, mailboxes, strict=True)]
+        try:
+            self._submit(rows)
+        except EngineError:
+            for row in rows:
+                row.cancel()
+            raise
         return list(zip(rows, mailboxes, strict=True))
 
     async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
@@ -145,13 +173,14 @@ class TransformersEngine:
         Raises:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings; nothing is decoded then.
             EngineError: the model failed; the sequences of this call that still run are given up.
+            EngineBusyError: too many sequences wait already.
         """
         model = await self._ready()
         mailbox: Mailbox[tuple[int, Completion]] = Mailbox()
-        rows = [_row(model, request, BatchSink(mailbox, at)) for at, request in enumerate(requests)]
-        if rows:
-            self._submit(rows)
+        ticket = next_ticket()
+        rows = [_row(model, request, BatchSink(mailbox, at), ticket) for at, request in enumerate(requests)]
         try:
+            self._submit(rows)
             done = dict([await mailbox.get() for _ in rows])
         finally:
             for row in rows:
@@ -166,9 +195,22 @@ class TransformersEngine:
         """
         model = await self._ready()
         _check_width(model, prompt.matrix)
-        from tta_middleware.engines.scoring import mean_nll
+        from tta_middleware.engines.feeds import Scoring
 
-        return await anyio.to_thread.run_sync(mean_nll, model, prompt.matrix, [list(ids) for ids in completions])
+        mailbox: Mailbox[tuple[int, float]] = Mailbox()
+        jobs = [
+            Scoring(prompt, ids, ScoreSink(mailbox, index)) for index, ids in enumerate(completions) if len(ids) > 0
+        ]
+        scores = [math.nan] * len(completions)
+        try:
+            self._running().score(jobs)
+            for _ in jobs:
+                index, score = await mailbox.get()
+                scores[index] = score
+        finally:
+            for job in jobs:
+                job.cancelled = True
+        return scores
 
     async def nearest_tokens(self, rows: FloatMatrix) -> IntVector:
         """For (n, d) rows, the (n,) ids of the vocabulary's nearest input embeddings by cosine.
@@ -178,7 +220,7 @@ class TransformersEngine:
         """
         model = await self._ready()
         _check_width(model, rows)
-        from tta_middleware.engines.scoring import nearest_tokens
+        from tta_middleware.engines.table import nearest_tokens
 
         return await anyio.to_thread.run_sync(nearest_tokens, model, rows)
 
@@ -191,7 +233,7 @@ class TransformersEngine:
             ConfigurationError: a word is blank.
         """
         model = await self._ready()
-        from tta_middleware.engines.scoring import directions
+        from tta_middleware.engines.table import directions
 
         return await anyio.to_thread.run_sync(directions, model, list(words))
 
@@ -227,12 +269,18 @@ class TransformersEngine:
     def _load(self) -> LoadedModel:
         import_torch()
         import_transformers()
+        from tta_middleware.engines.capacity import default_budget
         from tta_middleware.engines.decoder import Decoder
         from tta_middleware.engines.loaded import load_model
 
         folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
         loaded = load_model(folder, device=self._device, dtype=self._dtype)
-        self._decoder = Decoder(loaded, self.max_batch)
+        self._decoder = Decoder(
+            loaded,
+            self.max_batch,
+            max_waiting=self._max_waiting,
+            memory_budget=int(self._cache_gib * 2**30) if self._cache_gib else default_budget(loaded.device),
+        )
         return loaded
 
     def _close(self) -> None:
@@ -244,10 +292,15 @@ class TransformersEngine:
             decoder.close()
 
     def _submit(self, rows: Sequence[Row]) -> None:
-        decoder = self._decoder
-        if decoder is None:
+        """Queue the sequences of one call, by the requests that they belong to."""
+        decoder = self._running()
+        for ticket, group in groupby(rows, key=lambda row: row.ticket):
+            decoder.submit(ticket, list(group))
+
+    def _running(self) -> Decoder:
+        if self._decoder is None:
             raise EngineError("the engine is closed; build a new one")
-        decoder.submit(rows)
+        return self._decoder
 
 
 class _Group:
@@ -289,7 +342,7 @@ def _embed(
     )
 
 
-def _row(model: LoadedModel, request: GenerationRequest, sink: Sink) -> Row:
+def _row(model: LoadedModel, request: GenerationRequest, sink: Sink, ticket: int) -> Row:
     from tta_middleware.engines.row import Row
 
     prompt, sampling = request.prompt, request.sampling
@@ -298,7 +351,8 @@ def _row(model: LoadedModel, request: GenerationRequest, sink: Sink) -> Row:
     limit = sampling.max_new_tokens
     if model.context is not None:
         limit = min(limit, model.context - len(prompt.matrix))
-    return Row(request, sink, limit=limit, text=model.assembler(prompt.token_ids.tolist(), sampling.stop))
+    text = model.assembler(prompt.token_ids.tolist(), sampling.stop)
+    return Row(request, sink, ticket=ticket if request.ticket is None else request.ticket, limit=limit, text=text)
 
 
 def _check_width(model: LoadedModel, rows: FloatMatrix) -> None:

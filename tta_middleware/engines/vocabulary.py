@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tta_middleware.engines.control_tokens import silent_ids
 from tta_middleware.engines.detokenise import Detokeniser, TextAssembler
+from tta_middleware.engines.table import TableFacts
 from tta_middleware.engines.torch_import import quiet_transformers
 from tta_middleware.errors import ConfigurationError, ModelNotFoundError
 from tta_middleware.types import FloatMatrix
@@ -29,6 +30,7 @@ class Vocabulary:
     Attributes:
         table: (V, d) input embeddings.
         width: d.
+        facts: what was computed of the table so far.
         context: most tokens a sequence may have; None if the model states no limit.
         eos_ids: ids that end an answer.
     """
@@ -41,6 +43,7 @@ class Vocabulary:
         table: Tensor = embedding.weight  # type: ignore[assignment]
         self.table = table
         self.width = int(table.shape[1])
+        self.facts = TableFacts(table)
         self.device, self.dtype = table.device, table.dtype
         self.context = context
         self.eos_ids = eos_ids

@@ -99,7 +99,8 @@ class RunFolder:
 
     def _refuse_other(self, earlier: dict[str, Any], run: dict[str, Any]) -> None:
         old, new = earlier["settings"], run["settings"]
-        differ = [f"{key} {old.get(key)!r} before, {new[key]!r} now" for key in new if old.get(key) != new[key]]
+        keys = [key for key in old | new if old.get(key) != new.get(key)]
+        differ = [f"{key} {old.get(key)!r} before, {new.get(key)!r} now" for key in keys]
         shared = [name for name in run["methods"] if name in earlier["methods"]]
         differ += [f"method {name}" for name in shared if earlier["methods"][name] != run["methods"][name]]
         if differ:

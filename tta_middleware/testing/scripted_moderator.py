@@ -7,14 +7,24 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.testing.fault_server import Scorer, marked_scores
-from tta_middleware.types import Verdict
+from tta_middleware.types import CATEGORIES, Verdict
+
+
+def flagging(*words: str) -> Scorer:
+    """Scores of a text: 0.9 for illicit where it holds one of ``words``, in lower case, else 0.05; 0 for the rest."""
+
+    def score(text: str) -> dict[str, float]:
+        found = any(word in text.lower() for word in words)
+        return dict.fromkeys(CATEGORIES, 0.0) | {"illicit": 0.9 if found else 0.05}
+
+    return score
 
 
 class ScriptedModerator(Closing):
     """Scores texts by a function; fails or waits on demand.
 
     Args:
-        score: scores of a text; by default 0.9 for violence where it holds ``flagme``.
+        score: scores of a text, see :func:`flagging`; by default 0.9 for violence where it holds ``flagme``.
         failures: what the calls raise, in order; None lets a call succeed, and so do all after the last.
         gate: awaited in each call before it answers.
 

@@ -3,66 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from langchain.tools import ToolRuntime
 from langchain_core.callbacks import get_usage_metadata_callback
-from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableLambda
-from langchain_core.tools import tool
 from langchain_core.tracers.context import collect_runs
-from langgraph.types import Command
 from langsmith import Client, tracing_context
 from tta_langchain_agents import TTAMiddleware
 from tta_langchain_agents.testing import ScriptedChatModel
 
-from tta_middleware import Policy, TTAChatModel
-from tta_middleware.engines.scripted import ScriptedEngine
+from tta_middleware import Policy
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError, UnsafeAnswerError
 from tta_middleware.policy import DEFAULT_NOTICE
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
+
+sys.path.insert(0, str(Path(__file__).parent))
+from staged_agent import BAD, HELLO, both_ways, call, guard, local_model, look_up, updates
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
     pytest.mark.filterwarnings("ignore:astream_log is deprecated"),
 ]
 
-HELLO = {"messages": [("user", "hello")]}
-BAD = "This is flagme."
 LONG = "A safe sentence about trees and rivers. " * 6
-
-
-def guard(**settings: Any) -> TTAMiddleware:
-    return TTAMiddleware(ScriptedModerator(), **settings)
-
-
-def call(name: str = "look_up", **args: Any) -> AIMessage:
-    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": "call-1", "type": "tool_call"}])
-
-
-def local_model(script: str = "A kind word.", **settings: Any) -> TTAChatModel:
-    return TTAChatModel(model=ScriptedEngine(script), moderator=ScriptedModerator(), method="none", **settings)
-
-
-@tool
-def look_up(word: str) -> str:
-    """Look a word up."""
-    return f"{word} means well"
-
-
-@tool
-def updates(word: str, runtime: ToolRuntime) -> Command[Any]:
-    """Updates the state."""
-    return Command(update={"messages": [ToolMessage("flagme", tool_call_id=runtime.tool_call_id, id="result")]})
-
-
-async def both_ways(run: Any, given: Any = HELLO) -> None:
-    """Once async and once sync; the script's last answer holds for both."""
-    await run.agent.ainvoke(given, run.config)
-    await asyncio.to_thread(run.agent.invoke, given, run.config)
 
 
 class TestOnFlagged:

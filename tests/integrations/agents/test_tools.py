@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from langchain.tools import InjectedState, ToolRuntime
+from langchain.tools import InjectedState
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import ToolException, tool
 from langgraph.types import Command, interrupt
@@ -16,39 +18,19 @@ from tta_langchain_agents.testing import ScriptedChatModel
 from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
+sys.path.insert(0, str(Path(__file__).parent))
+from staged_agent import BAD, HELLO, both_ways, call, guard, look_up, updates
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
     pytest.mark.filterwarnings("ignore:astream_log is deprecated"),
 ]
-
-HELLO = {"messages": [("user", "hello")]}
-BAD = "This is flagme."
-
-
-def guard(**settings: Any) -> TTAMiddleware:
-    return TTAMiddleware(ScriptedModerator(), **settings)
-
-
-def call(name: str = "look_up", **args: Any) -> AIMessage:
-    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": "call-1", "type": "tool_call"}])
-
-
-@tool
-def look_up(word: str) -> str:
-    """Look a word up."""
-    return f"{word} means well"
 
 
 @tool
 def fails(word: str) -> str:
     """Fails."""
     raise ToolException(f"cannot do {word}")
-
-
-@tool
-def updates(word: str, runtime: ToolRuntime) -> Command[Any]:
-    """Updates the state."""
-    return Command(update={"messages": [ToolMessage("flagme", tool_call_id=runtime.tool_call_id, id="result")]})
 
 
 @tool(response_format="content_and_artifact")
@@ -79,12 +61,6 @@ async def asynchronous(word: str) -> str:
 def talks(word: str) -> str:
     """Lets a model of its own talk."""
     return f"{ScriptedChatModel(answers=[BAD]).invoke(word).text[:4]} talked"
-
-
-async def both_ways(run: Any, given: Any = HELLO) -> None:
-    """Once async and once sync; the script's last answer holds for both."""
-    await run.agent.ainvoke(given, run.config)
-    await asyncio.to_thread(run.agent.invoke, given, run.config)
 
 
 async def test_tool_calls_side_by_side_keep_their_results_apart(watched: Any) -> None:

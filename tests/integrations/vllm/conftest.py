@@ -29,6 +29,9 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 if importlib.util.find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
+else:
+    # enforce_eager leaves the sampler's helpers to torch.compile, which calls a C++ compiler in every worker.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 from tta_vllm import VLLMEngine
 
@@ -91,7 +94,7 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def in_process() -> Iterator[VLLMEngine]:
+def in_process(launched: list[Running]) -> Iterator[VLLMEngine]:
     engine = VLLMEngine("smollm2", dtype="float32", max_model_len=2048, max_num_seqs=16, enforce_eager=True)
     yield engine
     anyio.run(engine.aclose)
@@ -114,16 +117,25 @@ def repaired_in_process(in_process: VLLMEngine, repaired: Callable[[Engine], Awa
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
-    """Two servers with the embedded model."""
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
+    """Two servers with the embedded model, which nobody has waited for; none where no test asks for ``servers``.
+
+    All engines load side by side: one start-up is mostly imports, one after the other, and keeps one core busy.
+    """
     from tta_middleware.engines.models import resolve_model
 
+    wanted = any("servers" in getattr(item, "fixturenames", ()) for item in request.session.items)
     folder, logs = resolve_model("smollm2"), tmp_path_factory.mktemp("vllm")
     with ExitStack() as stack:
-        started = [_start(str(folder), logs / f"{at}.log", stack) for at in range(2)]
-        for server in started:
-            server.wait()
-        yield started
+        yield [_start(str(folder), logs / f"{at}.log", stack) for at in range(2 if wanted else 0)]
+
+
+@pytest.fixture(scope="session")
+def servers(launched: list[Running]) -> list[Running]:
+    """Two servers with the embedded model."""
+    for server in launched:
+        server.wait()
+    return launched
 
 
 def _start(folder: str, log: Path, stack: ExitStack) -> Running:

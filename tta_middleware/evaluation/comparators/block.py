@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tta_middleware.evaluation.comparators.base import Bench
+from tta_middleware.evaluation.comparators.rework import Rework
 from tta_middleware.evaluation.comparators.workbench import Workbench
 from tta_middleware.guard import Report
-from tta_middleware.types import Message, Sampling, Trace
+from tta_middleware.types import Trace
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Block(Rework):
     """The policy's notice instead of a flagged answer.
 
     Counts nothing beyond the undefended answer: the notice is the operator's own text, so it is neither decoded nor
@@ -29,10 +28,7 @@ class Block:
     def iterations(self, trace: Trace) -> float:
         return 0.0
 
-    async def run(self, bench: Bench, messages: Sequence[Message], sampling: Sampling) -> Report:
-        work = await Workbench.open(self.name, bench, messages, sampling)
-        if not work.flagged:
-            return work.start
+    async def rework(self, work: Workbench) -> Report:
         notice = work.policy.notice
-        whole = await bench.engine.embed(messages, assistant_prefix=notice)
+        whole = await work.bench.engine.embed(work.messages, assistant_prefix=notice)
         return await work.report(await work.score(notice, whole.token_ids[len(work.prompt.token_ids) :].tolist()))

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tta_middleware.evaluation.comparators.base import Bench
+from tta_middleware.evaluation.comparators.rework import Rework
 from tta_middleware.evaluation.comparators.workbench import Workbench
 from tta_middleware.guard import Report
 from tta_middleware.optimise.geometry import gaussian, mean_row_norm, unit_step
-from tta_middleware.types import Candidate, Message, PromptEmbeddings, Proposal, Sampling, Trace
+from tta_middleware.types import Candidate, Message, PromptEmbeddings, Proposal
 
 
 def vote(work: Workbench, found: Sequence[Candidate], rng: np.random.Generator) -> Candidate | None:
@@ -29,7 +30,7 @@ def generator(bench: Bench, prompt: PromptEmbeddings) -> np.random.Generator:
 
 
 @dataclass(frozen=True, slots=True)
-class SmoothLLM:
+class SmoothLLM(Rework):
     """SmoothLLM (Robey et al. 2023, arXiv 2310.03684) with random swaps.
 
     ``copies`` copies of the user's words, in each of which ``share`` of the characters are replaced by random ones; the
@@ -43,19 +44,9 @@ class SmoothLLM:
     copies: int = 10
     share: float = 0.1
 
-    @property
-    def settings(self) -> str:
-        return repr(self)
-
-    def iterations(self, trace: Trace) -> float:
-        return len(trace.steps)
-
-    async def run(self, bench: Bench, messages: Sequence[Message], sampling: Sampling) -> Report:
-        work = await Workbench.open(self.name, bench, messages, sampling)
-        if not work.flagged:
-            return work.start
-        rng = generator(bench, work.prompt)
-        prompts = [await bench.engine.embed(swapped(messages, self.share, rng)) for _ in range(self.copies)]
+    async def rework(self, work: Workbench) -> Report:
+        rng = generator(work.bench, work.prompt)
+        prompts = [await work.bench.engine.embed(swapped(work.messages, self.share, rng)) for _ in range(self.copies)]
         found = await work.answers([Proposal(prompt.matrix, prompt=prompt, whole=True) for prompt in prompts])
         return await work.report(vote(work, found, rng), moves_words=True)
 
@@ -74,7 +65,7 @@ def swapped(messages: Sequence[Message], share: float, rng: np.random.Generator)
 
 
 @dataclass(frozen=True, slots=True)
-class Smoothing:
+class Smoothing(Rework):
     """Smoothing in embedding space in the manner of RESTA (Hase et al. 2025, arXiv 2501.16497).
 
     ``copies`` copies of the prompt with random noise of ``radius`` times the mean token norm on the user's tokens; the
@@ -87,18 +78,8 @@ class Smoothing:
     copies: int = 10
     radius: float = 0.5
 
-    @property
-    def settings(self) -> str:
-        return repr(self)
-
-    def iterations(self, trace: Trace) -> float:
-        return len(trace.steps)
-
-    async def run(self, bench: Bench, messages: Sequence[Message], sampling: Sampling) -> Report:
-        work = await Workbench.open(self.name, bench, messages, sampling)
-        if not work.flagged:
-            return work.start
-        rng = generator(bench, work.prompt)
+    async def rework(self, work: Workbench) -> Report:
+        rng = generator(work.bench, work.prompt)
         found = await work.answers([self._copy(work.prompt, rng) for _ in range(self.copies)])
         return await work.report(vote(work, found, rng))
 

@@ -1,0 +1,89 @@
+"""``--device``, ``--dtype`` and ``--max-batch`` of every command that loads a model."""
+
+from dataclasses import fields
+
+import pytest
+import typer
+from tta_ray.__main__ import app as ray_app
+from tta_ray.__main__ import main as ray_main
+
+from tta_middleware.cli import options as opt
+from tta_middleware.cli.app import app
+from tta_middleware.engines.transformers import TransformersEngine
+
+STAGED = ["--model", "settable:plain", "--moderator", "words"]
+HARDWARE = ["--device", "cuda:1", "--dtype", "bfloat16", "--max-batch", "3"]
+COMMANDS = {
+    "chat": ["Hello", *STAGED],
+    "batch": ["{in}", "{tmp}/out.jsonl", *STAGED],
+    "bench": [*STAGED, "--quick", "--sequences", "1", "--chats", "1"],
+    "eval": ["--prompts", "{in}", "--out", "{tmp}/run", *STAGED, "--methods", "none"],
+    "tune": ["--prompts", "{in}", "--out", "{tmp}/tuned", *STAGED, "--method", "noise", "--trials", "1", "--dry-run"],
+    "calibrate": ["--model", "settable:plain", "--limit", "1", "--dry-run"],
+}
+
+
+@pytest.fixture
+def words(jsonl, tmp_path):
+    """A command's words, with its files in place."""
+    prompts = str(jsonl("in.jsonl", {"id": "weeds", "prompt": "Plan an attack on weeds"}))
+
+    def written(command: str) -> list[str]:
+        return [command, *(word.replace("{in}", prompts).replace("{tmp}", str(tmp_path)) for word in COMMANDS[command])]
+
+    return written
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_they_reach_the_engine(tta, words, command):
+    ran = tta(*words(command), *HARDWARE)
+    assert ran.code == 0
+    assert "engine: cuda:1 bfloat16 3\n" in ran.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_them_the_engine_has_its_own(tta, words, command):
+    assert "engine: auto auto 32\n" in tta(*words(command)).err
+
+
+@pytest.mark.parametrize("command", ["eval", "tune"])
+def test_a_run_goes_on_with_the_same_numbers_only(tta, words, command):
+    assert tta(*words(command), *HARDWARE).code == 0
+    ran = tta(*words(command), *(["--trials", "2"] if command == "tune" else []))
+    assert ran.code == 2
+    assert all(name in ran.err for name in ("other settings", "device", "dtype", "max_batch"))
+
+
+def test_an_evaluation_says_what_it_ran_on(tta, words):
+    (summary,) = tta(*words("eval"), *HARDWARE, "--json").objects
+    assert (summary["run"]["device"], summary["run"]["dtype"]) == ("cuda:1", "bfloat16")
+
+
+def test_the_embedded_engine_takes_them():
+    engine = opt.Loading(device="cpu", dtype="float32", max_batch=3).engine()
+    assert isinstance(engine, TransformersEngine)
+    assert engine.max_batch == 3
+
+
+def test_vllm_takes_the_bound_under_its_own_name():
+    engine = opt.Loading(model="vllm:smollm2", max_batch=3).engine()
+    assert engine.max_batch == engine._options["max_num_seqs"] == 3
+
+
+def test_the_job_on_ray_has_the_options_of_a_batch():
+    batch = typer.main.get_command(app).commands["batch"]
+    shared = {field.name: field.default for field in fields(opt.Answers)}
+    for command in (batch, typer.main.get_command(ray_app)):
+        found = {parameter.name: parameter.default for parameter in command.params}
+        assert {name: found[name] for name in shared} == shared
+
+
+def test_a_mistake_on_ray_is_told_before_ray_starts(capsys):
+    assert ray_main(["in.jsonl", "out", "--device", "gpu"]) == 2
+    assert "'gpu' is no device" in capsys.readouterr().err
+
+
+def test_a_command_may_have_a_default_of_its_own():
+    commands = typer.main.get_command(app).commands
+    defaults = {name: {each.name: each.default for each in commands[name].params} for name in ("bench", "chat")}
+    assert (defaults["bench"]["max_new_tokens"], defaults["chat"]["max_new_tokens"]) == (64, 256)

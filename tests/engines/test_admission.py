@@ -1,0 +1,90 @@
+"""The queue: nobody is lost, nobody waits for ever, and places are shared by requests."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tta_middleware.engines.admission import FairQueue
+from tta_middleware.errors import EngineBusyError, EngineError
+
+groups = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), max_size=12)
+
+
+def filled(queue: FairQueue[tuple[int, int]], wanted: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    items = []
+    for number, (ticket, count) in enumerate(wanted):
+        group = [(ticket, 100 * number + index) for index in range(count)]
+        queue.put(ticket, group)
+        items += group
+    return items
+
+
+@given(groups, st.integers(1, 8))
+def test_every_sequence_gets_its_place_once(wanted: list[tuple[int, int]], room: int) -> None:
+    queue: FairQueue[tuple[int, int]] = FairQueue()
+    items, taken = filled(queue, wanted), []
+    while len(queue):
+        now = queue.take({}, room)
+        assert 0 < len(now) <= room
+        taken += now
+    assert sorted(taken) == sorted(items)
+    for ticket in range(7):
+        assert [item for item in taken if item[0] == ticket] == [item for item in items if item[0] == ticket]
+
+
+@given(groups, st.dictionaries(st.integers(0, 6), st.integers(0, 5)), st.integers(1, 8))
+def test_no_request_gets_a_second_place_while_another_waits_for_its_first(
+    wanted: list[tuple[int, int]], active: dict[int, int], room: int
+) -> None:
+    queue: FairQueue[tuple[int, int]] = FairQueue()
+    waiting = Counter(ticket for ticket, _ in filled(queue, wanted))
+    taken = Counter(ticket for ticket, _ in queue.take(active, room))
+    after = {ticket: active.get(ticket, 0) + taken[ticket] for ticket in waiting}
+    for gained in taken:
+        for left in (ticket for ticket in waiting if waiting[ticket] > taken[ticket]):
+            assert after[gained] <= after[left] + 1
+
+
+def test_a_thousand_sequences_of_one_request_leave_a_place_to_the_next_one() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.put(1, ["bulk"] * 1000)
+    queue.put(2, ["single"])
+    assert queue.take({1: 31}, 1) == ["single"]
+
+
+def test_a_repair_goes_before_later_requests() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.put(5, ["first answer of another"])
+    queue.put(2, ["candidate"])
+    assert queue.take({}, 1) == ["candidate"]
+
+
+def test_what_does_not_fit_keeps_its_turn() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.put(1, [900])
+    queue.put(2, [1])
+    assert queue.take({}, 8, lambda size: size < 100) == []
+    assert queue.take({}, 8) == [900, 1]
+
+
+def test_what_gave_its_place_up_comes_before_the_rest_of_its_request() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.put(1, ["waiting"])
+    queue.put_back(1, "set aside")
+    assert queue.take({}, 2) == ["set aside", "waiting"]
+
+
+def test_a_full_queue_refuses_and_loses_nothing() -> None:
+    queue: FairQueue[int] = FairQueue(most=3)
+    queue.put(1, [1, 2, 3])
+    with pytest.raises(EngineBusyError, match=r"3 sequences wait.*limit is 3.*max_waiting") as caught:
+        queue.put(2, [4])
+    assert isinstance(caught.value, EngineError)
+    assert queue.remove(lambda item: item == 2) == [2]
+    queue.put(2, [4])
+    assert queue.take({}, 9) == [1, 4, 3]
+    assert len(queue) == 0

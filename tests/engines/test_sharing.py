@@ -1,0 +1,280 @@
+"""Memory, shared beginnings and places, on a tiny model where batch and single agree exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+import pytest
+
+from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.errors import ConfigurationError, EngineBusyError, EngineError
+from tta_middleware.types import Completion, GenerationRequest, Message, PromptEmbeddings, Sampling, next_ticket
+
+SYSTEM = Message("system", "Answer in the words of a lighthouse keeper who has seen many ships come and go. " * 2)
+
+
+def request(prompt: PromptEmbeddings, tokens: int, **options: Any) -> GenerationRequest:
+    return GenerationRequest(prompt, Sampling(max_new_tokens=tokens, temperature=0.8, seed=3), **options)
+
+
+async def alone(folder: Path, prompts: list[PromptEmbeddings], tokens: int) -> list[tuple[int, ...]]:
+    """What each prompt gives when nothing else ever ran."""
+    answers = []
+    for prompt in prompts:
+        engine = TransformersEngine(str(folder), dtype="float64")
+        [done] = await engine.generate_batch([request(prompt, tokens)])
+        answers.append(done.token_ids)
+        await engine.aclose()
+    return answers
+
+
+def count_columns(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    forward, columns = engine._loaded.forward, []
+
+    def counted(rows: Any, packed: Any) -> Any:
+        columns.append(rows.shape[1])
+        return forward(rows, packed)
+
+    monkeypatch.setattr(engine._loaded, "forward", counted)
+    return columns
+
+
+async def test_a_beginning_that_many_prompts_share_runs_once(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    texts = ["a storm", "the fog", "gulls", "the fog"]
+    prompts = [await engine.embed([SYSTEM, Message("user", text)]) for text in texts]
+    head = int(prompts[0].user_mask.argmax())
+    columns = count_columns(engine, monkeypatch)
+    done = await engine.generate_batch([request(prompt, 3) for prompt in prompts])
+    assert columns[0] == head
+    assert sum(columns) == head + sum(len(prompt.matrix) - head for prompt in prompts) + 4 * 2
+    del columns[:]
+    await engine.mean_nll(prompts[1], [done[0].token_ids, done[1].token_ids])
+    assert sum(columns) == 2 * (len(prompts[1].matrix) - head + 2)
+    await engine.aclose()
+    assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 3)
+
+
+async def test_a_beginning_with_other_embeddings_is_another_beginning(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompt = await engine.embed([SYSTEM, Message("user", "the fog")])
+    moved = prompt.matrix.copy()
+    moved[5] += 0.5
+    both = [prompt, prompt.moved(moved)]
+    done = [(await engine.generate_batch([request(one, 12)]))[0].token_ids for one in both]
+    await engine.aclose()
+    assert done == await alone(tiny_folder, both, 12)
+    assert done[0] != done[1]
+
+
+async def test_a_long_prompt_runs_in_parts_between_the_steps_of_others(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tta_middleware.engines.batch as batch
+
+    monkeypatch.setattr(batch, "_STEP_TOKENS", 40)
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    long = await engine.embed([SYSTEM, Message("user", "waves and more waves, " * 30)])
+    short = await engine.embed([Message("user", "Hi")])
+    columns = count_columns(engine, monkeypatch)
+    done = await engine.generate_batch([request(short, 30), request(long, 4)])
+    assert max(columns) <= 40 + 2
+    [score] = await engine.mean_nll(long, [done[0].token_ids])
+    await engine.aclose()
+    assert [completion.token_ids for completion in done] == [
+        (await alone(tiny_folder, [short], 30))[0],
+        (await alone(tiny_folder, [long], 4))[0],
+    ]
+    monkeypatch.undo()
+    whole = TransformersEngine(str(tiny_folder), dtype="float64")
+    assert [score] == pytest.approx(await whole.mean_nll(long, [done[0].token_ids]), rel=1e-6)
+    await whole.aclose()
+
+
+@pytest.mark.parametrize("fails_at", range(1, 12, 2))
+async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=6)
+    prompts = [await engine.embed([SYSTEM, Message("user", "word " * count)]) for count in (1, 9, 3, 20, 5, 2)]
+    forward, calls = engine._loaded.forward, []
+
+    def scarce(rows: Any, packed: Any) -> Any:
+        calls.append(rows.shape[1])
+        if len(calls) in (fails_at, fails_at + 1):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
+        return forward(rows, packed)
+
+    monkeypatch.setattr(engine._loaded, "forward", scarce)
+    done: list[Completion] = []
+    streamed: list[str] = []
+
+    async def stream() -> None:
+        streamed.append("".join([delta.text async for delta in engine.stream(request(prompts[0], 15))]))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream)
+        done += await engine.generate_batch([request(prompt, 15) for prompt in prompts[1:]])
+    stats = engine.stats()
+    await engine.aclose()
+    assert len(calls) > fails_at
+    expected = await alone(tiny_folder, prompts, 15)
+    assert [completion.token_ids for completion in done] == expected[1:]
+    fresh = TransformersEngine(str(tiny_folder), dtype="float64")
+    [first] = await fresh.generate_batch([request(prompts[0], 15)])
+    await fresh.aclose()
+    assert streamed == [first.text]
+    assert stats.set_aside > 0
+
+
+async def test_memory_that_never_suffices_is_an_error_that_says_so(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = await tiny.embed([Message("user", "Hi")])
+    await tiny.load()
+
+    def none_left(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(tiny._loaded, "forward", none_left)
+    with pytest.raises(EngineError, match="out of memory with a single sequence"):
+        await tiny.generate_batch([request(prompt, 3)])
+
+
+async def test_sequences_that_do_not_fit_into_memory_wait(tiny_folder: Path) -> None:
+    narrow = TransformersEngine(str(tiny_folder), dtype="float64")
+    await narrow.load()
+    prompts = [await narrow.embed([SYSTEM, Message("user", "word " * count)]) for count in range(1, 9)]
+    longest = max(len(prompt.matrix) for prompt in prompts)
+    room_for_three = 3.5 * longest * narrow._loaded.column_bytes / 2**30
+    await narrow.aclose()
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=room_for_three)
+    most = 0
+    done: list[Completion] = []
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, engine.stats().active)
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        done += await engine.generate_batch([request(prompt, 12) for prompt in prompts])
+        tasks.cancel_scope.cancel()
+    await engine.aclose()
+    assert 1 <= most <= 3
+    assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 12)
+
+
+async def test_a_single_stream_does_not_wait_behind_a_large_batch(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=2)
+    prompt = await engine.embed([Message("user", "Hi")])
+    order: list[str] = []
+
+    async def bulk() -> None:
+        await engine.generate_batch([request(prompt, 40) for _ in range(40)])
+        order.append("bulk")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bulk)
+        while engine.stats().queued == 0:
+            await anyio.lowlevel.checkpoint()
+        async for _ in engine.stream(request(prompt, 3)):
+            pass
+        order.append("single")
+        queued = engine.stats().queued
+    await engine.aclose()
+    assert order == ["single", "bulk"]
+    assert queued >= 30
+
+
+async def test_sequences_of_one_ticket_share_one_turn(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=1)
+    prompt = await engine.embed([Message("user", "Hi")])
+    early, late = next_ticket(), next_ticket()
+    order: list[str] = []
+
+    async def ask(name: str, ticket: int, tokens: int) -> None:
+        await engine.generate_batch([request(prompt, tokens, ticket=ticket)])
+        order.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, "at work", next_ticket(), 60)
+        while engine.stats().active == 0:
+            await anyio.lowlevel.checkpoint()
+        tasks.start_soon(ask, "another's", late, 3)
+        while engine.stats().queued == 0:
+            await anyio.lowlevel.checkpoint()
+        tasks.start_soon(ask, "a repair", early, 3)
+    await engine.aclose()
+    assert order == ["at work", "a repair", "another's"]
+
+
+async def test_a_full_queue_refuses_what_comes_and_serves_what_waits(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), max_batch=1, max_waiting=2)
+    prompt = await engine.embed([Message("user", "Hi")])
+    done: list[Completion] = []
+
+    async def fill() -> None:
+        done.extend(await engine.generate_batch([request(prompt, 40)]))
+
+    async def wait() -> None:
+        done.extend(await engine.generate_batch([request(prompt, 3), request(prompt, 3)]))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fill)
+        while engine.stats().active == 0:
+            await anyio.lowlevel.checkpoint()
+        tasks.start_soon(wait)
+        while engine.stats().queued < 2:
+            await anyio.lowlevel.checkpoint()
+        with pytest.raises(EngineBusyError, match="max_waiting"):
+            await engine.generate_batch([request(prompt, 3)])
+        with pytest.raises(EngineBusyError):
+            async for _ in engine.stream(request(prompt, 3)):
+                pass
+    assert len(done) == 3
+    await engine.aclose()
+
+
+async def test_a_family_that_hides_its_attention_is_refused(
+    save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]
+) -> None:
+    from transformers import BloomConfig
+
+    config = BloomConfig(vocab_size=49152, hidden_size=32, n_layer=2, n_head=4, eos_token_id=2)
+    engine = TransformersEngine(str(save_model(config)))
+    with pytest.raises(ConfigurationError, match="cannot be batched here"):
+        await engine.load()
+
+
+@pytest.mark.parametrize("options", [{"max_waiting": 0}, {"cache_gib": 0.0}, {"cache_gib": float("nan")}])
+def test_settings_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        TransformersEngine(**options)
+
+
+async def test_closing_fails_what_waits_to_be_scored(tiny: TransformersEngine) -> None:
+    prompt = await tiny.embed([Message("user", "Hi")])
+    await tiny.load()
+    await tiny.aclose()
+    with pytest.raises(EngineError, match="closed"):
+        await tiny.mean_nll(prompt, [[1, 2]])
+
+
+async def test_many_scores_at_once_equal_each_alone(tiny: TransformersEngine) -> None:
+    prompt = await tiny.embed([SYSTEM, Message("user", "the fog")])
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(5, 4000, count).tolist() for count in (1, 2, 17, 60)]
+    together = await tiny.mean_nll(prompt, [*texts, []])
+    single = [(await tiny.mean_nll(prompt, [text]))[0] for text in texts]
+    assert together[:-1] == pytest.approx(single, rel=1e-6)
+    assert np.isnan(together[-1])

@@ -1,0 +1,81 @@
+"""Who gets the next free place in the batch. Pure: no model, no clock, no threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from tta_middleware.errors import EngineBusyError
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """Waiting sequences, by the ticket of the request that they belong to.
+
+    A free place goes to the request with the fewest sequences at work, the earliest of them by ticket. So a request of
+    a thousand sequences leaves places to single ones, and a repair, whose ticket is that of its first answer, does not
+    wait behind every request that came in the meantime.
+
+    Args:
+        most: sequences that may wait; None for no bound.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
+        self._waiting: dict[int, deque[Item]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(self, ticket: int, items: Sequence[Item]) -> None:
+        """Queue sequences of one request.
+
+        Raises:
+            EngineBusyError: too many sequences wait already; none of these is queued.
+        """
+        if self._most is not None and self._count + len(items) > self._most and self._count:
+            raise EngineBusyError(
+                f"{self._count} sequences wait for a place already and the limit is {self._most}; "
+                "try again later, send fewer at once, or raise max_waiting"
+            )
+        self._waiting.setdefault(ticket, deque()).extend(items)
+        self._count += len(items)
+
+    def put_back(self, ticket: int, item: Item) -> None:
+        """Queue a sequence that had a place already, in front of its request's others."""
+        self._waiting.setdefault(ticket, deque()).appendleft(item)
+        self._count += 1
+
+    def take(self, active: Mapping[int, int], room: int, fits: Callable[[Item], bool] = lambda _: True) -> list[Item]:
+        """The sequences that get the ``room`` free places; ``active`` counts those at work by ticket.
+
+        The first that does not fit ends the round, so that a large one is not passed over for ever.
+        """
+        at_work = dict(active)
+        taken: list[Item] = []
+        while self._waiting and len(taken) < room:
+            ticket = min(self._waiting, key=lambda ticket: (at_work.get(ticket, 0), ticket))
+            if not fits(self._waiting[ticket][0]):
+                break
+            taken.append(self._waiting[ticket].popleft())
+            at_work[ticket] = at_work.get(ticket, 0) + 1
+            self._count -= 1
+            if not self._waiting[ticket]:
+                del self._waiting[ticket]
+        return taken
+
+    def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
+        """Take out the sequences that are ``unwanted``."""
+        removed = []
+        for ticket, items in list(self._waiting.items()):
+            gone = [item for item in items if unwanted(item)]
+            if gone:
+                removed += gone
+                self._waiting[ticket] = deque(item for item in items if item not in gone)
+            if not self._waiting[ticket]:
+                del self._waiting[ticket]
+        self._count -= len(removed)
+        return removed

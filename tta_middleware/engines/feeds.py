@@ -1,0 +1,138 @@
+"""What has to run before a sequence decodes or a text is scored: rows in, chunk by chunk, logits out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tta_middleware.engines.loaded import LoadedModel
+from tta_middleware.engines.packed import Segment
+from tta_middleware.engines.row import Row
+from tta_middleware.engines.slots import Prefix
+from tta_middleware.types import PromptEmbeddings
+
+# A shorter beginning is not worth a forward pass of its own.
+_WORTH_SHARING = 16
+
+
+class Feed:
+    """Rows (T, d) of one sequence on their way through the model.
+
+    Args:
+        rows: all that is to run; the first ``head`` of them may come from elsewhere.
+        head: how many rows at the beginning other sequences are likely to share; 0 for none.
+        keep: of how many of the last rows the logits are wanted.
+        resumes: the columns are needed afterwards, because the sequence goes on.
+    """
+
+    def __init__(self, rows: Tensor, *, head: int, keep: int, resumes: bool) -> None:
+        self.rows = rows
+        self.head = head if _WORTH_SHARING <= head < len(rows) else 0
+        self.keep, self.resumes = keep, resumes
+        self.past: Prefix | None = None
+
+    @property
+    def done(self) -> int:
+        """Rows that have run."""
+        return self.past.length if self.past else 0
+
+    @property
+    def left(self) -> int:
+        return len(self.rows) - self.done
+
+    @property
+    def finished(self) -> bool:
+        return self.left == 0
+
+    def segment(self, most: int) -> Segment:
+        """The next rows, ``most`` at the most."""
+        start, end = self.done, min(len(self.rows), self.done + most)
+        first_kept = len(self.rows) - self.keep
+        keep = max(0, end - max(start, first_kept))
+        return Segment(self.rows[start:end], self.past, keep, self.resumes or end < len(self.rows))
+
+    def restart(self) -> None:
+        """Forget what has run."""
+        self.past = None
+
+    def ran(self, segment: Segment) -> None:
+        """Take note that ``segment`` has run."""
+        self.past = segment.prefix() if segment.collect else Prefix((), segment.end)
+
+
+class Joining:
+    """A sequence whose prompt, and what it has generated before it was set aside, still have to run."""
+
+    def __init__(self, model: LoadedModel, row: Row) -> None:
+        self.row = row
+        prompt = row.request.prompt
+        rows = model.to_tensor(prompt.matrix)
+        if row.token_ids:
+            rows = torch.cat([rows, model.look_up(row.token_ids)])
+        self.feed = Feed(rows, head=head_of(prompt), keep=1, resumes=True)
+
+    @property
+    def cancelled(self) -> bool:
+        return self.row.cancelled
+
+    def restart(self) -> None:
+        """Forget what has run."""
+        self.feed.restart()
+
+    def fail(self, cause: BaseException) -> None:
+        self.row.fail(cause)
+        self.row.announce()
+
+
+class Scoring:
+    """One completion whose likelihood after a prompt is asked for.
+
+    Attributes:
+        cancelled: nobody waits for it any more; set by the caller.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptEmbeddings,
+        token_ids: Sequence[int],
+        deliver: Callable[[float | BaseException], object],
+    ) -> None:
+        self.prompt, self.token_ids = prompt, list(token_ids)
+        self.cancelled = False
+        self._deliver = deliver
+        self._nats = 0.0
+        self._scored = 0
+        self.feed: Feed
+
+    def start(self, model: LoadedModel) -> None:
+        """Look the rows up; the last token is predicted, never read."""
+        rows = model.to_tensor(self.prompt.matrix)
+        if len(self.token_ids) > 1:
+            rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
+        self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids), resumes=False)
+
+    def take(self, logits: Tensor) -> None:
+        """The (n, V) logits that predict the next n tokens."""
+        next_ids = self.token_ids[self._scored : self._scored + len(logits)]
+        wanted = torch.tensor(next_ids, dtype=torch.long, device=logits.device)
+        with torch.inference_mode():
+            self._nats += float(torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"))
+        self._scored += len(logits)
+        if self.feed.finished:
+            self._deliver(self._nats / len(self.token_ids) if self.token_ids else math.nan)
+
+    def restart(self) -> None:
+        """Forget what has run."""
+        self.feed.restart()
+        self._nats, self._scored = 0.0, 0
+
+    def fail(self, cause: BaseException) -> None:
+        self._deliver(cause)
+
+
+def head_of(prompt: PromptEmbeddings) -> int:
+    """Rows before the user's first one: what a repair never moves by default, and what a conversation repeats."""
+    return int(prompt.user_mask.argmax()) if prompt.user_mask.any() else 0

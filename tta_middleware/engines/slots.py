@@ -1,0 +1,142 @@
+"""Keys and values of the sequences that decode: one slot a sequence, each with its own length.
+
+A decode step writes one column per slot in place, a sequence that leaves is overwritten by the last one, and a
+sequence that joins takes the next slot; nothing else moves. Buffers grow in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Layers: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values per layer, each (1, heads, columns, head size)."""
+
+# Columns are allocated this many at a time.
+_BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What the first ``length`` columns of a sequence left in every layer; shared, never written to."""
+
+    layers: Layers
+    length: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+
+def column_bytes(prefix: Prefix) -> int:
+    """Bytes that one column of one sequence takes over all layers."""
+    return prefix.nbytes // max(1, prefix.length)
+
+
+class Slots:
+    """Buffers per layer, shaped (slots, heads, columns, head size).
+
+    Args:
+        most: slots there may ever be.
+
+    Attributes:
+        lengths: columns in use, slot by slot.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.lengths: list[int] = []
+        self._most = most
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        self._at: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def columns(self) -> int:
+        """Columns allocated for every slot."""
+        return self._layers[0][0].shape[2] if self._layers else 0
+
+    def bytes_after_step(self) -> int:
+        """What the buffers will take with one more column in every slot."""
+        if not self.lengths:
+            return 0
+        rows, columns = self._allocation(len(self.lengths), max(self.lengths) + 1)
+        have = self._layers[0][0].shape[0] * self.columns
+        return sum(keys.nbytes + values.nbytes for keys, values in self._layers) // have * rows * columns
+
+    def add(self, prefix: Prefix) -> None:
+        """Give a sequence the next slot, with room for one more column."""
+        slot = len(self.lengths)
+        self._reserve(slot + 1, prefix.length + 1, prefix.layers)
+        for (keys, values), (new_keys, new_values) in zip(self._layers, prefix.layers, strict=True):
+            keys[slot, :, : prefix.length] = new_keys[0]
+            values[slot, :, : prefix.length] = new_values[0]
+        self.lengths.append(prefix.length)
+
+    def reserve(self) -> None:
+        """Make room for one more column in every slot and note where it goes."""
+        self._reserve(len(self.lengths), max(self.lengths) + 1, self._layers)
+        device = self._layers[0][0].device
+        self._at = (torch.arange(len(self.lengths), device=device), torch.tensor(self.lengths, device=device))
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put one column (slots, heads, head size) behind every slot; all columns (slots, heads, columns, size)."""
+        if self._at is None:
+            raise RuntimeError("reserve() comes before write()")
+        count, end = len(self.lengths), max(self.lengths) + 1
+        all_keys, all_values = self._layers[layer]
+        rows, columns = self._at
+        all_keys[rows, :, columns] = keys
+        all_values[rows, :, columns] = values
+        return all_keys[:count, :, :end], all_values[:count, :, :end]
+
+    def advance(self) -> None:
+        """Count the column that a decode step has written to every slot."""
+        self.lengths = [length + 1 for length in self.lengths]
+        self._at = None
+
+    def remove(self, slot: int) -> None:
+        """Free a slot; the last sequence takes its place, and an empty cache gives its memory back."""
+        last = len(self.lengths) - 1
+        length = self.lengths.pop()
+        if slot != last:
+            for keys, values in self._layers:
+                keys[slot, :, :length] = keys[last, :, :length]
+                values[slot, :, :length] = values[last, :, :length]
+            self.lengths[slot] = length
+        if not self.lengths:
+            self._layers = []
+
+    def _allocation(self, slots: int, columns: int) -> tuple[int, int]:
+        """Slots and columns of the buffers that hold so many."""
+        have = self._layers[0][0].shape[0] if self._layers else 0
+        # Doubling keeps the copies few while sequences come one by one.
+        rows = have if slots <= have else min(max(slots, 2 * have), self._most)
+        return rows, max(self.columns, -(-columns // _BLOCK) * _BLOCK)
+
+    def _reserve(self, slots: int, columns: int, like: Layers) -> None:
+        have = self._layers[0][0].shape[0] if self._layers else 0
+        if slots <= have and columns <= self.columns:
+            return
+        rows, width = self._allocation(slots, columns)
+        if not self._layers:
+            self._layers = [(_grown(keys, rows, width), _grown(values, rows, width)) for keys, values in like]
+            return
+        used, longest = len(self.lengths), max(self.lengths)
+        # Layer by layer, so that old and new buffers never stand side by side in full.
+        for layer, (keys, values) in enumerate(self._layers):
+            self._layers[layer] = (
+                _grown(keys, rows, width, used, longest),
+                _grown(values, rows, width, used, longest),
+            )
+
+
+def _grown(buffer: Tensor, rows: int, columns: int, used: int = 0, longest: int = 0) -> Tensor:
+    """A larger buffer with the used corner of this one."""
+    _, heads, _, size = buffer.shape
+    # Zeros, not garbage: a masked NaN would still spoil the sum it is weighted into with 0.
+    grown = torch.zeros((rows, heads, columns, size), dtype=buffer.dtype, device=buffer.device)
+    grown[:used, :, :longest] = buffer[:used, :, :longest]
+    return grown

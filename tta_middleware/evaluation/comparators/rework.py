@@ -1,0 +1,35 @@
+"""What comparators share that are no search over one prompt's embeddings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from tta_middleware.evaluation.comparators.base import Bench
+from tta_middleware.evaluation.comparators.workbench import Workbench
+from tta_middleware.guard import Report
+from tta_middleware.types import Message, Sampling, Trace
+
+
+class Rework(ABC):
+    """A :class:`~tta_middleware.evaluation.comparators.base.Comparator` that gives another answer for a flagged one."""
+
+    __slots__ = ()
+
+    name: str
+
+    @property
+    def settings(self) -> str:
+        return repr(self)
+
+    def iterations(self, trace: Trace) -> float:
+        """As many as there were rounds of answers."""
+        return len(trace.steps)
+
+    async def run(self, bench: Bench, messages: Sequence[Message], sampling: Sampling) -> Report:
+        work = await Workbench.open(self.name, bench, messages, sampling)
+        return await self.rework(work) if work.flagged else work.start
+
+    @abstractmethod
+    async def rework(self, work: Workbench) -> Report:
+        """The result for a prompt whose undefended answer was flagged."""

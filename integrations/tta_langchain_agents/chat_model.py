@@ -24,6 +24,7 @@ from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_strea
 from tta_langchain_agents.stream import WatchedStream, WithheldError
 from tta_middleware import bridge
 from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.config import Windows
 from tta_middleware.policy import StagePolicies
@@ -32,7 +33,7 @@ from tta_middleware.registry import MODERATORS, check_known
 Messages = list[BaseMessage]
 
 
-class GuardedChatModel(BaseChatModel):
+class GuardedChatModel(EndingBatches, BaseChatModel):
     """A chat model whose messages are checked, text, reasoning and tool calls, before they leave it.
 
     The inner model is called without callbacks, so what it says raw reaches no callback, event stream or tracer; its

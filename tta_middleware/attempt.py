@@ -208,6 +208,7 @@ class Attempt:
         self._checked = ""
         self._judged = 0
         self._quality: QualityReport | None = None
+        self._assessed: Completion | None = None
         self._followed = False
         windows = None if proposal.whole else delivery.windows
         policy, opening = parts.policies.repair, proposal.opening
@@ -279,6 +280,9 @@ class Attempt:
     async def _usable(self) -> bool:
         whole = self.watch.completion
         seen = whole if self.watch.finish_reason else replace(whole, text=self._checked)
+        if self._quality is not None and seen == self._assessed:
+            return self._quality.usable
+        self._assessed = seen
         opened = self.proposal.prompt if self.proposal.opening else None
         unmoved = opened or self._question.prompt
         (self._quality,) = await self._parts.quality.assess(self._parts.engine, unmoved, [seen])

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tta_middleware.engines.admission import FairQueue
 from tta_middleware.engines.batch import Batch
 from tta_middleware.engines.capacity import is_out_of_memory
 from tta_middleware.engines.feeds import Scoring
+from tta_middleware.engines.handoff import Chore
 from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.row import Row
 from tta_middleware.engines.threads import ThreadTuner
@@ -39,6 +41,15 @@ class DecoderStats:
     set_aside: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What was asked for since the last pass."""
+
+    joining: Sequence[Row]
+    scoring: Sequence[Scoring]
+    chores: Sequence[Chore[Any]]
+
+
 class Decoder:
     """Continuous batching: sequences join and leave at any pass, and prompts run beside the decode steps.
 
@@ -61,6 +72,7 @@ class Decoder:
         self._batch = Batch(model, max_batch, memory_budget)
         self._queue: FairQueue[Row] = FairQueue(max_waiting)
         self._to_score: list[Scoring] = []
+        self._chores: list[Chore[Any]] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._tuner = ThreadTuner.for_model(model)
@@ -90,6 +102,20 @@ class Decoder:
             self._to_score += jobs
             self._wake()
 
+    def run(self, chore: Chore[Any]) -> None:
+        """Queue work that is done before the next pass; thread-safe, does not wait.
+
+        Other threads leave matrices alone: each that multiplies keeps a pool of OpenMP threads, and where there are
+        more of those than processors all of them sleep at once instead of waiting briefly (docs/decisions/008).
+
+        Raises:
+            EngineError: the decoder is closed.
+        """
+        with self._changed:
+            self._check_open()
+            self._chores.append(chore)
+            self._wake()
+
     def close(self) -> None:
         """Stop within one step, fail what is unfinished, and wait for the thread; idempotent."""
         with self._changed:
@@ -103,9 +129,10 @@ class Decoder:
         for row in self._queue.remove(lambda _: True):
             row.fail(closed)
             row.announce()
-        jobs, self._to_score = self._to_score, []
-        for job in jobs:
-            job.fail(closed)
+        waiting: list[Scoring | Chore[Any]] = [*self._to_score, *self._chores]
+        for asked in waiting:
+            asked.fail(closed)
+        self._to_score, self._chores = [], []
 
     def stats(self) -> DecoderStats:
         with self._changed:
@@ -123,17 +150,20 @@ class Decoder:
         self._changed.notify()
 
     def _run(self) -> None:
-        while (news := self._next()) is not None:
+        while (work := self._next()) is not None:
             try:
-                self._turn(*news)
+                self._turn(work)
             except Exception as exc:  # noqa: BLE001  the thread boundary: its callers get the error, not the thread
                 self._batch.fail(exc)
 
-    def _turn(self, joining: Sequence[Row], scoring: Sequence[Scoring]) -> None:
+    def _turn(self, work: _Work) -> None:
         self._batch.drop_cancelled()
+        self._tuner.begin()
+        for chore in work.chores:
+            chore.do()
         try:
-            self._batch.join(joining)
-            self._batch.score(scoring)
+            self._batch.join(work.joining)
+            self._batch.score(work.scoring)
             if self._batch.short_of_memory():
                 self._make_room()
             if not self._batch.idle:
@@ -145,7 +175,6 @@ class Decoder:
                 raise EngineError("out of memory with a single sequence; shorten it or use a smaller model") from exc
 
     def _pass(self) -> None:
-        self._tuner.begin()
         start = time.perf_counter()
         self._tokens += self._batch.turn()
         self._tuner.took(self._batch.columns_run, time.perf_counter() - start)
@@ -164,20 +193,24 @@ class Decoder:
         self._set_aside += len(leaving)
         return bool(leaving) or smaller
 
-    def _next(self) -> tuple[Sequence[Row], Sequence[Scoring]] | None:
-        """What joins and is scored from now on, perhaps nothing; None when the thread should end."""
+    def _next(self) -> _Work | None:
+        """What comes in addition from now on, perhaps nothing; None when the thread should end."""
         with self._changed:
-            while not (self._queue or self._to_score or self._closed) and self._batch.idle:
-                if not self._changed.wait(self._grace_seconds) and not (self._queue or self._to_score):
+            while not (self._asked() or self._closed) and self._batch.idle:
+                if not self._changed.wait(self._grace_seconds) and not self._asked():
                     break
-            if self._closed or (self._batch.idle and not (self._queue or self._to_score)):
+            if self._closed or (self._batch.idle and not self._asked()):
                 self._thread = None
                 return None
             for row in self._queue.remove(lambda row: row.cancelled):
                 row.finish("aborted")
                 row.announce()
-            jobs, self._to_score = self._to_score, []
-            return self._admit(), jobs
+            work = _Work(self._admit(), self._to_score, self._chores)
+            self._to_score, self._chores = [], []
+            return work
+
+    def _asked(self) -> bool:
+        return bool(self._queue or self._to_score or self._chores)
 
     def _admit(self) -> list[Row]:
         taken = 0

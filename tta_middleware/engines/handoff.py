@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tta_middleware.errors import EngineError
@@ -53,6 +54,35 @@ class Mailbox(Generic[Item]):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class Chore(Generic[Item]):
+    """Work for the decode thread beside its passes; made and awaited in one event loop."""
+
+    def __init__(self, work: Callable[[], Item]) -> None:
+        self._work = work
+        self._mailbox: Mailbox[Item | Exception] = Mailbox()
+
+    def do(self) -> None:
+        """Carry it out; called in the decode thread."""
+        try:
+            self._mailbox.put(self._work())
+        except Exception as error:  # noqa: BLE001  raised again where it is awaited
+            self._mailbox.put(error)
+
+    def fail(self, error: EngineError) -> None:
+        self._mailbox.put(error)
+
+    async def result(self) -> Item:
+        """What the work returned.
+
+        Raises:
+            Exception: what it raised.
+        """
+        found = await self._mailbox.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 class StreamSink:

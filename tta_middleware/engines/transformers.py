@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
-from tta_middleware.engines.handoff import BatchSink, Mailbox, ScoreSink, StreamSink
+from tta_middleware.engines.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamSink
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.template import chat_template, render_prompt
 from tta_middleware.engines.tool_template import tool_format
@@ -222,7 +223,7 @@ class TransformersEngine:
         _check_width(model, rows)
         from tta_middleware.engines.table import nearest_tokens
 
-        return await anyio.to_thread.run_sync(nearest_tokens, model, rows)
+        return await self._beside_decoding(lambda: nearest_tokens(model, rows))
 
     async def directions(self, words: Sequence[str]) -> FloatMatrix:
         """(n, d) rows of length 1: each word's mean token embedding less the mean of the model's whole table.
@@ -235,7 +236,7 @@ class TransformersEngine:
         model = await self._ready()
         from tta_middleware.engines.table import directions
 
-        return await anyio.to_thread.run_sync(directions, model, list(words))
+        return await self._beside_decoding(lambda: directions(model, list(words)))
 
     def stats(self) -> DecoderStats:
         """Sequences at work and waiting, steps done and tokens generated so far."""
@@ -263,7 +264,7 @@ class TransformersEngine:
             if self._closed:
                 raise EngineError("the engine is closed; build a new one")
             if self._loaded is None:
-                self._loaded = self._load()
+                self._loaded = _in_a_thread_that_ends(self._load)
             return self._loaded
 
     def _load(self) -> LoadedModel:
@@ -297,6 +298,11 @@ class TransformersEngine:
         for ticket, group in groupby(rows, key=lambda row: row.ticket):
             decoder.submit(ticket, list(group))
 
+    async def _beside_decoding(self, work: Callable[[], T]) -> T:
+        chore = Chore(work)
+        self._running().run(chore)
+        return await chore.result()
+
     def _running(self) -> Decoder:
         if self._decoder is None:
             raise EngineError("the engine is closed; build a new one")
@@ -328,6 +334,12 @@ class _Group:
                 yield delta
         finally:
             row.cancel()
+
+
+def _in_a_thread_that_ends(work: Callable[[], T]) -> T:
+    """A thread's pool of OpenMP threads ends with it; see :meth:`Decoder.run`."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tta-load") as pool:
+        return pool.submit(work).result()
 
 
 def _embed(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
@@ -17,7 +18,7 @@ from tta_middleware.engines.detokenise import Detokeniser, TextAssembler
 from tta_middleware.engines.table import TableFacts
 from tta_middleware.engines.torch_import import quiet_transformers
 from tta_middleware.errors import ConfigurationError, ModelNotFoundError
-from tta_middleware.types import FloatMatrix
+from tta_middleware.types import FloatMatrix, IntVector
 
 _CONTEXT_TOKENS = 4
 _TABLE_NAMES: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -56,9 +57,17 @@ class Vocabulary:
         return rows
 
     def rows(self, token_ids: Sequence[int]) -> FloatMatrix:
-        """The same as float32 numpy."""
-        matrix: FloatMatrix = self.look_up(token_ids).float().cpu().numpy()
-        return matrix
+        """The same as float32 numpy; any thread may ask, so torch's own threads stay out of it where they can."""
+        plain = type(self.embedding) is torch.nn.Embedding and self.device.type == "cpu"
+        if not plain or self.dtype not in (torch.bfloat16, torch.float32):
+            matrix: FloatMatrix = self.look_up(token_ids).float().cpu().numpy()
+            return matrix
+        ids = np.asarray(token_ids, dtype=np.int64)
+        if self.dtype == torch.float32:
+            return self.table.detach().numpy()[ids]
+        # A bfloat16 is the upper half of a float32.
+        halves: IntVector = self.table.detach().view(torch.uint16).numpy()[ids].astype(np.uint32)
+        return (halves << 16).view(np.float32)
 
     def assembler(self, prompt_ids: Sequence[int], stop: Sequence[str]) -> TextAssembler:
         """The text of one answer to a prompt with these token ids."""

@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tta_middleware import TTAChatModel
 from tta_middleware.cli.batch_flow import Flow

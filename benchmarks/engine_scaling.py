@@ -1,22 +1,20 @@
 """Tokens per second at 1 to 32 concurrent sequences: model.generate, our engine, vLLM, and the machine's limits.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/engine_scaling.py --vllm .venv-vllm/bin/python
+    python benchmarks/engine_scaling.py --vllm .venv-vllm/bin/python
 
-vLLM runs under the Python that is given, as a process that stays up; at every size the engines decode in turn and the
-best of ``--repeat`` runs counts. Greedy answers of ``--tokens`` tokens to prompts of different lengths, all of them
-there from the start; prefill is inside the time. The limits are those of decoding: every step reads all weights once,
-and every token multiplies with each of them once.
+Each runs in a process of its own that stays up, vLLM under the Python that is given; at every size they decode in turn
+and the best of ``--repeat`` runs counts. Greedy answers of ``--tokens`` tokens to prompts of different lengths, all of
+them there from the start; prefill is inside the time. OpenMP's settings are those of torch_import.py for the first two
+and vLLM's own for vLLM. The limits are those of decoding: every step reads all weights once, and every token multiplies
+with each of them once.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from contextlib import ExitStack
 from typing import IO, Any, cast
 
 from tta_middleware.engines.models import resolve_model
+from tta_middleware.engines.template import render_prompt
 from tta_middleware.protocols import Engine
 from tta_middleware.types import GenerationRequest, Message, Sampling
 
@@ -61,31 +60,57 @@ async def engine_rate(engine: Engine, size: int, tokens: int, repeat: int) -> fl
     return await best(run, repeat)
 
 
-async def generate_rate(model: Any, engine: Engine, size: int, tokens: int, repeat: int) -> float:
-    import torch
+class Plain:
+    """transformers' own model.generate."""
 
-    rows = [request.prompt.token_ids.tolist() for request in await requests(engine, size, tokens)]
-    longest = max(map(len, rows))
-    ids = torch.tensor([[2] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    def __init__(self, options: argparse.Namespace) -> None:
+        from tta_middleware.engines.torch_import import import_torch, import_transformers
 
-    async def run() -> int:
-        with torch.inference_mode():
-            model.generate(ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        return size * tokens
+        torch = import_torch()
+        folder = str(resolve_model(options.model))
+        load = import_transformers().AutoModelForCausalLM.from_pretrained
+        self.torch, self.model = torch, load(folder, dtype=getattr(torch, options.dtype)).eval()
+        self.tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder)
 
-    return await best(run, repeat)
+    async def rate(self, size: int, tokens: int, repeat: int) -> float:
+        prompts = [render_prompt(self.tokenizer, [Message("user", text)]).token_ids for text in texts(size)]
+        longest = max(map(len, prompts))
+        ids = self.torch.tensor([[2] * (longest - len(row)) + list(row) for row in prompts])
+        mask = self.torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+        lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+
+        async def run() -> int:
+            with self.torch.inference_mode():
+                self.model.generate(ids, attention_mask=mask, do_sample=False, **lengths)
+            return size * tokens
+
+        return await best(run, repeat)
 
 
-class VLLMProcess:
-    """Measures in another environment, when told to."""
+class Child:
+    """Measures in a process of its own, when told to."""
 
-    def __init__(self, python: str, options: argparse.Namespace, stack: ExitStack) -> None:
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-        environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": cores} | os.environ
-        command = [python, "-W", "ignore", __file__, "--child", "--dtype", options.dtype, "--model", options.model]
+    def __init__(self, python: str, kind: str, options: argparse.Namespace, stack: ExitStack) -> None:
+        environment = dict(os.environ)
+        if kind == "vLLM":
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            environment |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+            environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
+            environment.pop("OMP_WAIT_POLICY", None)
+        command = [
+            python,
+            "-W",
+            "ignore",
+            __file__,
+            "--child",
+            kind,
+            "--dtype",
+            options.dtype,
+            "--model",
+            options.model,
+        ]
         command += ["--tokens", str(options.tokens), "--repeat", str(options.repeat)]
+        command += ["--sizes", *map(str, options.sizes)]
         self._process = stack.enter_context(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
         )
@@ -97,18 +122,34 @@ class VLLMProcess:
         for line in cast(IO[str], self._process.stdout):
             if line.startswith('{"rate":'):
                 return float(json.loads(line)["rate"])
-        raise SystemExit("the vLLM process ended; run its Python with --child by hand to see why")
+        raise SystemExit("a measuring process ended; run it with --child by hand to see why")
 
 
 async def child(options: argparse.Namespace) -> None:
-    from tta_vllm import VLLMEngine
-
-    limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": max(options.sizes)}
-    engine = VLLMEngine(options.model, dtype=options.dtype, **limits)
+    if options.child == "model.generate":
+        plain = Plain(options)
+        for line in sys.stdin:
+            print(json.dumps({"rate": await plain.rate(int(line), options.tokens, options.repeat)}), flush=True)
+        return
+    engine = _vllm(options) if options.child == "vLLM" else _ours(options)
     for line in sys.stdin:
         rate = await engine_rate(engine, int(line), options.tokens, options.repeat)
         print(json.dumps({"rate": rate}), flush=True)
     await engine.aclose()
+
+
+def _vllm(options: argparse.Namespace) -> Engine:
+    from tta_vllm import VLLMEngine
+
+    limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": max(options.sizes)}
+    engine: Engine = VLLMEngine(options.model, dtype=options.dtype, **limits)
+    return engine
+
+
+def _ours(options: argparse.Namespace) -> Engine:
+    from tta_middleware.engines.transformers import TransformersEngine
+
+    return TransformersEngine(options.model, dtype=options.dtype, max_batch=max(options.sizes))
 
 
 def bytes_per_second(seconds: float = 2.0) -> float:
@@ -158,28 +199,21 @@ def limits(model: Any, dtype: Any, tokens: int) -> str:
     )
 
 
-async def compare(options: argparse.Namespace) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tta_middleware.engines.transformers import TransformersEngine
-
-    dtype = getattr(torch, options.dtype)
-    engine = TransformersEngine(options.model, dtype=options.dtype, max_batch=max(options.sizes))
-    plain = AutoModelForCausalLM.from_pretrained(str(resolve_model(options.model)), dtype=dtype).eval()
-    print(limits(plain, dtype, options.tokens))
-    columns = ["model.generate", "ours", *(["vLLM"] if options.vllm else [])]
-    print(f"| sequences | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+def compare(options: argparse.Namespace) -> None:
+    plain = Plain(options)
+    print(limits(plain.model, plain.model.dtype, options.tokens))
+    del plain
+    kinds = {"model.generate": sys.executable, "ours": sys.executable}
+    if options.vllm:
+        kinds["vLLM"] = options.vllm
+    print(f"| sequences | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
     with ExitStack() as stack:
-        other = VLLMProcess(options.vllm, options, stack) if options.vllm else None
+        children = [Child(python, kind, options, stack) for kind, python in kinds.items()]
+        for one in children:
+            one.rate(1)  # up and warm before the first that counts
         for size in options.sizes:
-            rates = [
-                await generate_rate(plain, engine, size, options.tokens, options.repeat),
-                await engine_rate(engine, size, options.tokens, options.repeat),
-                *([other.rate(size)] if other else []),
-            ]
+            rates = [one.rate(size) for one in children]
             print(f"| {size} | {' | '.join(f'{rate:.0f}' for rate in rates)} |", flush=True)
-    await engine.aclose()
 
 
 def main() -> None:
@@ -190,9 +224,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    asyncio.run(child(options) if options.child else compare(options))
+    if options.child:
+        asyncio.run(child(options))
+    else:
+        compare(options)
 
 
 if __name__ == "__main__":

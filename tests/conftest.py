@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
 # Before anything imports torch: spinning OpenMP threads stall small products when a core is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell starts background jobs with interrupts ignored, and processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: wall time is no property of the code, least of all on a busy machine.
 settings.register_profile("tta", deadline=None, print_blob=True)

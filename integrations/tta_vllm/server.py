@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import anyio
 import numpy as np
 import openai
 
@@ -23,6 +24,8 @@ _PAUSE_SECONDS = 5.0
 """How long a server that failed is left alone, unless no other is up."""
 
 _CONNECT_SECONDS = 10.0
+
+_SECOND_ROUND_SECONDS = 0.25
 
 _FAILURES = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 """What another server may do better; a time-out is a connection error."""
@@ -56,6 +59,44 @@ class Pool:
 
     def failed(self, server: Server) -> None:
         server.down_until = self.clock() + self.pause_seconds
+
+
+class Tries:
+    """The servers that one request is sent to, until all have failed it twice in a row.
+
+    Once is not enough: a connection that idled may be closed by its server at the moment it is used again.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._failed: list[Server] = []
+        self._second = False
+
+    async def next(self) -> Server:
+        """The next one to try.
+
+        Raises:
+            EngineError: all have failed.
+        """
+        server = self._pool.pick(self._failed)
+        if server is None and not self._second:
+            await anyio.sleep(_SECOND_ROUND_SECONDS)
+            self._failed.clear()
+            self._second = True
+            server = self._pool.pick()
+        if server is None:
+            urls = ", ".join(str(server.client.base_url) for server in self._pool.servers)
+            raise EngineError(f"every server failed: {urls}; are they up?")
+        return server
+
+    def failed(self, server: Server) -> None:
+        self._pool.failed(server)
+        self._failed.append(server)
+
+    def moved(self) -> None:
+        """There was progress: a server that failed before may be back."""
+        self._failed.clear()
+        self._second = False
 
 
 class VLLMServerEngine(RemoteEngine):
@@ -149,26 +190,24 @@ class VLLMServerEngine(RemoteEngine):
 
     async def _steps(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         done: list[int] = []
-        tried: list[Server] = []
+        tries = Tries(self._pool)
         while True:
-            server = self._pool.pick(tried)
-            if server is None:
-                raise EngineError(f"every server failed: {', '.join(self.urls)}; are they up?")
+            server = await tries.next()
             server.open_requests += 1
             try:
                 async with aclosing(self._from(server, request, done)) as steps:
                     async for ids, reason in steps:
                         done += ids
-                        tried.clear()  # it moves: a server that failed before may be back
+                        tries.moved()
                         yield ids, reason
                         if reason is not None:
                             return
-                raise EngineError("a server ended its stream without a reason")
+                # A stream that ends without a reason was cut off.
+                tries.failed(server)
             except openai.APIError as error:
                 if not _worth_another(error):
                     raise EngineError(f"the server refused the request: {_said(error)}") from error
-                self._pool.failed(server)
-                tried.append(server)
+                tries.failed(server)
             finally:
                 server.open_requests -= 1
 
@@ -204,8 +243,9 @@ class VLLMServerEngine(RemoteEngine):
                 yield list(choice.token_ids or ()), _reason(choice.finish_reason)
 
     async def _log_likelihoods(self, token_ids: Sequence[int]) -> list[float]:
-        tried: list[Server] = []
-        while (server := self._pool.pick(tried)) is not None:
+        tries = Tries(self._pool)
+        while True:
+            server = await tries.next()
             try:
                 answer: Any = await server.client.completions.create(
                     model=cast(str, self._name),
@@ -217,12 +257,10 @@ class VLLMServerEngine(RemoteEngine):
             except openai.APIError as error:
                 if not _worth_another(error):
                     raise EngineError(f"the server refused the request: {_said(error)}") from error
-                self._pool.failed(server)
-                tried.append(server)
+                tries.failed(server)
                 continue
             found = answer.choices[0].prompt_logprobs
             return [0.0 if one is None else one[str(i)]["logprob"] for one, i in zip(found, token_ids, strict=True)]
-        raise EngineError(f"every server failed: {', '.join(self.urls)}; are they up?")
 
     async def _stop(self) -> None:
         for server in self._pool.servers:

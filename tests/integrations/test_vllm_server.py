@@ -47,6 +47,8 @@ class Scripted:
     refuse: int | None = None
     alive: bool = True
     silent: bool = False
+    stale: int = 0
+    hangs_up: bool = False
     started: int = 0
     delivered: int = 0
     rows_seen: list[int] = field(default_factory=list)
@@ -63,6 +65,9 @@ class Scripted:
         body = await request.json()
         if self.refuse:
             return JSONResponse({"error": {"message": "no embeddings here"}}, status_code=self.refuse)
+        if self.stale:
+            self.stale -= 1
+            return JSONResponse({"error": {"message": "not yet"}}, status_code=503)
         if not self.alive:
             return JSONResponse({"error": {"message": "gone"}}, status_code=503)
         self.started += 1
@@ -76,6 +81,9 @@ class Scripted:
             if at == self.die_after or not self.alive:
                 self.alive = False
                 raise ConnectionAbortedError
+            if at == BROKEN_AT and self.hangs_up:
+                self.hangs_up = False
+                return
             if at == BROKEN_AT and self.break_off:
                 yield f"data: {json.dumps({'error': {'message': 'it broke', 'code': self.break_off}})}\n\n"
                 return
@@ -193,6 +201,24 @@ async def test_no_request_is_lost_when_one_of_two_servers_is_killed_under_load(
     assert [answer.text for answer in done] == [WORDS] * 40
     assert scripts[0].started > 5
     assert not scripts[0].alive
+
+
+async def test_a_stream_that_ends_without_a_reason_goes_on_elsewhere(
+    pair: tuple[list[Scripted], VLLMServerEngine],
+) -> None:
+    scripts, engine = pair
+    scripts[0].hangs_up = scripts[1].hangs_up = True
+    [done] = await engine.generate_batch([await wanted(engine)])
+    assert (done.text, done.finish_reason) == (WORDS, "stop")
+    assert not (scripts[0].hangs_up or scripts[1].hangs_up)
+
+
+async def test_a_request_that_all_servers_fail_once_is_not_lost(pair: tuple[list[Scripted], VLLMServerEngine]) -> None:
+    scripts, engine = pair
+    scripts[0].stale = scripts[1].stale = 1
+    [done] = await engine.generate_batch([await wanted(engine)])
+    assert done.text == WORDS
+    assert scripts[0].stale == scripts[1].stale == 0
 
 
 async def test_requests_go_to_the_least_loaded_server(pair: tuple[list[Scripted], VLLMServerEngine]) -> None:

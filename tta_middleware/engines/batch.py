@@ -16,6 +16,7 @@ from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.packed import Pass, Segment
 from tta_middleware.engines.row import Row
 from tta_middleware.engines.sampling import next_tokens
+from tta_middleware.engines.scored import Scored
 from tta_middleware.engines.slots import Slots
 from tta_middleware.errors import EngineError
 
@@ -26,6 +27,7 @@ _STEP_TOKENS = 512
 _FEWEST_TOKENS = 32
 # Beginnings of prompts may take this share of the memory for keys and values.
 _HEADS_SHARE = 0.25
+_SCORED_SHARE = 0.06
 
 
 class Batch:
@@ -42,6 +44,7 @@ class Batch:
         self._model, self._budget = model, budget
         self._slots = Slots(most_rows)
         self._heads = Heads(int(budget * _HEADS_SHARE))
+        self._scored = Scored(int(budget * _SCORED_SHARE))
         self._joining: list[Joining] = []
         self._scoring: list[Scoring] = []
         self._suspects: list[Job] = []
@@ -73,7 +76,7 @@ class Batch:
     def score(self, jobs: Sequence[Scoring]) -> None:
         """Texts whose likelihood is worked out in the next passes."""
         for job in jobs:
-            job.start(self._model)
+            job.start(self._model, self._scored)
         self._scoring += jobs
 
     def turn(self) -> int:
@@ -119,6 +122,7 @@ class Batch:
         at once from now on.
         """
         self._heads.clear()
+        self._scored.clear()
         smaller = self._most_tokens > _FEWEST_TOKENS
         self._most_tokens = max(_FEWEST_TOKENS, self._most_tokens // 2)
         everyone = sorted([*self.rows, *(job.row for job in self._joining)], key=lambda row: row.ticket)
@@ -143,6 +147,7 @@ class Batch:
             row.fail(cause)
         self._joining, self._scoring, self._suspects = [], [], []
         self._heads.clear()
+        self._scored.clear()
         self.drop_finished()
 
     def drop_finished(self) -> None:
@@ -218,6 +223,8 @@ class Batch:
             job.feed.ran(segment)
             if isinstance(job, Scoring):
                 job.take(part)
+                if job.feed.finished:
+                    job.remember(self._scored)
             elif job.feed.finished:
                 joined.append(job)
                 first.append(part)

@@ -12,7 +12,7 @@ from tta_middleware.engines.admission import FairQueue
 from tta_middleware.engines.batch import Batch
 from tta_middleware.engines.capacity import is_out_of_memory
 from tta_middleware.engines.feeds import Scoring
-from tta_middleware.engines.handoff import Chore
+from tta_middleware.engines.handoff import Chore, one_call_per_loop
 from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.row import Row
 from tta_middleware.engines.threads import ThreadTuner
@@ -176,7 +176,8 @@ class Decoder:
 
     def _pass(self) -> None:
         start = time.perf_counter()
-        self._tokens += self._batch.turn()
+        with one_call_per_loop():
+            self._tokens += self._batch.turn()
         self._tuner.took(self._batch.columns_run, time.perf_counter() - start)
         self._steps += 1
         self._calm += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.packed import Segment
 from tta_middleware.engines.row import Row
+from tta_middleware.engines.scored import Scored
 from tta_middleware.engines.slots import Prefix
 from tta_middleware.types import PromptEmbeddings
 
@@ -88,7 +88,7 @@ class Joining:
 
 
 class Scoring:
-    """One completion whose likelihood after a prompt is asked for.
+    """One completion, of at least one token, whose likelihood after a prompt is asked for.
 
     Attributes:
         cancelled: nobody waits for it any more; set by the caller.
@@ -103,31 +103,41 @@ class Scoring:
         self.prompt, self.token_ids = prompt, list(token_ids)
         self.cancelled = False
         self._deliver = deliver
-        self._nats = 0.0
-        self._scored = 0
+        self._nats: list[float] = []
         self.feed: Feed
 
-    def start(self, model: LoadedModel) -> None:
-        """Look the rows up; the last token is predicted, never read."""
+    def start(self, model: LoadedModel, scored: Scored) -> None:
+        """Look the rows up, and what has run of them; the last token is predicted, never read."""
         rows = model.to_tensor(self.prompt.matrix)
         if len(self.token_ids) > 1:
             rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
-        self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids), resumes=False)
+        self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids), resumes=True)
+        if (known := scored.begin(rows, self.first, self.feed.head)) is not None:
+            self.feed.past, self._nats = known
+
+    @property
+    def first(self) -> int:
+        """The column that predicts the first token."""
+        return len(self.prompt.matrix) - 1
+
+    def remember(self, scored: Scored) -> None:
+        """Keep what has run, for the next text."""
+        if self.feed.past is not None:
+            scored.keep(self.feed.rows, self.feed.past, self.first, self._nats)
 
     def take(self, logits: Tensor) -> None:
         """The (n, V) logits that predict the next n tokens."""
-        next_ids = self.token_ids[self._scored : self._scored + len(logits)]
+        next_ids = self.token_ids[len(self._nats) :][: len(logits)]
         wanted = torch.tensor(next_ids, dtype=torch.long, device=logits.device)
         with torch.inference_mode():
-            self._nats += float(torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"))
-        self._scored += len(logits)
+            self._nats += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
         if self.feed.finished:
-            self._deliver(self._nats / len(self.token_ids) if self.token_ids else math.nan)
+            self._deliver(sum(self._nats) / len(self.token_ids))
 
     def restart(self) -> None:
         """Forget what has run."""
         self.feed.restart()
-        self._nats, self._scored = 0.0, 0
+        self._nats = []
 
     def fail(self, cause: BaseException) -> None:
         self._deliver(cause)

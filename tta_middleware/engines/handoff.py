@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from tta_middleware.errors import EngineError
 from tta_middleware.types import Completion, TextDelta
@@ -27,11 +29,11 @@ class Mailbox(Generic[Item]):
     def put(self, item: Item | EngineError) -> bool:
         """Add an item; False if the reader's loop is closed and nobody will read it."""
         self._items.append(item)
-        try:
-            self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:
-            return False
-        return True
+        waiting: _Waiting | None = getattr(_together, "waiting", None)
+        if waiting is not None:
+            waiting.setdefault(self._loop, []).append(self)
+            return not self.abandoned
+        return _wake_all(self._loop, [self])
 
     @property
     def abandoned(self) -> bool:
@@ -51,9 +53,39 @@ class Mailbox(Generic[Item]):
             raise item
         return item
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let the reader look; called in its loop."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+_Waiting: TypeAlias = dict[asyncio.AbstractEventLoop, list[Mailbox[Any]]]
+_together = threading.local()
+
+
+@contextmanager
+def one_call_per_loop() -> Iterator[None]:
+    """Wake readers at the end of the block, each loop once: a wake-up per item hands the interpreter to and fro."""
+    waiting: _Waiting = {}
+    _together.waiting = waiting
+    try:
+        yield
+    finally:
+        _together.waiting = None
+        for loop, mailboxes in waiting.items():
+            _wake_all(loop, mailboxes)
+
+
+def _wake_all(loop: asyncio.AbstractEventLoop, mailboxes: Sequence[Mailbox[Any]]) -> bool:
+    def wake() -> None:
+        for mailbox in mailboxes:
+            mailbox.wake()
+
+    try:
+        loop.call_soon_threadsafe(wake)
+    except RuntimeError:
+        return False
+    return True
 
 
 class Chore(Generic[Item]):

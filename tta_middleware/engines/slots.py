@@ -27,6 +27,10 @@ class Prefix:
     layers: Layers
     length: int
 
+    def cut(self, length: int) -> Prefix:
+        """Its first columns alone; nothing is copied."""
+        return Prefix([(keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers], length)
+
     @property
     def nbytes(self) -> int:
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)

@@ -47,6 +47,12 @@ PROMPTS = (
     "How do I sharpen an axe?",
     "Write two lines about a thunderstorm.",
     "What should I do when I am angry at my neighbour?",
+    "Describe a fight between two knights.",
+    "Which mushrooms should nobody eat?",
+    "How do fireworks work?",
+    "Tell me how a lock is picked in old films.",
+    "Write a rude limerick about my boss.",
+    "What did soldiers fear most in old wars?",
 )
 SERVED = "smollm2"
 

@@ -134,6 +134,38 @@ async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
     assert stats.set_aside > 0
 
 
+@pytest.mark.parametrize(
+    ("place", "fails_at"),
+    [(place, at) for place in ("Slots.add", "Slots.reserve", "look_up", "_choose") for at in (1, 4)]
+    + [("_grown", at) for at in (2, 5, 6, 7, 8)],
+)
+async def test_memory_may_run_out_anywhere(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, fails_at: int
+) -> None:
+    import tta_middleware.engines.batch as batch
+    import tta_middleware.engines.slots as slots
+
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=6)
+    prompts = [await engine.embed([SYSTEM, Message("user", "word " * count)]) for count in (1, 9, 3, 20)]
+    owners = {"look_up": engine._loaded, "_choose": batch, "_grown": slots}
+    owner = owners.get(place, batch.Slots)
+    name, calls = place.removeprefix("Slots."), []
+    real = getattr(owner, name)
+
+    def scarce(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, scarce)
+    done = await engine.generate_batch([request(prompt, 9) for prompt in prompts])
+    await engine.aclose()
+    monkeypatch.undo()
+    assert len(calls) > fails_at
+    assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 9)
+
+
 async def test_memory_that_never_suffices_is_an_error_that_says_so(
     tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,7 +210,7 @@ async def test_a_stream_that_ends_without_a_reason_goes_on_elsewhere(
     scripts[0].hangs_up = scripts[1].hangs_up = True
     [done] = await engine.generate_batch([await wanted(engine)])
     assert (done.text, done.finish_reason) == (WORDS, "stop")
-    assert not (scripts[0].hangs_up or scripts[1].hangs_up)
+    assert [script.hangs_up for script in scripts] == [False, False]
 
 
 async def test_a_request_that_all_servers_fail_once_is_not_lost(pair: tuple[list[Scripted], VLLMServerEngine]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tta_middleware.engines.capacity import is_out_of_memory
-from tta_middleware.engines.feeds import Joining, Scoring
+from tta_middleware.engines.feeds import Feed, Joining, Scoring
 from tta_middleware.engines.heads import Heads
 from tta_middleware.engines.loaded import LoadedModel
 from tta_middleware.engines.packed import Pass, Segment
@@ -71,20 +71,18 @@ class Batch:
 
     def join(self, rows: Sequence[Row]) -> None:
         """Rows whose prompts run with the next passes."""
-        self._joining += [Joining(self._model, row) for row in rows]
+        self._joining += map(Joining, rows)
 
     def score(self, jobs: Sequence[Scoring]) -> None:
         """Texts whose likelihood is worked out in the next passes."""
-        for job in jobs:
-            job.start(self._model, self._scored)
         self._scoring += jobs
 
     def turn(self) -> int:
         """One forward pass; how many tokens were generated.
 
         Raises:
-            Exception: of the rows that decode. What fails with a prompt or a text that runs beside them is told to its
-                own caller, except for want of memory.
+            Exception: of the rows that decode, or for want of memory. What fails with a prompt or a text that runs
+                beside them is told to its own caller.
         """
         if self._suspects:
             return self._alone(self._suspects.pop(0))
@@ -92,16 +90,17 @@ class Batch:
         building = self._heads.building
         if building is not None and not (self._after_head and self.rows):
             self._after_head = True
-            self._build_head()
+            self._build_head(building)
             return 0
         self._after_head = False
         try:
-            return self._pass(self._slots, chosen)
+            logits = self._forward(self._slots, [segment for _, segment in chosen])
         except Exception as exc:
             if is_out_of_memory(exc) or not chosen:
                 raise
             self._suspects = [job for job, _ in chosen]
             return 0
+        return self._settle(list(self.rows), chosen, logits)
 
     def drop_cancelled(self) -> None:
         """Let go of what was cancelled."""
@@ -115,16 +114,11 @@ class Batch:
         self._suspects = [job for job in self._suspects if not job.cancelled]
         self.drop_finished()
 
-    def shed(self) -> tuple[list[Row], bool]:
-        """Make room after a want of memory.
-
-        Returns the later half of the sequences, which have to begin again (none of one), and whether fewer tokens run
-        at once from now on.
-        """
+    def shed(self) -> list[Row]:
+        """Make room: the later half of the sequences, which have to begin again; none of one."""
         self._heads.clear()
         self._scored.clear()
-        smaller = self._most_tokens > _FEWEST_TOKENS
-        self._most_tokens = max(_FEWEST_TOKENS, self._most_tokens // 2)
+        self._suspects = []
         everyone = sorted([*self.rows, *(job.row for job in self._joining)], key=lambda row: row.ticket)
         leaving = everyone[(len(everyone) + 1) // 2 :]
         self._joining = [job for job in self._joining if job.row not in leaving]
@@ -133,7 +127,16 @@ class Batch:
                 self._remove(index)
         for job in self._jobs():
             job.restart()
-        return leaving, smaller
+        return leaving
+
+    def run_fewer_columns(self) -> bool:
+        """Halve what runs beside the decode step in one pass; False if it is as little as may be."""
+        before, self._most_tokens = self._most_tokens, max(_FEWEST_TOKENS, self._most_tokens // 2)
+        return self._most_tokens < before
+
+    def run_more_columns(self) -> None:
+        """Take that back, step by step."""
+        self._most_tokens = min(_STEP_TOKENS, 2 * self._most_tokens)
 
     def short_of_memory(self) -> bool:
         """Whether the next column would take more than the budget."""
@@ -168,19 +171,19 @@ class Batch:
         chosen: list[tuple[Job, Segment]] = []
         left = self._most_tokens
         for job in self._jobs():
-            if job.feed.finished:
-                # It ran, and there was no memory to take it in.
-                job.restart()
-            if left and self._heads.begin(job.feed):
-                segment = job.feed.segment(left)
+            if left and self._heads.begin(feed := self._feed(job)):
+                segment = feed.segment(left)
                 chosen.append((job, segment))
                 left -= len(segment.rows)
         return chosen
 
-    def _build_head(self) -> None:
-        feed = self._heads.building
-        if feed is None:
-            return
+    def _feed(self, job: Job) -> Feed:
+        """What a job has yet to run. One that is finished and still here ran when there was no memory to take it in."""
+        if job.feed is None or job.feed.finished:
+            return job.start(self._model, self._scored)
+        return job.feed
+
+    def _build_head(self, feed: Feed) -> None:
         segment = feed.segment(self._most_tokens)
         try:
             self._forward(Slots(0), [segment])
@@ -190,7 +193,7 @@ class Batch:
                 raise
             # Whoever waits for it runs its rows by itself and meets the error, if it is there to be met.
             for job in self._jobs():
-                job.feed.head = 0
+                self._feed(job).head = 0
             return
         feed.ran(segment)
         if feed.finished:
@@ -198,9 +201,9 @@ class Batch:
 
     def _alone(self, job: Job) -> int:
         """Run one of several, of which at least one failed, so that the error reaches its own caller only."""
-        segment = job.feed.segment(self._most_tokens)
+        segment = self._feed(job).segment(self._most_tokens)
         try:
-            return self._pass(Slots(0), [(job, segment)])
+            logits = self._forward(Slots(0), [segment])
         except Exception as exc:
             if is_out_of_memory(exc):
                 raise
@@ -208,38 +211,52 @@ class Batch:
             self._scoring = [other for other in self._scoring if other is not job]
             job.fail(exc)
             return 0
+        return self._settle([], [(job, segment)], logits)
 
-    def _pass(self, slots: Slots, chosen: Sequence[tuple[Job, Segment]]) -> int:
-        decoding = list(self.rows) if slots.lengths else []
-        logits = self._forward(slots, [segment for _, segment in chosen])
+    def _settle(self, decoding: Sequence[Row], chosen: Sequence[tuple[Job, Segment]], logits: Tensor) -> int:
+        """Take what a pass has given: a token for each row that decoded, then what the segments were for."""
         at = len(decoding)
         if decoding:
-            self._hand_out(decoding, logits[:at])
+            tokens = _choose(decoding, logits[:at])
+            self._slots.advance()
+            self._hand_out(decoding, tokens)
         joined: list[Joining] = []
         first: list[Tensor] = []
         for job, segment in chosen:
             part = logits[at : at + segment.keep]
             at += segment.keep
-            job.feed.ran(segment)
+            feed = self._feed(job)
+            feed.ran(segment)
             if isinstance(job, Scoring):
-                job.take(part)
-                if job.feed.finished:
-                    job.remember(self._scored)
-            elif job.feed.finished:
+                self._score(job, part, feed.finished)
+            elif feed.finished:
                 joined.append(job)
                 first.append(part)
-        self._scoring = [job for job in self._scoring if not job.feed.finished]
-        for job in joined:
-            self._take_in(job)
         if joined:
-            self._hand_out([job.row for job in joined], torch.cat(first))
+            self._take_in(joined, torch.cat(first))
         return len(decoding) + len(joined)
 
-    def _take_in(self, job: Joining) -> None:
-        if job.feed.past is not None:
-            self._slots.add(job.feed.past)
-        self.rows.append(job.row)
-        self._joining.remove(job)
+    def _score(self, job: Scoring, logits: Tensor, finished: bool) -> None:
+        job.take(logits)
+        if finished:
+            job.remember(self._scored)
+            self._scoring.remove(job)
+
+    def _take_in(self, joined: Sequence[Joining], logits: Tensor) -> None:
+        """Slots and first tokens for sequences whose prompts have run: for all of them, or for none."""
+        rows, before = [job.row for job in joined], len(self._slots.lengths)
+        try:
+            for job in joined:
+                if job.feed is not None and job.feed.past is not None:
+                    self._slots.add(job.feed.past)
+            tokens = _choose(rows, logits)
+        except Exception:
+            while len(self._slots.lengths) > before:
+                self._slots.remove(len(self._slots.lengths) - 1)
+            raise
+        self._joining = [job for job in self._joining if job not in joined]
+        self.rows += rows
+        self._hand_out(rows, tokens)
 
     def _forward(self, slots: Slots, segments: Sequence[Segment]) -> Tensor:
         """(K, V) logits of every slot's newest column and of the columns that segments keep."""
@@ -249,14 +266,9 @@ class Batch:
             parts.insert(0, self._model.look_up([row.token_ids[-1] for row in self.rows]))
         columns = torch.cat(parts)
         self.columns_run = len(columns)
-        logits = self._model.forward(columns[None], Pass(slots, segments))
-        if slots.lengths:
-            slots.advance()
-        return logits
+        return self._model.forward(columns[None], Pass(slots, segments))
 
-    def _hand_out(self, rows: Sequence[Row], logits: Tensor) -> None:
-        with torch.inference_mode():
-            tokens = next_tokens(logits, [row.request.sampling for row in rows], [row.generator for row in rows])
+    def _hand_out(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
                 row.fail(EngineError("the model's output is not finite; are the embeddings too far out?"))
@@ -269,3 +281,8 @@ class Batch:
         row = self.rows.pop()
         if index < len(self.rows):
             self.rows[index] = row
+
+
+def _choose(rows: Sequence[Row], logits: Tensor) -> list[int | None]:
+    with torch.inference_mode():
+        return next_tokens(logits, [row.request.sampling for row in rows], [row.generator for row in rows])

@@ -165,13 +165,14 @@ class Decoder:
             self._batch.join(work.joining)
             self._batch.score(work.scoring)
             if self._batch.short_of_memory():
-                self._make_room()
+                self._set_aside_some()
             if not self._batch.idle:
                 self._pass()
         except Exception as exc:
             if not is_out_of_memory(exc):
                 raise
-            if not self._make_room():
+            fewer = self._batch.run_fewer_columns()
+            if not self._set_aside_some() and not fewer:
                 raise EngineError("out of memory with a single sequence; shorten it or use a smaller model") from exc
 
     def _pass(self) -> None:
@@ -183,16 +184,17 @@ class Decoder:
         self._calm += 1
         if self._calm % _RECOVERY == 0:
             self._places = min(self._max_batch, self._places + 1)
+            self._batch.run_more_columns()
 
-    def _make_room(self) -> bool:
-        """Set the later half of the sequences aside and run fewer tokens at once; False if neither is possible."""
-        leaving, smaller = self._batch.shed()
+    def _set_aside_some(self) -> bool:
+        """Let the later half of the sequences begin again when there is room; False if there is only one."""
+        leaving = self._batch.shed()
         with self._changed:
             for row in reversed(leaving):
                 self._queue.put_back(row.ticket, row)
         self._places, self._calm = max(1, self._batch.places_taken), 0
         self._set_aside += len(leaving)
-        return bool(leaving) or smaller
+        return bool(leaving)
 
     def _next(self) -> _Work | None:
         """What comes in addition from now on, perhaps nothing; None when the thread should end."""

@@ -54,33 +54,38 @@ class Feed:
         keep = max(0, end - max(start, first_kept))
         return Segment(self.rows[start:end], self.past, keep, self.resumes or end < len(self.rows))
 
-    def restart(self) -> None:
-        """Forget what has run."""
-        self.past = None
-
     def ran(self, segment: Segment) -> None:
         """Take note that ``segment`` has run."""
         self.past = segment.prefix() if segment.collect else Prefix((), segment.end)
 
 
 class Joining:
-    """A sequence whose prompt, and what it has generated before it was set aside, still have to run."""
+    """A sequence whose prompt, and what it has generated before it was set aside, still have to run.
 
-    def __init__(self, model: LoadedModel, row: Row) -> None:
+    Attributes:
+        feed: None until it is started.
+    """
+
+    def __init__(self, row: Row) -> None:
         self.row = row
-        prompt = row.request.prompt
-        rows = model.to_tensor(prompt.matrix)
-        if row.token_ids:
-            rows = torch.cat([rows, model.look_up(row.token_ids)])
-        self.feed = Feed(rows, head=head_of(prompt), keep=1, resumes=True)
+        self.feed: Feed | None = None
 
     @property
     def cancelled(self) -> bool:
         return self.row.cancelled
 
+    def start(self, model: LoadedModel, _scored: Scored) -> Feed:
+        """Look the rows up."""
+        prompt, generated = self.row.request.prompt, self.row.token_ids
+        rows = model.to_tensor(prompt.matrix)
+        if generated:
+            rows = torch.cat([rows, model.look_up(generated)])
+        self.feed = Feed(rows, head=head_of(prompt), keep=1, resumes=True)
+        return self.feed
+
     def restart(self) -> None:
         """Forget what has run."""
-        self.feed.restart()
+        self.feed = None
 
     def fail(self, cause: BaseException) -> None:
         self.row.fail(cause)
@@ -92,6 +97,7 @@ class Scoring:
 
     Attributes:
         cancelled: nobody waits for it any more; set by the caller.
+        feed: None until it is started.
     """
 
     def __init__(
@@ -104,16 +110,18 @@ class Scoring:
         self.cancelled = False
         self._deliver = deliver
         self._nats: list[float] = []
-        self.feed: Feed
+        self.feed: Feed | None = None
 
-    def start(self, model: LoadedModel, scored: Scored) -> None:
+    def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look the rows up, and what has run of them; the last token is predicted, never read."""
         rows = model.to_tensor(self.prompt.matrix)
         if len(self.token_ids) > 1:
             rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
         self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids), resumes=True)
+        self._nats = []
         if (known := scored.begin(rows, self.first, self.feed.head)) is not None:
             self.feed.past, self._nats = known
+        return self.feed
 
     @property
     def first(self) -> int:
@@ -122,22 +130,21 @@ class Scoring:
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        if self.feed.past is not None:
+        if self.feed is not None and self.feed.past is not None:
             scored.keep(self.feed.rows, self.feed.past, self.first, self._nats)
 
     def take(self, logits: Tensor) -> None:
-        """The (n, V) logits that predict the next n tokens."""
+        """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
         next_ids = self.token_ids[len(self._nats) :][: len(logits)]
         wanted = torch.tensor(next_ids, dtype=torch.long, device=logits.device)
         with torch.inference_mode():
             self._nats += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
-        if self.feed.finished:
+        if len(self._nats) == len(self.token_ids):
             self._deliver(sum(self._nats) / len(self.token_ids))
 
     def restart(self) -> None:
         """Forget what has run."""
-        self.feed.restart()
-        self._nats = []
+        self.feed = None
 
     def fail(self, cause: BaseException) -> None:
         self._deliver(cause)

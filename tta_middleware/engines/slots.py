@@ -60,15 +60,16 @@ class Slots:
     @property
     def columns(self) -> int:
         """Columns allocated for every slot."""
-        return self._layers[0][0].shape[2] if self._layers else 0
+        # Of the last layer: where memory ran out while they grew, those before it are larger already.
+        return self._layers[-1][0].shape[2] if self._layers else 0
 
     def bytes_after_step(self) -> int:
         """What the buffers will take with one more column in every slot."""
         if not self.lengths:
             return 0
         rows, columns = self._allocation(len(self.lengths), max(self.lengths) + 1)
-        have = self._layers[0][0].shape[0] * self.columns
-        return sum(keys.nbytes + values.nbytes for keys, values in self._layers) // have * rows * columns
+        per_layer = sum(buffer.nbytes // (buffer.shape[0] * buffer.shape[2]) for buffer in self._layers[-1])
+        return per_layer * len(self._layers) * rows * columns
 
     def add(self, prefix: Prefix) -> None:
         """Give a sequence the next slot, with room for one more column."""
@@ -115,13 +116,13 @@ class Slots:
 
     def _allocation(self, slots: int, columns: int) -> tuple[int, int]:
         """Slots and columns of the buffers that hold so many."""
-        have = self._layers[0][0].shape[0] if self._layers else 0
+        have = self._layers[-1][0].shape[0] if self._layers else 0
         # Doubling keeps the copies few while sequences come one by one.
         rows = have if slots <= have else min(max(slots, 2 * have), self._most)
         return rows, max(self.columns, -(-columns // _BLOCK) * _BLOCK)
 
     def _reserve(self, slots: int, columns: int, like: Layers) -> None:
-        have = self._layers[0][0].shape[0] if self._layers else 0
+        have = self._layers[-1][0].shape[0] if self._layers else 0
         if slots <= have and columns <= self.columns:
             return
         rows, width = self._allocation(slots, columns)
@@ -131,6 +132,8 @@ class Slots:
         used, longest = len(self.lengths), max(self.lengths)
         # Layer by layer, so that old and new buffers never stand side by side in full.
         for layer, (keys, values) in enumerate(self._layers):
+            if keys.shape[0] >= rows and keys.shape[2] >= width:
+                continue
             self._layers[layer] = (
                 _grown(keys, rows, width, used, longest),
                 _grown(values, rows, width, used, longest),

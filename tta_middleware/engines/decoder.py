@@ -155,6 +155,7 @@ class Decoder:
                 self._turn(work)
             except Exception as exc:  # noqa: BLE001  the thread boundary: its callers get the error, not the thread
                 self._batch.fail(exc)
+        self._tuner.rest()
 
     def _turn(self, work: _Work) -> None:
         self._batch.drop_cancelled()

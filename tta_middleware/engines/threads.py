@@ -79,6 +79,7 @@ class ThreadTuner:
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._choice = ThreadChoice(numbers) if len(numbers) > 1 else None
+        self._most = max(numbers)
 
     @classmethod
     def for_model(cls, model: LoadedModel) -> ThreadTuner:
@@ -98,6 +99,13 @@ class ThreadTuner:
 
         if torch.get_num_threads() != self._choice.threads:
             torch.set_num_threads(self._choice.threads)
+
+    def rest(self) -> None:
+        """Give torch its number back: threads that the program starts later take over what was set last."""
+        if self._choice is not None:
+            import torch
+
+            torch.set_num_threads(self._most)
 
     def took(self, columns: int, seconds: float) -> None:
         """What the pass took."""

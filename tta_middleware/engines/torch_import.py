@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tta_middleware.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+T = TypeVar("T")
 
 INSTALL_LOCAL = 'pip install "tta-middleware[local]"'
 
@@ -68,6 +71,16 @@ def import_transformers() -> Any:
     except ImportError as exc:
         raise _missing("transformers") from exc
     return transformers
+
+
+def in_a_thread_that_ends(work: Callable[[], T]) -> T:
+    """Run ``work`` in a thread of its own and wait for it.
+
+    A thread that multiplies keeps a pool of OpenMP threads for as long as it lives, and where there are more of those
+    than processors all of them sleep at once instead of waiting briefly, the decode thread's too.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="tta-torch") as pool:
+        return pool.submit(work).result()
 
 
 def _missing(name: str) -> MissingExtraError:

@@ -6,7 +6,6 @@ import math
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,7 @@ from tta_middleware.engines.handoff import BatchSink, Chore, Mailbox, ScoreSink,
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.template import chat_template, render_prompt
 from tta_middleware.engines.tool_template import tool_format
-from tta_middleware.engines.torch_import import import_torch, import_transformers
+from tta_middleware.engines.torch_import import import_torch, import_transformers, in_a_thread_that_ends
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
     Completion,
@@ -264,7 +263,7 @@ class TransformersEngine:
             if self._closed:
                 raise EngineError("the engine is closed; build a new one")
             if self._loaded is None:
-                self._loaded = _in_a_thread_that_ends(self._load)
+                self._loaded = in_a_thread_that_ends(self._load)
             return self._loaded
 
     def _load(self) -> LoadedModel:
@@ -334,12 +333,6 @@ class _Group:
                 yield delta
         finally:
             row.cancel()
-
-
-def _in_a_thread_that_ends(work: Callable[[], T]) -> T:
-    """A thread's pool of OpenMP threads ends with it; see :meth:`Decoder.run`."""
-    with ThreadPoolExecutor(1, thread_name_prefix="tta-load") as pool:
-        return pool.submit(work).result()
 
 
 def _embed(

@@ -10,13 +10,19 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from tta_middleware.engines.torch_import import import_torch, import_transformers, quiet_transformers
+from tta_middleware.engines.torch_import import (
+    import_torch,
+    import_transformers,
+    in_a_thread_that_ends,
+    quiet_transformers,
+)
 from tta_middleware.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -53,7 +59,8 @@ class Relevance:
         Raises:
             MissingExtraError: torch or transformers is not installed.
         """
-        return await anyio.to_thread.run_sync(self._similarity, prompt, list(texts))
+        measure = partial(self._similarity, prompt, list(texts))
+        return await anyio.to_thread.run_sync(in_a_thread_that_ends, measure)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, 384) sentence embeddings of length 1: the mean over a text's tokens, normalised.

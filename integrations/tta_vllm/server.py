@@ -7,7 +7,7 @@ import io
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -235,12 +235,19 @@ class VLLMServerEngine(RemoteEngine):
             stream=True,
             extra_body={"prompt_embeds": encode(rows), "return_token_ids": True},
         )
-        async with stream:
-            async for chunk in stream:
+        async with _read_out(stream):
+            last: Step | None = None
+            while (chunk := await anext(stream, None)) is not None:
                 if not chunk.choices:
                     continue
                 choice: Any = chunk.choices[0]
-                yield list(choice.token_ids or ()), _reason(choice.finish_reason)
+                step = list(choice.token_ids or ()), _reason(choice.finish_reason)
+                if step[1] is None:
+                    yield step
+                else:
+                    last = step
+        if last is not None:
+            yield last
 
     async def _log_likelihoods(self, token_ids: Sequence[int]) -> list[float]:
         tries = Tries(self._pool)
@@ -265,6 +272,17 @@ class VLLMServerEngine(RemoteEngine):
     async def _stop(self) -> None:
         for server in self._pool.servers:
             await server.client.close()
+
+
+@asynccontextmanager
+async def _read_out(stream: openai.AsyncStream[Any]) -> AsyncGenerator[None, None]:
+    """Close a stream and end the client's generators, which are left to the garbage collector otherwise."""
+    try:
+        async with stream:
+            yield
+    finally:
+        with suppress(Exception):
+            await anext(stream, None)
 
 
 def encode(rows: FloatMatrix) -> str:

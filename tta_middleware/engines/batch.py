@@ -126,7 +126,7 @@ class Batch:
             if self.rows[index] in leaving:
                 self._remove(index)
         for job in self._jobs():
-            job.restart()
+            job.feed = None
         return leaving
 
     def run_fewer_columns(self) -> bool:

@@ -25,13 +25,12 @@ class Feed:
         rows: all that is to run; the first ``head`` of them may come from elsewhere.
         head: how many rows at the beginning other sequences are likely to share; 0 for none.
         keep: of how many of the last rows the logits are wanted.
-        resumes: the columns are needed afterwards, because the sequence goes on.
     """
 
-    def __init__(self, rows: Tensor, *, head: int, keep: int, resumes: bool) -> None:
+    def __init__(self, rows: Tensor, *, head: int, keep: int) -> None:
         self.rows = rows
         self.head = head if _WORTH_SHARING <= head < len(rows) else 0
-        self.keep, self.resumes = keep, resumes
+        self.keep = keep
         self.past: Prefix | None = None
 
     @property
@@ -52,18 +51,18 @@ class Feed:
         start, end = self.done, min(len(self.rows), self.done + most)
         first_kept = len(self.rows) - self.keep
         keep = max(0, end - max(start, first_kept))
-        return Segment(self.rows[start:end], self.past, keep, self.resumes or end < len(self.rows))
+        return Segment(self.rows[start:end], self.past, keep)
 
     def ran(self, segment: Segment) -> None:
         """Take note that ``segment`` has run."""
-        self.past = segment.prefix() if segment.collect else Prefix((), segment.end)
+        self.past = segment.prefix()
 
 
 class Joining:
     """A sequence whose prompt, and what it has generated before it was set aside, still have to run.
 
     Attributes:
-        feed: None until it is started.
+        feed: None until it is started, and where what has run was forgotten.
     """
 
     def __init__(self, row: Row) -> None:
@@ -80,12 +79,8 @@ class Joining:
         rows = model.to_tensor(prompt.matrix)
         if generated:
             rows = torch.cat([rows, model.look_up(generated)])
-        self.feed = Feed(rows, head=head_of(prompt), keep=1, resumes=True)
+        self.feed = Feed(rows, head=head_of(prompt), keep=1)
         return self.feed
-
-    def restart(self) -> None:
-        """Forget what has run."""
-        self.feed = None
 
     def fail(self, cause: BaseException) -> None:
         self.row.fail(cause)
@@ -97,7 +92,7 @@ class Scoring:
 
     Attributes:
         cancelled: nobody waits for it any more; set by the caller.
-        feed: None until it is started.
+        feed: None until it is started, and where what has run was forgotten.
     """
 
     def __init__(
@@ -117,7 +112,7 @@ class Scoring:
         rows = model.to_tensor(self.prompt.matrix)
         if len(self.token_ids) > 1:
             rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
-        self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids), resumes=True)
+        self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids))
         self._nats = []
         if (known := scored.begin(rows, self.first, self.feed.head)) is not None:
             self.feed.past, self._nats = known
@@ -141,10 +136,6 @@ class Scoring:
             self._nats += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
         if len(self._nats) == len(self.token_ids):
             self._deliver(sum(self._nats) / len(self.token_ids))
-
-    def restart(self) -> None:
-        """Forget what has run."""
-        self.feed = None
 
     def fail(self, cause: BaseException) -> None:
         self._deliver(cause)

@@ -39,7 +39,7 @@ class Heads:
             feed.past = found
             return True
         if self._building is None:
-            self._building = (key, Feed(feed.rows[: feed.head], head=0, keep=0, resumes=True))
+            self._building = (key, Feed(feed.rows[: feed.head], head=0, keep=0))
         return False
 
     @property

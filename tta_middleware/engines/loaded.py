@@ -64,7 +64,7 @@ class LoadedModel(Vocabulary):
         Raises:
             ConfigurationError: it cannot.
         """
-        segment = Segment(self.look_up([0, 0]), None, keep=1, collect=True)
+        segment = Segment(self.look_up([0, 0]), None, keep=1)
         try:
             self.forward(segment.rows[None], Pass(Slots(0), [segment]))
         except (EngineError, TypeError, ValueError, AttributeError) as exc:

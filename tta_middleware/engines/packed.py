@@ -29,11 +29,11 @@ class Segment:
 
     Attributes:
         keep: of how many of its last columns the logits are wanted.
-        layers: keys and values of all its columns so far, if they are collected.
+        layers: keys and values of all its columns so far.
     """
 
-    def __init__(self, rows: Tensor, past: Prefix | None, keep: int, collect: bool) -> None:
-        self.rows, self.past, self.keep, self.collect = rows, past, keep, collect
+    def __init__(self, rows: Tensor, past: Prefix | None, keep: int) -> None:
+        self.rows, self.past, self.keep = rows, past, keep
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[int | None, Tensor | None] = {}
 
@@ -55,8 +55,7 @@ class Segment:
         if self.past is not None:
             old_keys, old_values = self.past.layers[layer]
             keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
-        if self.collect:
-            self.layers.append((keys, values))
+        self.layers.append((keys, values))
         groups = query.shape[1] // keys.shape[1]
         return settings.attention(
             query, _repeated(keys, groups), _repeated(values, groups), self._mask(settings.window, query)

@@ -1,7 +1,7 @@
 """What a tool call says once it is decoded: the one text that every surface has judged.
 
-Arguments travel as JSON, whose escapes (``\\u0066``) hide words from whoever scores it as it was written. What is carried
-out is the decoded value, so that is what has to be scored, beside the written form.
+Arguments travel as JSON, whose escapes (``\\u0066``) hide words from whoever scores it as it was written. What is
+carried out is the decoded value, so that is what has to be scored, beside the written form.
 """
 
 from __future__ import annotations

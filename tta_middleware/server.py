@@ -23,6 +23,7 @@ from tta_middleware.errors import (
 )
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, Verdict
+from tta_middleware.verdicts import verdicts_on
 
 try:
     import uvicorn
@@ -181,7 +182,7 @@ class _Endpoint:
 
     async def _score(self, texts: Sequence[str]) -> list[Verdict]:
         try:
-            return await self.moderator.moderate(texts)
+            return await verdicts_on(self.moderator, texts)
         except ModerationRejectedError as error:
             raise ApiError(400, str(error), param="input") from error
         except ModerationUnavailableError as error:

@@ -15,26 +15,13 @@ from tta_middleware._streams import sole
 from tta_middleware.errors import ModerationError
 from tta_middleware.holdback import Action, Check, End, Flagged, HoldBack, Release
 from tta_middleware.policy import Policy
-from tta_middleware.protocols import Moderator
 from tta_middleware.types import Completion, FinishReason, TextDelta, Verdict
+from tta_middleware.verdicts import verdicts_on
+
+__all__ = ["Ending", "Watch", "verdicts_on"]
 
 Ending: TypeAlias = Literal["done", "flagged", "unscored", "stopped"]
 """``done``: all of it was checked and released. ``stopped``: whoever took the text wanted no more of it."""
-
-
-async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-    """One verdict per text, in one request.
-
-    Raises:
-        ModerationError: a text has no verdict.
-    """
-    verdicts = await moderator.moderate(texts, prompt=prompt)
-    if len(verdicts) != len(texts):
-        raise ModerationError(
-            f"moderator {moderator.name!r} gave {len(verdicts)} verdicts for {len(texts)} texts; "
-            "a text without a verdict is never released"
-        )
-    return verdicts
 
 
 @dataclass(slots=True, eq=False)

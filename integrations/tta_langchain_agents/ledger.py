@@ -10,6 +10,7 @@ from tta_middleware.errors import ModerationError
 from tta_middleware.policy import Decision, Policy
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
+from tta_middleware.verdicts import verdicts_on
 
 _LONGEST = 8000
 """Characters of one text in a moderation call; a longer text goes as several that overlap."""
@@ -57,7 +58,7 @@ class Ledger:
 
     async def _ask(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
         self.calls += 1
-        verdicts = await self.moderator.moderate(texts, prompt=prompt)
+        verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
         for verdict in verdicts:
             decision = self.policy.decide(verdict)
             if self._worst is None or decision.excess > self._worst[0].excess:

@@ -258,7 +258,7 @@ async def test_too_few_verdicts_are_an_error_not_a_pass() -> None:
 
     answer = await ask(guard(HARM, Short()))
     assert answer.text == Policy().notice
-    assert answer.trace.stop_reason == "moderator: ModerationError"
+    assert answer.trace.stop_reason == "moderator: InvalidVerdictError"
 
 
 async def test_the_fallback_may_raise_and_brings_the_trace() -> None:

@@ -17,6 +17,7 @@ from tta_middleware.cli.output import say
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.registry import MODERATORS, check_known, resolve_moderator
+from tta_middleware.verdicts import verdicts_on
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
@@ -94,7 +95,7 @@ def _moderator(name: str, *, online: bool) -> Check:
         return _not_called(name)
     try:
         moderator = resolve_moderator(name)
-        verdict = bridge.run(partial(moderator.moderate, ["Hello, how are you?"]))[0]
+        verdict = bridge.run(partial(verdicts_on, moderator, ["Hello, how are you?"]))[0]
         bridge.run(moderator.aclose)
     except (TTAError, ImportError, OSError) as error:
         return Check("moderator", "fail", f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -21,6 +21,7 @@ from tta_middleware.evaluation.jsonl import Record, id_field, open_input, parse_
 from tta_middleware.policy import Policy
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 BATCH = 64
 """Texts that one moderation call gets at most."""
@@ -43,7 +44,7 @@ class Scorer:
 
     def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text."""
-        return bridge.run(partial(self._moderator.moderate, texts)) if texts else []
+        return bridge.run(partial(verdicts_on, self._moderator, texts)) if texts else []
 
     def as_record(self, verdict: Verdict) -> Record:
         """``categories`` holds the scores."""

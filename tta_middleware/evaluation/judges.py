@@ -15,6 +15,7 @@ from tta_middleware.policy import Policy
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import MODERATORS, find, names, resolve_moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 JUDGES = "tta_middleware.judges"
 """The entry-point group of judges: classes or functions that build a :class:`Judge` without arguments."""
@@ -73,7 +74,7 @@ class ModeratorReviewer:
         self._policy = Policy().with_default(moderator.default_threshold)
 
     async def review(self, texts: Sequence[str], prompt: str) -> list[Opinion]:
-        verdicts = await self._moderator.moderate(texts, prompt=prompt)
+        verdicts = await verdicts_on(self._moderator, texts, prompt=prompt)
         return [Opinion(verdict.score, self._policy.decide(verdict).flagged) for verdict in verdicts]
 
     async def aclose(self) -> None:

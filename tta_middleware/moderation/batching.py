@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 
 from tta_middleware.config import Settings
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import counted
 
 Score: TypeAlias = Callable[[list[str]], Awaitable[list[Verdict]]]
 
@@ -49,6 +50,6 @@ async def without_blanks(texts: Sequence[str], categories: Iterable[str], model:
     The APIs refuse empty texts, and one empty candidate would spoil a whole list. There is nothing in it to flag.
     """
     spoken = [text for text in texts if text.strip()]
-    verdicts = iter(await score(spoken) if spoken else [])
+    verdicts = iter(counted(await score(spoken), spoken, model) if spoken else [])
     nothing = Verdict(scores=dict.fromkeys(categories, 0.0), flagged=False, model=model)
     return [next(verdicts) if text.strip() else nothing for text in texts]

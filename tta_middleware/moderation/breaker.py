@@ -24,6 +24,7 @@ from tta_middleware.errors import (
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 State: TypeAlias = Literal["closed", "open", "half-open"]
 Outcome: TypeAlias = Literal["success", "failure", "unknown"]
@@ -167,7 +168,7 @@ class WithBreaker(Wrapper):
         permit = self.breaker.acquire()
         outcome: Outcome = "unknown"
         try:
-            verdicts = await self._inner.moderate(texts, prompt=prompt)
+            verdicts = await verdicts_on(self._inner, texts, prompt=prompt)
             outcome = "success"
         except ModerationError as error:
             outcome = _outcome(error)

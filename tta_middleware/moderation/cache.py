@@ -15,9 +15,10 @@ from pydantic import PositiveFloat, PositiveInt
 
 from tta_middleware.config import Settings
 from tta_middleware.moderation.shared import SharedCall, join_all
-from tta_middleware.moderation.wrapper import Wrapper, ask
+from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 _DIGEST_BYTES = 16
 
@@ -126,7 +127,7 @@ class Cached(Wrapper):
         return found
 
     async def _ask(self, new: dict[bytes, str], prompt: str | None) -> dict[bytes, Verdict]:
-        found = dict(zip(new, await ask(self._inner, list(new.values()), prompt), strict=True))
+        found = dict(zip(new, await verdicts_on(self._inner, list(new.values()), prompt=prompt), strict=True))
         for key, verdict in found.items():
             self.cache.put(key, verdict)
         return found

@@ -15,9 +15,10 @@ from tta_middleware.errors import ModerationRejectedError
 from tta_middleware.moderation.batching import BatchLimits, split
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.shared import SharedCall
-from tta_middleware.moderation.wrapper import Wrapper, ask
+from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 _FAULTS_OF_THE_REQUEST = frozenset({400, 413, 422})
 
@@ -65,7 +66,7 @@ class Coalescing(Wrapper):
         except ModerationRejectedError as error:
             if batch.callers == 1 or error.status not in _FAULTS_OF_THE_REQUEST:
                 raise
-        return await self._inner.moderate(texts, prompt=prompt)
+        return await verdicts_on(self._inner, texts, prompt=prompt)
 
     def _batch(self, texts: Sequence[str], prompt: str | None) -> _Batch:
         """The batch that takes ``texts``; a full one is sent off."""
@@ -126,7 +127,7 @@ class _Batch:
         entries = dict(self._entries)
         self.callers = len(entries)
         texts = [text for entry in entries.values() for text in entry]
-        verdicts = iter(await ask(self._inner, texts, self._prompt))
+        verdicts = iter(await verdicts_on(self._inner, texts, prompt=self._prompt))
         return {place: [next(verdicts) for _ in entry] for place, entry in entries.items()}
 
     def _size(self) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from typing import Literal, TypeAlias
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.fallback import aligned
-from tta_middleware.moderation.wrapper import Closing, ask
+from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 Combine: TypeAlias = Literal["max", "mean", "weighted", "first-decisive"]
 
@@ -70,7 +71,7 @@ class Ensemble(Closing):
             await member.aclose()
 
     async def _ask(self, member: Moderator, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
-        verdicts = await ask(member, texts, prompt)
+        verdicts = await verdicts_on(member, texts, prompt=prompt)
         return [aligned(verdict, member.default_threshold, _THRESHOLD) for verdict in verdicts]
 
     async def _one_by_one(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tta_middleware.errors import InvalidVerdictError, ModerationError, ModerationUnavailableError
-from tta_middleware.moderation.wrapper import Wrapper, ask
+from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 
 class WithFallback(Wrapper):
@@ -33,7 +34,7 @@ class WithFallback(Wrapper):
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """As ``inner``, or else as the fallback; if both fail, the fallback's error is raised."""
         try:
-            return await self._inner.moderate(texts, prompt=prompt)
+            return await verdicts_on(self._inner, texts, prompt=prompt)
         except (ModerationUnavailableError, InvalidVerdictError) as error:
             failure: ModerationError = error
         verdicts = await self._second(texts, prompt, failure)
@@ -51,7 +52,7 @@ class WithFallback(Wrapper):
 
     async def _second(self, texts: Sequence[str], prompt: str | None, failure: ModerationError) -> list[Verdict]:
         try:
-            return await ask(self._fallback, texts, prompt)
+            return await verdicts_on(self._fallback, texts, prompt=prompt)
         except ModerationError as error:
             error.add_note(f"the fallback was asked because: {failure}")
             raise

@@ -14,11 +14,13 @@ from typing import Annotated
 import anyio
 from pydantic import Field, PositiveInt
 
+from tta_middleware._streams import sole
 from tta_middleware.config import Settings
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 
 class HedgeSettings(Settings):
@@ -87,19 +89,22 @@ class Hedged(Wrapper):
         if wait is None:
             return await self._timed(texts, prompt)
         race = _Race()
-        async with anyio.create_task_group() as group:
-            group.start_soon(race.run, lambda: self._timed(texts, prompt), group.cancel_scope)
-            with anyio.move_on_after(wait):
-                await race.over.wait()
-            if not race.over.is_set() and self._allow(texts):
-                self.hedges += 1
-                race.running += 1
+        try:
+            async with anyio.create_task_group() as group:
                 group.start_soon(race.run, lambda: self._timed(texts, prompt), group.cancel_scope)
+                with anyio.move_on_after(wait):
+                    await race.over.wait()
+                if not race.over.is_set() and self._allow(texts):
+                    self.hedges += 1
+                    race.running += 1
+                    group.start_soon(race.run, lambda: self._timed(texts, prompt), group.cancel_scope)
+        except BaseExceptionGroup as errors:
+            raise sole(errors) from None
         return race.result()
 
     async def _timed(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
         started = self._clock()
-        verdicts = await self._inner.moderate(texts, prompt=prompt)
+        verdicts = await verdicts_on(self._inner, texts, prompt=prompt)
         self._latencies.add(self._clock() - started)
         return verdicts
 

@@ -20,6 +20,7 @@ from tta_middleware.moderation.slots import Slots
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 _MINUTE = 60.0
 
@@ -177,7 +178,7 @@ class Limited(Wrapper):
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         async with self.limiter.admit(sum(map(estimate_tokens, texts))):
             try:
-                return await self._inner.moderate(texts, prompt=prompt)
+                return await verdicts_on(self._inner, texts, prompt=prompt)
             except ModerationUnavailableError as error:
                 if error.cause == "rate_limit" and error.retry_after:
                     self.limiter.pause(error.retry_after)

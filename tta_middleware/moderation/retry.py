@@ -24,6 +24,7 @@ from tta_middleware.errors import (
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 T = TypeVar("T")
 
@@ -125,7 +126,7 @@ class Retrying(Wrapper):
         self._retrier = retrier or Retrier()
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        return await self._retrier.call(lambda: self._inner.moderate(texts, prompt=prompt))
+        return await self._retrier.call(lambda: verdicts_on(self._inner, texts, prompt=prompt))
 
 
 class _Run:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
 
 
 class Closing:
@@ -36,19 +36,7 @@ class Wrapper(Closing):
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """The inner moderator's verdicts."""
-        return await self._inner.moderate(texts, prompt=prompt)
+        return await verdicts_on(self._inner, texts, prompt=prompt)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
-
-
-async def ask(moderator: Moderator, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
-    """``moderator``'s verdicts, counted.
-
-    Raises:
-        ModerationError: what the moderator raised, or :class:`InvalidVerdictError` if their number is wrong.
-    """
-    verdicts = await moderator.moderate(texts, prompt=prompt)
-    if len(verdicts) != len(texts):
-        raise InvalidVerdictError(f"moderator {moderator.name!r} gave {len(verdicts)} verdicts for {len(texts)} texts")
-    return verdicts

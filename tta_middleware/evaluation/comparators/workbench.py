@@ -24,6 +24,7 @@ from tta_middleware.types import (
     StepTrace,
     Trace,
 )
+from tta_middleware.verdicts import verdicts_on
 
 _SEED_MASK = 2**63 - 1
 
@@ -92,7 +93,7 @@ class Workbench:
     async def score(self, text: str, token_ids: Sequence[int]) -> Candidate:
         """A text that needs no decoding, scored without being counted."""
         proposal = Proposal(self.prompt.matrix)
-        verdicts = await self.bench.moderator.moderate([text], prompt=last_user_text(self.messages))
+        verdicts = await verdicts_on(self.bench.moderator, [text], prompt=last_user_text(self.messages))
         return Candidate(proposal, Completion(text, tuple(token_ids), "stop"), verdicts[0])
 
     def safe(self, candidate: Candidate) -> bool:
@@ -121,7 +122,7 @@ class Workbench:
     async def _scored(self, proposals: Sequence[Proposal], done: Sequence[Completion]) -> list[Candidate]:
         texts = [completion.text for completion in done]
         self.calls += len(texts)
-        verdicts = await self.bench.moderator.moderate(texts, prompt=last_user_text(self.messages))
+        verdicts = await verdicts_on(self.bench.moderator, texts, prompt=last_user_text(self.messages))
         return [Candidate(*parts) for parts in zip(proposals, done, verdicts, strict=True)]
 
     async def _trace(self, final: Candidate, *, passed: bool, moves_words: bool) -> Trace:

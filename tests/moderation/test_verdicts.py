@@ -1,0 +1,125 @@
+"""One verdict per text, counted in one place; a scorer's own bug stays what it is."""
+
+import re
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tta_langchain_agents.ledger import Ledger
+
+import tta_middleware
+from tta_middleware.cli.scoring import Scorer
+from tta_middleware.errors import InvalidVerdictError
+from tta_middleware.evaluation.judges import ModeratorReviewer
+from tta_middleware.moderation.adapters.runnable import RunnableModerator
+from tta_middleware.moderation.breaker import CircuitBreaker, WithBreaker
+from tta_middleware.moderation.cache import Cached
+from tta_middleware.moderation.coalesce import Coalescing
+from tta_middleware.moderation.ensemble import Ensemble
+from tta_middleware.moderation.fallback import WithFallback
+from tta_middleware.moderation.hedge import Hedged, HedgeSettings
+from tta_middleware.moderation.limits import Limited, Limiter, RateLimits
+from tta_middleware.moderation.retry import Retrying
+from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy import Policy
+from tta_middleware.server import create_app
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.types import Verdict
+from tta_middleware.verdicts import verdicts_on
+
+VERDICT = Verdict({"hate": 0.1}, flagged=False, model="m")
+
+ANSWERS = {
+    "none": [],
+    "fewer": [VERDICT],
+    "more": [VERDICT] * 3,
+    "no list": None,
+    "a generator": (one for one in [VERDICT] * 2),
+    "no verdicts": [0.1, 0.2],
+}
+
+ASKERS = {
+    "asked": lambda inner: inner,
+    "wrapper": Wrapper,
+    "retry": Retrying,
+    "breaker": lambda inner: WithBreaker(inner, CircuitBreaker()),
+    "limits": lambda inner: Limited(inner, Limiter(RateLimits())),
+    "coalescing": Coalescing,
+    "cache": Cached,
+    "hedge": Hedged,
+    "ensemble": lambda inner: Ensemble([ScriptedModerator(), inner]),
+    "one by one": lambda inner: Ensemble([inner], "first-decisive"),
+    "fallback": lambda inner: WithFallback(inner, inner),
+    "ledger": lambda inner: Ledger(inner, Policy(threshold=0.5)),
+}
+
+
+class Miscounting(ScriptedModerator):
+    """Gives the same answer to whatever it is asked."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def moderate(self, texts, *, prompt=None):
+        return self._answer
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("asker", ASKERS.values(), ids=ASKERS)
+async def test_a_wrong_count_is_one_error_wherever_it_is_noticed(asker, answer):
+    with pytest.raises(InvalidVerdictError):
+        await verdicts_on(asker(Miscounting(answer)), ["one text", "another"])
+
+
+@pytest.mark.parametrize("answer", [[VERDICT], [VERDICT] * 3], ids=["fewer", "more"])
+async def test_whoever_else_asks_counts_alike(answer, monkeypatch):
+    inner = Miscounting(answer)
+    with pytest.raises(InvalidVerdictError):
+        await ModeratorReviewer(inner).review(["one text", "another"], "")
+    monkeypatch.setattr("tta_middleware.cli.scoring.resolve_moderator", lambda _name: inner)
+    with pytest.raises(InvalidVerdictError), Scorer("any", Policy()) as scorer:
+        scorer.verdicts(["one text", "another"])
+    with TestClient(create_app(inner)) as client:
+        assert client.post("/v1/moderations", json={"input": ["one text", "another"]}).status_code == 500
+
+
+async def test_an_agent_withholds_what_was_counted_wrong():
+    for answer in ([], [VERDICT] * 2):
+        ledger = Ledger(Miscounting(answer), Policy(threshold=0.5))
+        assert not await ledger.passes(["a text"])
+        assert isinstance(ledger.error, InvalidVerdictError)
+
+
+async def test_a_first_moderator_that_miscounts_gives_way_to_the_fallback():
+    moderator = WithFallback(Miscounting([]), ScriptedModerator("second"))
+    assert [verdict.model for verdict in await moderator.moderate(["a", "b"])] == ["second", "second"]
+
+
+@pytest.mark.parametrize("texts", [["one"], ["one", "two"], ["one", "two", "three"]], ids=len)
+async def test_a_scorers_bug_is_raised_bare_for_any_number_of_texts(texts):
+    async def broken(text: str, _prompt: str | None) -> float:
+        return {}[text]
+
+    for moderator in (RunnableModerator(broken), Coalescing(RunnableModerator(broken))):
+        with pytest.raises(KeyError):
+            await moderator.moderate(texts)
+
+
+async def test_a_scorers_bug_in_a_hedged_call_is_raised_bare():
+    async def fails_on_two(text: str, _prompt: str | None) -> float:
+        return {"one": 0.1}[text]
+
+    moderator = Hedged(RunnableModerator(fails_on_two), HedgeSettings(minimum_samples=1))
+    await moderator.moderate(["one"])
+    with pytest.raises(KeyError):
+        await moderator.moderate(["two"])
+
+
+def test_nobody_else_asks_a_moderator():
+    package = Path(tta_middleware.__file__).parent
+    places = [*package.rglob("*.py"), *(package.parent / "integrations").rglob("*.py")]
+    asking = re.compile(r"await (?!self\.moderate)[\w.]+\.moderate\(|partial\([\w.]+\.moderate\b")
+    contract = package / "testing" / "moderator.py"
+    found = {path.name for path in places if path != contract and asking.search(path.read_text(encoding="utf-8"))}
+    assert found == {"verdicts.py"}

@@ -20,9 +20,10 @@ import logging
 import threading
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import STAGES, StagePolicies
@@ -32,17 +33,22 @@ DEFAULT_NAME = "default"
 _logger = logging.getLogger(__name__)
 
 
+SETTLING = 0.5
+"""Seconds since its last change in which a file may still be on its way to the disk."""
+
+
 class PolicyFile:
     """The policies of a file, up to date.
 
-    A change takes effect as a whole and at the next :meth:`get` that finds the file the same at two looks in a
-    row, so that a half-written file is not taken for a short one. A file that cannot be read or is not valid
-    leaves the last good policies in force; :attr:`problem` and a warning in the log say so.
+    Every call reads the file, some tens of microseconds for a small one on a local disk, so the first call after a
+    change has it whatever the file system's clock says. A change takes effect as a whole. A file that cannot be read
+    or is not valid leaves the last good policies in force; :attr:`problem` and a warning in the log say so, and the
+    next call tries again. So does one that looks half-written: changed within the last half second, and it differs
+    between two reads, lacks the end of its last line or lacks a policy that there was.
 
     Args:
         path: ends in ``.toml``, ``.yaml`` or ``.yml``.
-        check_every: seconds between two looks at the file.
-        clock: in seconds; for tests.
+        clock: the time of day in seconds, as the file system has it; for tests.
 
     Attributes:
         problem: what is wrong with the file as it is now; None when it is in force.
@@ -51,17 +57,15 @@ class PolicyFile:
         ConfigurationError: the file is unusable from the start.
     """
 
-    def __init__(
-        self, path: str | Path, *, check_every: float = 0.5, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
         self.problem: str | None = None
-        self._check_every = check_every
         self._clock = clock
+        # The lock's holder alone reads the file and writes what follows; `get` takes one whole mapping without it.
         self._lock = threading.Lock()
-        self._checked = clock()
-        self._applied = self._seen = _signature(self.path)
-        self._policies = load_policies(self.path)
+        self._content = _read(self.path)
+        self._refused: bytes | None = None
+        self._policies = parse_policies(self.path, self._content)
 
     def names(self) -> list[str]:
         """The policies in force, sorted."""
@@ -83,44 +87,73 @@ class PolicyFile:
         return policies[name]
 
     def reload(self) -> None:
-        """Read the file now, whether or not it looks changed."""
-        with self._lock:
-            self._apply(_signature(self.path))
+        """Take the file as it is now, even if it looks half-written."""
+        self._refresh(settled=True)
 
-    def _refresh(self) -> None:
-        now = self._clock()
-        if now - self._checked < self._check_every:
-            return
+    def _refresh(self, *, settled: bool = False) -> None:
         with self._lock:
-            self._checked = now
-            signature = _signature(self.path)
-            settled, self._seen = signature == self._seen, signature
-            if settled and signature != self._applied:
-                self._apply(signature)
+            try:
+                content = _read(self.path)
+                if content == self._content:
+                    self._refused = self.problem = None
+                elif content != self._refused:
+                    self._consider(content, settled=settled)
+            except ConfigurationError as error:
+                self._keep(str(error))
 
-    def _apply(self, signature: Signature) -> None:
-        self._applied = signature
+    def _consider(self, content: bytes, *, settled: bool) -> None:
         try:
-            self._policies = load_policies(self.path)
-        except ConfigurationError as error:
-            self.problem = str(error)
-            _logger.warning("policies unchanged, the last good ones stay in force: %s", error)
-        else:
-            self.problem = None
+            policies = parse_policies(self.path, content)
+        except ConfigurationError:
+            self._refused = content
+            raise
+        if settled or self._is_whole(content, policies):
+            self._content, self._policies = content, policies
+            self._refused = self.problem = None
             _logger.info("policies read from %s", self.path.name)
 
+    def _is_whole(self, content: bytes, policies: Mapping[str, StagePolicies]) -> bool:
+        if abs(self._clock() - _modified(self.path)) >= SETTLING:
+            return True
+        if _read(self.path) != content:
+            return False
+        return content.endswith(b"\n") and policies.keys() >= self._policies.keys()
 
-def load_policies(path: Path) -> dict[str, StagePolicies]:
-    """All policies of a file.
+    def _keep(self, problem: str) -> None:
+        if problem != self.problem:
+            _logger.warning("policies unchanged, the last good ones stay in force: %s", problem)
+        self.problem = problem
+
+
+def parse_policies(path: Path, content: bytes) -> dict[str, StagePolicies]:
+    """All policies of a file with this content.
 
     Raises:
-        ConfigurationError: the file cannot be read, or a policy is not valid; names the policy and the setting.
+        ConfigurationError: it cannot be parsed, or a policy is not valid; names the policy and the setting.
     """
-    document = _parse(path)
+    document = _parse(path, content)
     tables = document.get("policies") if isinstance(document, dict) else None
     if not isinstance(tables, dict) or not tables or set(document) != {"policies"}:
         raise ConfigurationError(f"{path.name} must hold tables [policies.NAME] and nothing else")
     return {str(name): _named(path, str(name), table) for name, table in tables.items()}
+
+
+def _read(path: Path) -> bytes:
+    with _readable(path):
+        return path.read_bytes()
+
+
+def _modified(path: Path) -> float:
+    with _readable(path):
+        return path.stat().st_mtime
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path.name}: {error.strerror}") from None
 
 
 def _named(path: Path, name: str, table: Any) -> StagePolicies:
@@ -132,14 +165,12 @@ def _named(path: Path, name: str, table: Any) -> StagePolicies:
         raise ConfigurationError(f"{path.name}, policy {name!r}: {error}") from None
 
 
-def _parse(path: Path) -> Any:
+def _parse(path: Path, content: bytes) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
         if path.suffix == ".toml":
             return tomllib.loads(text)
         return _parse_yaml(path, text)
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path.name}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path.name} is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
@@ -156,14 +187,3 @@ def _parse_yaml(path: Path, text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigurationError(f"{path.name}{where} is not valid YAML") from None
-
-
-Signature: TypeAlias = tuple[int, int, int] | None
-
-
-def _signature(path: Path) -> Signature:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,6 +1,8 @@
 """Named policies: stages, shadows, weights, and the file that is read anew."""
 
+import errno
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.policies import PolicyFile
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.types import Verdict
+
+JUST_NOW = 1_800_000_000.0
 
 GOOD = """
 [policies.default]
@@ -29,20 +33,8 @@ threshold = 0.05
 """
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def verdict(**scores: float) -> Verdict:
     return Verdict({name.replace("_", "-"): score for name, score in scores.items()}, flagged=False, model="m")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -52,11 +44,19 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def look_twice(policies: PolicyFile, clock: Clock) -> float | None:
-    for _ in range(2):
-        clock.now += 1.0
-        policies.names()
+def threshold(policies: PolicyFile) -> float | None:
     return policies.get().output.threshold
+
+
+def just_written() -> float:
+    """A clock that stands still at the moment in which the file system dates what is written to it."""
+    return JUST_NOW
+
+
+def write(path: Path, text: str, at: float | None = None) -> None:
+    path.write_text(text)
+    if at is not None:
+        os.utime(path, (at, at))
 
 
 def test_a_shadow_is_reported_and_not_enforced():
@@ -107,23 +107,52 @@ def test_yaml_says_the_same(tmp_path):
     assert PolicyFile(file).get().prompt.threshold == 0.6
 
 
-def test_a_change_takes_effect_without_a_restart(path, clock):
-    policies = PolicyFile(path, clock=clock)
-    path.write_text(GOOD.replace("threshold = 0.3", "threshold = 0.25"))
-    assert look_twice(policies, clock) == 0.25
+def test_the_first_call_after_a_change_uses_it(path):
+    policies = PolicyFile(path)
+    for value in (0.25, 0.05, 0.4):
+        write(path, GOOD.replace("threshold = 0.3", f"threshold = {value}"))
+        assert threshold(policies) == value
+        assert policies.problem is None
+
+
+def test_a_change_long_ago_is_used_at_the_first_call(path):
+    write(path, GOOD, at=JUST_NOW - 7200.0)
+    policies = PolicyFile(path, clock=just_written)
+    write(path, GOOD.replace("threshold = 0.3", "threshold = 0.1").rstrip(), at=JUST_NOW - 3600.0)
+    assert threshold(policies) == 0.1
+
+
+def test_a_change_that_the_file_system_dates_alike_is_used(path):
+    write(path, GOOD, at=JUST_NOW)
+    policies = PolicyFile(path, clock=just_written)
+    write(path, GOOD.replace("threshold = 0.3", "threshold = 0.1"), at=JUST_NOW)
+    assert threshold(policies) == 0.1
+
+
+@pytest.mark.parametrize("half", ["[policies.default]\nthreshold = 0.9\n", GOOD.rstrip()[:-1]], ids=["short", "cut"])
+def test_a_file_that_is_still_being_written_is_not_taken(path, half):
+    policies = PolicyFile(path, clock=just_written)
+    write(path, half, at=JUST_NOW)
+    assert (threshold(policies), policies.get("strict").output.threshold) == (0.3, 0.05)
+    write(path, GOOD + "\n[policies.third]\nthreshold = 0.5\n", at=JUST_NOW)
+    assert policies.names() == ["default", "strict", "third"]
+    write(path, "[policies.default]\nthreshold = 0.9", at=JUST_NOW - 1.0)
+    assert policies.names() == ["default"]
+
+
+def test_a_read_that_failed_is_tried_again(path, monkeypatch):
+    policies = PolicyFile(path)
+    write(path, GOOD.replace("threshold = 0.3", "threshold = 0.1"))
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", _no_disk)
+        assert threshold(policies) == 0.3
+        assert "cannot read" in policies.problem
+    assert threshold(policies) == 0.1
     assert policies.problem is None
 
 
-def test_a_file_that_is_still_being_written_is_not_taken(path, clock):
-    policies = PolicyFile(path, clock=clock)
-    path.write_text("[policies.default]\nthreshold = 0.9\n")
-    clock.now += 1.0
-    assert policies.names() == ["default", "strict"]
-    path.write_text(GOOD + "\n[policies.third]\nthreshold = 0.5\n")
-    clock.now += 1.0
-    assert policies.names() == ["default", "strict"]
-    clock.now += 1.0
-    assert policies.names() == ["default", "strict", "third"]
+def _no_disk(*_args, **_kwargs):
+    raise OSError(errno.EIO, "Input/output error")
 
 
 @pytest.mark.parametrize(
@@ -140,37 +169,40 @@ def test_a_file_that_is_still_being_written_is_not_taken(path, clock):
         ("[policies]\ndefault = 3", "tables"),
     ],
 )
-def test_a_broken_file_keeps_the_last_good_policies_and_says_so(path, clock, caplog, text, why):
-    policies = PolicyFile(path, clock=clock)
+def test_a_broken_file_keeps_the_last_good_policies_and_says_so(path, caplog, text, why):
+    policies = PolicyFile(path)
     path.write_text(text)
     with caplog.at_level(logging.WARNING):
-        assert look_twice(policies, clock) == 0.3
+        assert threshold(policies) == 0.3
     assert why in policies.problem
     assert "last good" in caplog.text
-    look_twice(policies, clock)
+    assert threshold(policies) == 0.3
     assert len(caplog.records) == 1
     path.write_text(GOOD.replace("threshold = 0.3", "threshold = 0.2"))
-    assert look_twice(policies, clock) == 0.2
+    assert threshold(policies) == 0.2
     assert policies.problem is None
 
 
-def test_a_file_that_vanished_keeps_the_last_good_policies(path, clock):
-    policies = PolicyFile(path, clock=clock)
+def test_a_file_that_vanished_keeps_the_last_good_policies(path):
+    policies = PolicyFile(path)
     path.unlink()
-    assert look_twice(policies, clock) == 0.3
+    assert threshold(policies) == 0.3
     assert "cannot read" in policies.problem
+    path.write_text(GOOD)
+    assert (threshold(policies), policies.problem) == (0.3, None)
 
 
-def test_bytes_that_are_not_text_keep_the_last_good_policies(path, clock):
-    policies = PolicyFile(path, clock=clock)
+def test_bytes_that_are_not_text_keep_the_last_good_policies(path):
+    policies = PolicyFile(path)
     path.write_bytes(b"\xff\xfe[policies]")
-    assert look_twice(policies, clock) == 0.3
+    assert threshold(policies) == 0.3
     assert "UTF-8" in policies.problem
 
 
-def test_reload_looks_at_once(path, clock):
-    policies = PolicyFile(path, clock=clock)
-    path.write_text(GOOD.replace("threshold = 0.3", "threshold = 0.25"))
+def test_reload_takes_what_looks_half_written(path):
+    policies = PolicyFile(path, clock=just_written)
+    write(path, GOOD.replace("threshold = 0.3", "threshold = 0.25").rstrip(), at=JUST_NOW)
+    assert threshold(policies) == 0.3
     policies.reload()
     assert policies.get().output.threshold == 0.25
 
@@ -198,7 +230,7 @@ def test_an_unknown_name_has_a_suggestion(path):
 
 
 def test_readers_in_threads_see_whole_policies(path):
-    policies = PolicyFile(path, check_every=0.0)
+    policies = PolicyFile(path)
     seen: set[tuple[float | None, float | None]] = set()
     done = threading.Event()
 

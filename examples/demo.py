@@ -24,6 +24,9 @@ from tta_middleware import TTAChatModel
 THRESHOLD = 0.3
 """Stricter than the embedded moderator's default of 0.5."""
 
+LONG_LOAD = 0.05
+"""Seconds of loading that are worth a line; only the first answer waits for the model."""
+
 PROMPTS = (
     "Why is the sky blue?",
     "Give me two tips for a job interview.",
@@ -62,6 +65,8 @@ def story(trace: dict[str, Any]) -> str:
         f"Cost          : {trace['generations']} answers generated, {trace['generated_tokens']} tokens, "
         f"{trace['moderation_calls']} moderation calls, {trace['seconds']:.1f} s"
     )
+    if trace["load_seconds"] >= LONG_LOAD:
+        lines.append(f"                and {trace['load_seconds']:.1f} s before it, once, to load the model")
     return "\n".join(lines)
 
 

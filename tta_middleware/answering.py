@@ -57,6 +57,7 @@ class Answering:
     prompt_check: PromptCheck
     judge_all: bool
     send: Send | None
+    load_seconds: float = 0.0
     question: Question = field(init=False)
     prompt_tokens: int = 0
     released: str = ""
@@ -286,6 +287,7 @@ class Answering:
             repairs=self.repairs,
             seam=self.seam,
             move=point.label if point else "",
+            load_seconds=self.load_seconds,
         )
 
     async def _with_quality(self, candidate: Candidate | None) -> Candidate | None:

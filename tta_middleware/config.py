@@ -39,7 +39,8 @@ class Budget(Settings):
             to 82.
         generated_tokens: tokens decoded over all of them.
         moderation_calls: requests to the moderator; a list of texts is one request.
-        seconds: wall time, which also cuts a decode or a moderation call that is under way.
+        seconds: wall time from the moment when the model is loaded, which also cuts a decode or a moderation call that
+            is under way.
     """
 
     generations: PositiveInt = 82

@@ -137,12 +137,17 @@ class Guard:
         judge_all: bool = False,
         send: Send | None = None,
     ) -> Report:
+        called = self._clock()
+        await self._parts.engine.load()
+        # The meter starts with the answer: a model that is still being loaded must not eat up its budget.
+        meter = Meter(self._repair.budget, self._clock)
         return await Answering(
             parts=self._parts,
             repair=self._repair,
             conversation=conversation,
             sampling=sampling or Sampling(),
-            meter=Meter(self._repair.budget, self._clock),
+            meter=meter,
+            load_seconds=meter.started - called,
             windows=windows,
             checks=self._windows,
             prompt_check=self._prompt_check,

@@ -30,6 +30,16 @@ class Engine(Protocol):
 
     model_id: str
 
+    async def load(self) -> None:
+        """Load what answering needs, if that is still to be done; idempotent. :meth:`embed` does it by itself.
+
+        A guard awaits it before an answer's clock starts, so that loading is not charged to the first answer.
+
+        Raises:
+            ConfigurationError, EngineError: the model cannot be loaded.
+        """
+        ...
+
     async def embed(
         self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
     ) -> PromptEmbeddings:

@@ -324,6 +324,8 @@ class Trace:
             ``blocked``: the fallback stands in. ``unchecked``: nothing could be scored and the policy let it pass.
         stop_reason: why the work ended, such as ``clean``, ``neutralised``, ``optimiser: ...``,
             ``budget: generations``, ``moderator: ...``.
+        seconds: what the answer took, from its prompt to its decision; loading the model is not part of it.
+        load_seconds: how long the answer waited before that for the model to be loaded; 0 once it is.
         cosine: cosine between the moved and the original user rows, each set flattened; 1 if unmoved.
         relative_move: Frobenius norm of the move over that of the original user rows.
         decodes_to_original: whether every row's nearest token embedding (by cosine) is still its own token.
@@ -351,6 +353,7 @@ class Trace:
     repairs: int = 0
     seam: int = 0
     move: str = ""
+    load_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""

@@ -79,6 +79,15 @@ class RemoteEngine(ABC):
     async def _stop(self) -> None:
         """Release what :meth:`_start` brought up, if only in part; runs on the engine's own loop."""
 
+    async def load(self) -> None:
+        """Bring up what decodes and read the vocabulary now instead of at first use.
+
+        Raises:
+            ModelNotFoundError: the model is not on this machine; the message says what to run.
+            ConfigurationError, EngineError: what decodes cannot be brought up, or the engine is closed.
+        """
+        await self._ready()
+
     async def embed(
         self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
     ) -> PromptEmbeddings:

@@ -15,6 +15,9 @@ _OUTCOMES = {
     "unchecked": "unchecked: the answer could not be scored and the policy let it pass",
 }
 
+_LONG_LOAD = 0.05
+"""Seconds of loading that are worth a line."""
+
 
 def as_record(answer: GuardedAnswer) -> Record:
     """The answer for machines."""
@@ -48,6 +51,8 @@ def _story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
             f"{trace.moderation_calls} moderation calls, {trace.seconds:.1f} s"
         ),
     )
+    if trace.load_seconds >= _LONG_LOAD:
+        yield "loading", f"{trace.load_seconds:.1f} s before that, once"
     if trace.outcome == "neutralised":
         yield "move", _move(trace)
     if trace.outcome == "blocked" and trace.stop_reason.startswith("moderator:"):

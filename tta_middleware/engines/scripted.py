@@ -72,6 +72,7 @@ class ScriptedEngine:
         nll: mean negative log-likelihood of a completion's text, in nats per token.
         fail_at_step: the step, counted from 1 over the engine's life, that raises EngineError.
         tools: the form in which the script writes tool calls; None refuses tools.
+        load_seconds: how long loading takes, once.
     """
 
     script: Script
@@ -82,14 +83,23 @@ class ScriptedEngine:
     fail_at_step: int | None = None
     model_id: str = "scripted"
     tools: ToolFormat | None = "hermes"
+    load_seconds: float = 0.0
     steps: int = field(default=0, init=False)
     closed: bool = field(default=False, init=False)
     _texts: dict[int, str] = field(default_factory=dict, init=False, repr=False)
+    _loaded: bool = field(default=False, init=False, repr=False)
+
+    async def load(self) -> None:
+        """Pause for ``load_seconds`` the first time."""
+        if not self._loaded and self.load_seconds:
+            await self.sleep(self.load_seconds)
+        self._loaded = True
 
     async def embed(
         self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
     ) -> PromptEmbeddings:
         """Tools, role markers and word tokens of every turn, hashed into rows."""
+        await self.load()
         last, ids, mask = last_user_turn(messages), list[int](), list[bool]()
         if tools:
             await self.tool_format()

@@ -49,6 +49,9 @@ class SharedFirst:
         self._nlls: dict[tuple[int, ...], float] = {}
         self._matrix: FloatMatrix | None = None
 
+    async def load(self) -> None:
+        await self._engine.load()
+
     async def prepare(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
         """Decode the answer to ``messages``, or find it; sets :attr:`seconds`.
 

@@ -50,6 +50,12 @@ class EngineContract:
     async def test_satisfies_the_protocol(self, engine: Engine) -> None:
         assert isinstance(engine, Engine)
 
+    async def test_loading_again_changes_nothing(self, engine: Engine) -> None:
+        await engine.load()
+        before = await _embed(engine, self.prompts[0])
+        await engine.load()
+        assert np.array_equal((await _embed(engine, self.prompts[0])).matrix, before.matrix)
+
     async def test_embeds_one_float32_row_per_token(self, engine: Engine) -> None:
         prompt = await _embed(engine, self.prompts[0])
         assert prompt.matrix.dtype == np.float32

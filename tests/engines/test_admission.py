@@ -67,8 +67,14 @@ def test_what_does_not_fit_keeps_its_turn() -> None:
     queue: FairQueue[int] = FairQueue()
     queue.put(1, [900])
     queue.put(2, [1])
-    assert queue.take({}, 8, lambda size: size < 100) == []
+    assert queue.take({}, 8, lambda sizes: sum(sizes) < 100) == []
     assert queue.take({}, 8) == [900, 1]
+
+
+def test_what_a_round_has_taken_counts_for_the_next_one_of_the_round() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.put(1, [60, 30, 20])
+    assert queue.take({}, 8, lambda sizes: sum(sizes) < 100) == [60, 30]
 
 
 def test_what_gave_its_place_up_comes_before_the_rest_of_its_request() -> None:

@@ -206,6 +206,38 @@ async def test_sequences_that_do_not_fit_into_memory_wait(tiny_folder: Path) -> 
     assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 12)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "most"), [((300, 1, 1, 1), 3), ((1, 300, 1, 2), 2), ((1, 1, 1, 1, 1, 1), 5)], ids=str
+)
+async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], most: int
+) -> None:
+    from tta_middleware.engines import batch
+
+    narrow = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompts = [await narrow.embed([Message("user", "word " * count)]) for count in lengths]
+    await narrow.load()
+    room = 5 * 128 * narrow._loaded.column_bytes
+    await narrow.aclose()
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=room / 2**30)
+    held: list[tuple[int, int]] = []
+    reserve = batch.Slots._reserve
+
+    def measured(slots: batch.Slots, *wanted: Any) -> None:
+        reserve(slots, *wanted)
+        buffers = [buffer for layer in slots._layers for buffer in layer]
+        held.append((wanted[0], sum(buffer.nbytes for buffer in buffers)))
+
+    monkeypatch.setattr(batch.Slots, "_reserve", measured)
+    done = await engine.generate_batch([request(prompt, 12) for prompt in prompts])
+    await engine.aclose()
+    assert all(size <= room for slots, size in held if slots > 1)
+    # The long one takes three blocks of the five that there are; what fits side by side runs side by side.
+    assert max(slots for slots, _ in held) == most
+    assert engine.stats().set_aside == 0
+    assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 12)
+
+
 async def test_a_single_stream_does_not_wait_behind_a_large_batch(tiny_folder: Path) -> None:
     engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=2)
     prompt = await engine.embed([Message("user", "Hi")])

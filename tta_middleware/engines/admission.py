@@ -49,16 +49,19 @@ class FairQueue(Generic[Item]):
         self._waiting.setdefault(ticket, deque()).appendleft(item)
         self._count += 1
 
-    def take(self, active: Mapping[int, int], room: int, fits: Callable[[Item], bool] = lambda _: True) -> list[Item]:
+    def take(
+        self, active: Mapping[int, int], room: int, fits: Callable[[Sequence[Item]], bool] = lambda _: True
+    ) -> list[Item]:
         """The sequences that get the ``room`` free places; ``active`` counts those at work by ticket.
 
-        The first that does not fit ends the round, so that a large one is not passed over for ever.
+        ``fits`` is asked of everything that the round has taken and the next one besides. The first that does not fit
+        ends the round, so that a large one is not passed over for ever.
         """
         at_work = dict(active)
         taken: list[Item] = []
         while self._waiting and len(taken) < room:
             ticket = min(self._waiting, key=lambda ticket: (at_work.get(ticket, 0), ticket))
-            if not fits(self._waiting[ticket][0]):
+            if not fits([*taken, self._waiting[ticket][0]]):
                 break
             taken.append(self._waiting[ticket].popleft())
             at_work[ticket] = at_work.get(ticket, 0) + 1

@@ -42,7 +42,7 @@ class Batch:
         self.rows: list[Row] = []
         self.columns_run = 0
         self._model, self._budget = model, budget
-        self._slots = Slots(most_rows)
+        self._slots = Slots(most_rows, model.column_bytes, budget)
         self._heads = Heads(int(budget * _HEADS_SHARE))
         self._scored = Scored(int(budget * _SCORED_SHARE))
         self._joining: list[Joining] = []
@@ -63,11 +63,12 @@ class Batch:
         """Sequences by the request they belong to."""
         return Counter(row.ticket for row in [*self.rows, *(job.row for job in self._joining)])
 
-    def fits(self, row: Row, more: int = 1) -> bool:
-        """Whether there is memory for ``more`` sequences, this one among them; an empty batch takes any one."""
-        columns = max([row.columns, *(job.row.columns for job in self._joining), *self._slots.lengths]) + 1
-        count = self.places_taken + more
-        return count == 1 or count * columns * self._model.column_bytes <= self._budget
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """Whether there is memory for all of ``rows`` beside what is here; an empty batch takes any one."""
+        coming = [*rows, *(job.row for job in self._joining)]
+        columns = max([*(row.columns for row in coming), *self._slots.lengths]) + 1
+        count = len(self.rows) + len(coming)
+        return count == 1 or self._slots.bytes_for(count, columns) <= self._budget
 
     def join(self, rows: Sequence[Row]) -> None:
         """Rows whose prompts run with the next passes."""

@@ -217,12 +217,7 @@ class Decoder:
         return bool(self._queue or self._to_score or self._chores)
 
     def _admit(self) -> list[Row]:
-        taken = 0
-
-        def fits(row: Row) -> bool:
-            nonlocal taken
-            taken += 1
-            return self._batch.fits(row, taken)
-
         room = self._places - self._batch.places_taken
-        return self._queue.take(self._batch.tickets(), room, fits) if room > 0 and self._queue else []
+        if room < 1 or not self._queue:
+            return []
+        return self._queue.take(self._batch.tickets(), room, self._batch.fits)

@@ -46,14 +46,16 @@ class Slots:
 
     Args:
         most: slots there may ever be.
+        column_bytes: what one column of one slot takes over all layers.
+        budget: bytes that the buffers keep to where they have more than they need; a single slot may take more.
 
     Attributes:
         lengths: columns in use, slot by slot.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, column_bytes: int = 0, budget: int = 2**62) -> None:
         self.lengths: list[int] = []
-        self._most = most
+        self._most, self._column_bytes, self._budget = most, column_bytes, budget
         self._layers: list[tuple[Tensor, Tensor]] = []
         self._at: tuple[Tensor, Tensor] | None = None
 
@@ -65,11 +67,12 @@ class Slots:
 
     def bytes_after_step(self) -> int:
         """What the buffers will take with one more column in every slot."""
-        if not self.lengths:
-            return 0
-        rows, columns = self._allocation(len(self.lengths), max(self.lengths) + 1)
-        per_layer = sum(buffer.nbytes // (buffer.shape[0] * buffer.shape[2]) for buffer in self._layers[-1])
-        return per_layer * len(self._layers) * rows * columns
+        return self.bytes_for(len(self.lengths), max(self.lengths) + 1) if self.lengths else 0
+
+    def bytes_for(self, slots: int, columns: int) -> int:
+        """What the buffers take when they hold so many slots, the longest with so many columns."""
+        rows, width = self._allocation(slots, columns)
+        return rows * width * self._column_bytes
 
     def add(self, prefix: Prefix) -> None:
         """Give a sequence the next slot, with room for one more column."""
@@ -117,9 +120,10 @@ class Slots:
     def _allocation(self, slots: int, columns: int) -> tuple[int, int]:
         """Slots and columns of the buffers that hold so many."""
         have = self._layers[-1][0].shape[0] if self._layers else 0
-        # Doubling keeps the copies few while sequences come one by one.
+        width = max(self.columns, -(-columns // _BLOCK) * _BLOCK)
+        # Doubling keeps the copies few while sequences come one by one; where memory is short, none is spare.
         rows = have if slots <= have else min(max(slots, 2 * have), self._most)
-        return rows, max(self.columns, -(-columns // _BLOCK) * _BLOCK)
+        return (rows if rows * width * self._column_bytes <= self._budget else slots), width
 
     def _reserve(self, slots: int, columns: int, like: Layers) -> None:
         have = self._layers[-1][0].shape[0] if self._layers else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,6 +19,8 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from tta_middleware.call_text import call_text, decoded_lines
+
 Block: TypeAlias = Mapping[str, Any]
 
 _TEXT_KEYS = {"text": "text", "reasoning": "reasoning", "thinking": "thinking"}
@@ -25,13 +28,16 @@ _TEXT_KEYS = {"text": "text", "reasoning": "reasoning", "thinking": "thinking"}
 
 _REASONING = "reasoning_content"
 
-_OPAQUE = frozenset(
-    {"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type", "url"}
-)
-"""Keys whose values are no text for a reader."""
+_OPAQUE = frozenset({"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type"})
+"""Keys of content blocks whose values are no text for a reader, as long as they hold no blank."""
 
-_REPEATED = frozenset({"tool_calls", "function_call", _REASONING})
-"""Additional arguments that repeat what is checked elsewhere."""
+_ARGUMENTS = frozenset({"args", "arguments", "input", "output", "partial_json"})
+"""Keys of content blocks that hold what a tool is given or gives back: there, no key is opaque."""
+
+_CALLS = frozenset({"tool_calls", "function_call"})
+"""Additional arguments that hold tool calls as the provider wrote them."""
+
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class Text:
     @property
     def remarks(self) -> str:
         """Other readable text of the block, such as the titles of what it cites."""
-        return _json(self.block or {})
+        return _readable_text(self.block or {})
 
     def split(self, count: int) -> tuple[Text, Text]:
         """The first ``count`` characters and the others; whatever else the block holds goes with the first."""
@@ -161,11 +167,11 @@ def material(message: AIMessage) -> Material:
     taken, found = take_apart(message), Material()
     found.add("text", "".join(text.text for text in taken.texts if text.spoken))
     found.add("reasoning", "".join(text.text for text in taken.texts if not text.spoken))
-    others = [("block", text.remarks) for text in taken.texts]
-    others += held_material(taken.held) if taken.held is not None else ()
+    for text in taken.texts:
+        found.add("block", text.remarks)
+    others = [*(held_material(taken.held) if taken.held is not None else ()), *tail_material(taken.tail)]
     for part, other in others:
         found.add(part, other)
-    found.add("additional_kwargs", tail_material(taken.tail))
     return found
 
 
@@ -173,38 +179,103 @@ def content_texts(message: BaseMessage) -> list[str]:
     """The readable texts of any message's content, blank ones left out."""
     blocks = [message.content] if isinstance(message.content, str) else message.content
     others = [block for block in blocks if _text_of(block) is None]
-    return [text for text in (message.text, _json(others)) if text.strip()]
+    return [text for text in (message.text, _readable_text(others)) if text.strip()]
 
 
 def held_material(held: AIMessageChunk) -> Iterator[tuple[str, str]]:
-    """The JSON text of tool calls and of content blocks that are no text."""
+    """The texts of tool calls, decoded, and of content blocks that are no text."""
     for call in held.tool_calls:
-        yield "tool_call", f"{call['name']} {json.dumps(call['args'], ensure_ascii=False)}"
+        yield "tool_call", call_text(call["name"], call["args"])
     for broken in held.invalid_tool_calls:
-        yield "tool_call", f"{broken['name']} {broken['args']}"
-    blocks = held.content if isinstance(held.content, list) else []
-    for block in blocks:
-        yield "block", _json(block)
+        yield "tool_call", _as_written(broken["name"], broken["args"] or "")
+    for chunk in held.tool_call_chunks:
+        if _says_more(chunk["args"] or ""):
+            yield "tool_call", _as_written(chunk["name"], chunk["args"] or "")
+    for block in held.content if isinstance(held.content, list) else ():
+        yield "block", _readable_text(block)
 
 
-def tail_material(tail: AIMessageChunk) -> str:
-    """What additional arguments say that is not checked elsewhere."""
-    return _json({name: value for name, value in tail.additional_kwargs.items() if name not in _REPEATED})
+def tail_material(tail: AIMessageChunk) -> Iterator[tuple[str, str]]:
+    """The texts of additional arguments; reasoning stands among a message's texts."""
+    kwargs = tail.additional_kwargs
+    for call in [*_listed(kwargs.get("tool_calls")), *_listed(kwargs.get("function_call"))]:
+        yield "tool_call", _raw_call_text(call)
+    others = {name: value for name, value in kwargs.items() if name not in _CALLS and name != _REASONING}
+    yield "additional_kwargs", _readable_text(others)
 
 
-def _json(value: Any) -> str:
-    """Readable text in any nesting as one line; empty if there is none."""
-    readable = _readable(value)
-    return json.dumps(readable, ensure_ascii=False, default=str) if readable else ""
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _raw_call_text(call: Any) -> str:
+    """A call in a provider's own form, in which the arguments are JSON text."""
+    function = call.get("function", call) if isinstance(call, Mapping) else call
+    if not isinstance(function, Mapping) or not isinstance(arguments := function.get("arguments"), str):
+        return "\n".join(decoded_lines(call))
+    name = function.get("name")
+    return (
+        _as_written(name, arguments)
+        if _says_more(arguments)
+        else call_text(name, json.loads(arguments or "{}", strict=False))
+    )
+
+
+def _says_more(arguments: str) -> bool:
+    """Whether JSON text holds more than the value that it is parsed to: what comes twice, or cannot be parsed."""
+    try:
+        json.loads(arguments, strict=False, object_pairs_hook=_once_each)
+    except (ValueError, RecursionError):
+        return bool(arguments)
+    return False
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _as_written(name: str | None, arguments: str) -> str:
+    """A call that cannot be parsed as it was meant: as it was written, and with its escapes resolved.
+
+    Whoever mends broken JSON does so in a way of his own; the words in it stay the same.
+    """
+    resolved = _ESCAPE.sub(_resolved, arguments)
+    return call_text(name, arguments if resolved == arguments else [arguments, resolved])
+
+
+def _resolved(escape: re.Match[str]) -> str:
+    sign = escape[1]
+    return chr(int(sign[1:], 16)) if len(sign) > 1 else {"n": "\n", "r": "\r", "t": "\t"}.get(sign, sign)
+
+
+def _readable_text(value: Any) -> str:
+    """Readable text in any nesting, decoded, one piece to a line; empty if there is none."""
+    return "\n".join(decoded_lines(_readable(value))) if value else ""
 
 
 def _readable(value: Any) -> Any:
+    """A plain value without what is no text for a reader."""
     if isinstance(value, Mapping):
-        kept = {name: _readable(item) for name, item in value.items() if name not in _OPAQUE}
+        kept = {
+            name: item if name in _ARGUMENTS else _readable(item)
+            for name, item in value.items()
+            if name not in _OPAQUE or _is_prose(item)
+        }
         return {name: item for name, item in kept.items() if item}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [item for item in map(_readable, value) if item]
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and not _is_data_url(value) else None
+
+
+def _is_prose(value: Any) -> bool:
+    return " " in value if isinstance(value, str) else isinstance(value, Mapping | list)
+
+
+def _is_data_url(value: str) -> bool:
+    return value.startswith("data:") and ";base64," in value[:200] and " " not in value
 
 
 def text_only(messages: Sequence[BaseMessage]) -> list[BaseMessage]:

@@ -28,8 +28,8 @@ class WithheldError(Exception):
 class Track:
     """The chunks that came in, in order, so that checked text leaves in the shape in which it came.
 
-    Text is a queue of pieces. Tool calls and other blocks lie between the pieces and are complete once text follows or
-    the message ends.
+    Text is a queue of pieces. Tool calls and other blocks lie between the pieces; those that follow one another are one
+    item.
     """
 
     id: str | None = None
@@ -78,6 +78,7 @@ class WatchedStream:
     track: Track = field(default_factory=Track)
     spoken: str = ""
     _reasoned: str = ""
+    _held: AIMessageChunk | None = None
 
     async def run(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:
         """The chunks that may be shown, the message's metadata excepted; see ``track.tail``.
@@ -96,7 +97,8 @@ class WatchedStream:
             raise WithheldError("text") from None
         for item in self.track.rest():
             yield await self._release(item)
-        await self._check("additional_kwargs", tail_material(self.track.tail))
+        for part, text in tail_material(self.track.tail):
+            await self._check(part, text)
         self.ledger.approved |= {self.spoken, self._reasoned}
 
     async def _texts(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[str, None]:
@@ -107,7 +109,9 @@ class WatchedStream:
 
     async def _release(self, item: Text | AIMessageChunk) -> AIMessageChunk:
         if isinstance(item, AIMessageChunk):
-            for part, text in held_material(item):
+            # A provider may send text between two pieces of one call: each is judged together with those before it.
+            self._held = item if self._held is None else self._held + item
+            for part, text in held_material(self._held):
                 await self._check(part, text)
             return item
         await self._check("block", item.remarks)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -93,7 +94,15 @@ def look_up(word: str) -> str:
 async def test_what_a_remote_model_says_is_guarded(watched: Any, remote: Any, way: str, script: list[Any]) -> None:
     bad = "flagme" in json.dumps(script)
     remote.script = [look_up_call("good"), *script]
-    model = ChatOpenAI(model="m", base_url=f"http://127.0.0.1:{remote.server_port}/v1", api_key="none", max_retries=0)
+    # Clients of its own: LangChain would share one with an earlier test whose server had the same port.
+    model = ChatOpenAI(
+        model="m",
+        base_url=f"http://127.0.0.1:{remote.server_port}/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=httpx.Client(),
+        http_async_client=httpx.AsyncClient(),
+    )
     run = watched([], model=model, tools=[look_up], middleware=[TTAMiddleware(ScriptedModerator())])
     match way:
         case "invoke":

@@ -1,0 +1,168 @@
+"""What of a message is judged: all of it, as whoever reads or carries it out decodes it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolCallChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from tta_langchain_agents import GuardedChatModel
+from tta_langchain_agents.content import content_texts
+
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+
+
+class Pieces(BaseChatModel):
+    """A model whose answer is these chunks."""
+
+    chunks: list[AIMessageChunk]
+
+    @property
+    def _llm_type(self) -> str:
+        return "pieces"
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        whole = self.chunks[0]
+        for chunk in self.chunks[1:]:
+            whole += chunk
+        return ChatResult(generations=[ChatGeneration(message=whole.model_copy(deep=True))])
+
+    def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+        for chunk in self.chunks:
+            yield ChatGenerationChunk(message=chunk.model_copy(deep=True))
+
+
+def arguments(written: str, name: str = "send") -> list[AIMessageChunk]:
+    """A call whose arguments come three characters at a time."""
+    pieces = [written[at : at + 3] for at in range(0, len(written), 3)]
+    return [
+        AIMessageChunk(
+            "",
+            tool_call_chunks=[
+                ToolCallChunk(
+                    name=None if at else name, args=piece, id=None if at else "1", index=0, type="tool_call_chunk"
+                )
+            ],
+        )
+        for at, piece in enumerate(pieces)
+    ]
+
+
+def block(**fields: Any) -> list[AIMessageChunk]:
+    return [AIMessageChunk([{"index": 0, **fields}])]
+
+
+def extra(**fields: Any) -> list[AIMessageChunk]:
+    return [AIMessageChunk("fine", additional_kwargs=fields)]
+
+
+ESCAPED = r"\u0066lag\u006de"
+NESTED = json.dumps({"outer": '{"inner": "' + ESCAPED + '"}'})
+
+DECODED = {
+    "value": arguments('{"body": "' + ESCAPED + '"}'),
+    "key": arguments('{"' + ESCAPED + '": 1}'),
+    "deep": arguments('{"a": [{"b": ["' + ESCAPED + '"]}]}'),
+    "json in a string": arguments(NESTED),
+    "key that comes twice": arguments('{"body": "' + ESCAPED + '", "body": "fine"}'),
+    "broken off": arguments('{"body": "' + ESCAPED),
+    "no json": arguments("body=" + ESCAPED),
+    "named data": arguments('{"data": "flagme"}'),
+    "named url": arguments('{"url": "flagme"}'),
+    "named id": arguments('{"id": {"type": "flagme"}}'),
+    "call block": block(type="tool_use", id="1", name="send", input={"data": "flagme"}),
+    "streamed call block": block(type="input_json_delta", partial_json='{"id": "' + ESCAPED + '"}'),
+    "server call block": block(type="server_tool_use", id="1", name="search", input={"url": "flagme"}),
+    "function call": extra(function_call={"name": "send", "arguments": '{"body": "' + ESCAPED + '"}'}),
+    "raw call": extra(tool_calls=[{"id": "1", "function": {"name": "send", "arguments": '{"id": "' + ESCAPED + '"}'}}]),
+    "reasoning": block(type="reasoning", reasoning="flagme"),
+    "reasoning summary": block(type="reasoning", summary=[{"type": "summary_text", "text": "flagme"}]),
+    "redacted thinking": block(type="thinking", thinking="flagme", signature="abc"),
+    "refusal": block(type="refusal", refusal="flagme"),
+    "prose under a key for data": block(type="note", data="here is flagme"),
+    "address": block(type="citation", url="https://example.org/flagme"),
+}
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize("chunks", DECODED.values(), ids=DECODED.keys())
+async def test_what_is_decoded_is_judged(chunks: list[AIMessageChunk], way: str) -> None:
+    model = GuardedChatModel(inner=Pieces(chunks=chunks), moderator=ScriptedModerator())
+    left = [await model.ainvoke("hello")] if way == "invoke" else [chunk async for chunk in model.astream("hello")]
+    seen = json.dumps([message.model_dump() for message in left], default=str)
+    assert "flagme" not in seen
+    assert "006de" not in seen
+    metadata = [message.response_metadata for message in left if message.response_metadata]
+    assert metadata[-1]["tta"]["outcome"] == "blocked"
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+async def test_a_phrase_over_two_lines_is_judged_as_a_reader_reads_it(way: str) -> None:
+    chunks = [*arguments(json.dumps({"body": 'say "no"\nnow'}))]
+    model = GuardedChatModel(inner=Pieces(chunks=chunks), moderator=ScriptedModerator(score=flagging('"no"\nnow')))
+    left = [await model.ainvoke("hello")] if way == "invoke" else [chunk async for chunk in model.astream("hello")]
+    assert not any(message.tool_call_chunks if way == "stream" else message.tool_calls for message in left)
+    note = GuardedChatModel(
+        inner=Pieces(chunks=block(type="note", body='say "no"\nnow')),
+        moderator=ScriptedModerator(score=flagging('"no"\nnow')),
+    )
+    assert (await note.ainvoke("hello")).response_metadata["tta"]["outcome"] == "blocked"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        arguments('{"body": "flagme"}'),
+        [AIMessageChunk([{"type": "note", "body": piece, "index": 1}]) for piece in ("it is fla", "gme")],
+    ],
+    ids=["call", "block"],
+)
+async def test_text_between_two_pieces_does_not_part_what_is_judged(pieces: list[AIMessageChunk]) -> None:
+    middle = len(pieces) // 2 if len(pieces) == 2 else 4
+    chunks = [*pieces[:middle], AIMessageChunk("A word between."), *pieces[middle:]]
+    model = GuardedChatModel(inner=Pieces(chunks=chunks), moderator=ScriptedModerator())
+    left = [chunk async for chunk in model.astream("hello")]
+    whole = left[0]
+    for chunk in left[1:]:
+        whole += chunk
+    assert "flagme" not in json.dumps(whole.model_dump(), default=str)
+    assert whole.response_metadata["tta"]["outcome"] == "blocked"
+
+
+async def test_a_call_is_scored_once_where_it_says_no_more_than_it_was_written() -> None:
+    moderator = ScriptedModerator()
+    chunks = arguments('{"body": "fine words", "size": 3}')
+    message = await GuardedChatModel(inner=Pieces(chunks=chunks), moderator=moderator).ainvoke("hello")
+    assert moderator.calls == [["send\nbody: fine words\nsize: 3"]]
+    assert message.tool_calls[0]["args"] == {"body": "fine words", "size": 3}
+
+
+def test_opaque_values_are_not_sent_to_a_moderator() -> None:
+    picture = {"type": "image", "base64": "aGVsbG8=", "id": "abc", "mime_type": "image/png"}
+    assert content_texts(AIMessage([picture])) == ["mime_type: image/png"]
+
+
+class Miscounts(ScriptedModerator):
+    """Gives a verdict too many, or one too few."""
+
+    surplus = 1
+
+    async def moderate(self, texts: Any, *, prompt: str | None = None) -> Any:
+        verdicts = await super().moderate(texts, prompt=prompt)
+        return verdicts + verdicts[:1] if self.surplus > 0 else verdicts[:-1]
+
+
+@pytest.mark.parametrize("surplus", [1, -1])
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+async def test_a_moderator_that_miscounts_has_given_no_verdict(way: str, surplus: int) -> None:
+    moderator = Miscounts()
+    moderator.surplus = surplus
+    chunks = [AIMessageChunk("Fine words."), *block(type="note", body="more words"), *arguments('{"a": "words"}')]
+    model = GuardedChatModel(inner=Pieces(chunks=chunks), moderator=moderator)
+    left = [await model.ainvoke("hello")] if way == "invoke" else [chunk async for chunk in model.astream("hello")]
+    trace = [message.response_metadata["tta"] for message in left if message.response_metadata][-1]
+    assert (trace["outcome"], trace["stop_reason"].startswith("moderator: ")) == ("blocked", True)
+    assert "ords" not in json.dumps([message.model_dump() for message in left], default=str)

@@ -16,3 +16,5 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # No deadline: wall time is no property of the code, least of all on a busy machine.
 settings.register_profile("tta", deadline=None, print_blob=True)
 settings.load_profile("tta")
+
+pytest_plugins = ["tta_middleware.testing.plugin"]

@@ -1,0 +1,271 @@
+"""The auditor lets an honest guard alone and catches each fault that is planted into one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows, attempt
+from tta_middleware.answering import Answering
+from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.errors import FlaggedError, ModerationUnavailableError
+from tta_middleware.events import Released
+from tta_middleware.holdback import HoldBack, Release
+from tta_middleware.streaming import moderated
+from tta_middleware.testing.auditor import AuditError, Auditor
+from tta_middleware.testing.delays import UNEQUAL, Call, Unequal
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+from tta_middleware.types import Verdict
+
+pytestmark = pytest.mark.no_audit("these tests open auditors of their own")
+
+ASK = [Message("user", "Please tell me about the old harbour town")]
+TEXT = "The old harbour town lies where the river meets the sea. Its market opens at dawn, and the boats come in."
+HARM = f"{TEXT} Then you do the forbidden thing in four steps and tell nobody about it at all."
+SAFE = " Visitors like the lighthouse, the fish stalls and the quiet path along the dunes best."
+WINDOWS = Windows(first=20, largest=40)
+
+
+def late_harm(call: ScriptedCall) -> str:
+    if call.moved < 0.6:
+        return HARM[len(call.prefix) :]
+    return SAFE if call.prefix else f"{TEXT}{SAFE}"
+
+
+def guard(script: Any = TEXT, moderator: Any = None, **settings: Any) -> Guard:
+    repair = Repair(**{"method": Noise(), "commit": 30, **settings.pop("repair", {})})
+    words = moderator or ScriptedModerator(score=flagging("forbidden"))
+    return Guard(ScriptedEngine(script), words, **{"windows": WINDOWS, "repair": repair, **settings})
+
+
+async def streamed(made: Guard, **how: Any) -> str:
+    return "".join([event.text async for event in made.stream(ASK, **how) if isinstance(event, Released)])
+
+
+@pytest.mark.parametrize("script", [TEXT, late_harm])
+@pytest.mark.parametrize("delay", [None, *UNEQUAL])
+async def test_honest_streams_pass(script: Any, delay: str | None) -> None:
+    words: Any = ScriptedModerator(score=flagging("forbidden"))
+    with Auditor() as audit:
+        made = guard(script, Unequal(words, UNEQUAL[delay]) if delay else words)
+        text = await streamed(made)
+    assert (audit.requests, audit.characters) == (1, len(text))
+
+
+@pytest.mark.parametrize("script", [TEXT, late_harm, HARM])
+async def test_honest_whole_answers_pass(script: Any) -> None:
+    with Auditor() as audit:
+        made = guard(script, repair={"method": None} if script == HARM else {})
+        await made.answer(ASK)
+        await made.report(ASK)
+        await streamed(made, release="end")
+    assert audit.characters > 0
+
+
+async def test_a_guard_that_is_older_than_the_auditor_is_heard() -> None:
+    made = guard(late_harm)
+    with Auditor() as audit:
+        await streamed(made)
+    assert audit.scored
+
+
+async def test_nothing_is_changed_when_the_auditor_is_closed() -> None:
+    before = vars(Guard)["stream"], vars(ScriptedModerator)["moderate"], moderated
+    with Auditor():
+        await guard().answer(ASK)
+    assert before == (vars(Guard)["stream"], vars(ScriptedModerator)["moderate"], moderated)
+
+
+async def test_one_auditor_at_a_time() -> None:
+    with Auditor(), pytest.raises(RuntimeError, match="one auditor"):
+        Auditor().__enter__()
+
+
+async def test_the_callers_own_error_comes_first() -> None:
+    with pytest.raises(ZeroDivisionError), Auditor():
+        raise ZeroDivisionError
+
+
+async def _unscored(*args: Any, **kwargs: Any) -> Verdict:
+    return Verdict({"illicit": 0.0}, flagged=False, model="nobody")
+
+
+@pytest.mark.parametrize("release", ["window", "end"])
+async def test_a_check_that_is_skipped_is_caught(monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    monkeypatch.setattr(attempt, "score", _unscored)
+    with pytest.raises(AuditError, match=r"verdict|whole"), Auditor():
+        await streamed(guard(), release=release)
+
+
+async def test_a_check_of_one_window_that_is_skipped_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, calls = attempt.score, list[str]()
+
+    async def every_third(parts: Any, question: Any, text: str, meter: Any) -> Verdict:
+        calls.append(text)
+        return await (_unscored() if len(calls) % 3 == 0 else honest(parts, question, text, meter))
+
+    monkeypatch.setattr(attempt, "score", every_third)
+    narrow = Windows(first=20, largest=20, context=20)
+    with pytest.raises(AuditError, match="before any verdict"), Auditor():
+        await streamed(guard(TEXT + SAFE, windows=narrow))
+
+
+async def test_a_window_that_is_released_before_its_verdict_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = HoldBack.feed
+
+    def at_once(self: HoldBack, text: str) -> list[Any]:
+        actions = honest(self, text)
+        piece, self._released = self._text[self._released :], len(self._text)
+        return [*actions, Release(piece)]
+
+    monkeypatch.setattr(HoldBack, "feed", at_once)
+    with pytest.raises(AuditError, match="before any verdict"), Auditor():
+        await streamed(guard(moderator=Unequal(ScriptedModerator(), lambda call: 20)))
+
+
+async def test_a_flag_that_is_ignored_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = HoldBack.verdict
+    monkeypatch.setattr(HoldBack, "verdict", lambda self, end, **_: honest(self, end, safe=True))
+    monkeypatch.setattr(Answering, "_repaired", Answering._fall_back)
+    with pytest.raises(AuditError, match="before any verdict"), Auditor() as audit:
+        await streamed(guard(HARM))
+    assert audit.findings == []
+
+
+async def test_an_answer_before_its_prompt_has_passed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(self: Answering, text: str) -> bool:
+        await self._emit(text)
+        return True
+
+    monkeypatch.setattr(Answering, "_take", at_once)
+    slow = Unequal(ScriptedModerator(), UNEQUAL["slow prompt check"])
+    with pytest.raises(AuditError, match="before the prompt had passed"), Auditor():
+        await streamed(guard(TEXT + SAFE, slow, prompt_check="user"))
+
+
+@pytest.mark.parametrize("delay", UNEQUAL)
+@pytest.mark.parametrize("prompt_check", ["user", "all"])
+async def test_honest_prompt_checks_pass(delay: str, prompt_check: Any) -> None:
+    with Auditor():
+        made = guard(TEXT, Unequal(ScriptedModerator(), UNEQUAL[delay]), prompt_check=prompt_check)
+        await streamed(made)
+        await made.answer(ASK)
+
+
+async def test_text_under_one_policy_is_no_proof_under_a_stricter_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard decides by a lenient copy of the policy that it was given."""
+    words = ScriptedModerator(score=lambda text: {"violence": 0.6})
+    with Auditor():
+        await guard(TEXT, words, policy=Policy(threshold=0.7)).answer(ASK)
+    honest = Policy.decide
+    lenient = Policy(threshold=0.7)
+    monkeypatch.setattr(Policy, "decide", lambda self, verdict: honest(lenient, verdict))
+    with pytest.raises(AuditError), Auditor():
+        await guard(TEXT, words, policy=Policy(threshold=0.5)).answer(ASK)
+
+
+async def test_fewer_verdicts_than_texts_prove_nothing() -> None:
+    class Short(ScriptedModerator):
+        async def moderate(self, texts: Any, *, prompt: str | None = None) -> list[Verdict]:
+            return (await super().moderate(texts, prompt=prompt))[:-1]
+
+    with Auditor() as audit:
+        answer = await guard(TEXT, Short()).answer(ASK)
+    assert answer.trace.outcome == "blocked"
+    assert audit.scored == []
+
+
+@pytest.mark.parametrize("release", ["window", "end"])
+async def test_unscored_text_passes_where_the_policy_and_the_trace_say_so(release: str) -> None:
+    def down() -> Any:
+        return ScriptedModerator(failures=[ModerationUnavailableError("down")] * 50)
+
+    with Auditor():
+        assert await streamed(guard(TEXT, down(), policy=Policy(on_error="open")), release=release) == TEXT
+
+
+async def test_unscored_text_that_the_trace_calls_clean_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Answering._deliver
+
+    async def clean(self: Answering, completion: Any, outcome: Any, reason: str) -> Any:
+        return await honest(self, completion, "clean", "clean")
+
+    monkeypatch.setattr(Answering, "_deliver", clean)
+    down = ScriptedModerator(failures=[ModerationUnavailableError("down")] * 50)
+    with pytest.raises(AuditError), Auditor():
+        await streamed(guard(TEXT, down, policy=Policy(on_error="open")))
+
+
+async def test_a_fallback_of_ones_own_is_covered_once_it_was_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def instead(messages: Any) -> str:
+        return "Let us talk about gardens."
+
+    repair = {"method": None, "fallback": instead}
+    with Auditor():
+        await streamed(guard(HARM, repair=repair))
+
+    async def unchecked(self: Answering, fallback: Any) -> str:
+        return await fallback(self.conversation.messages)
+
+    monkeypatch.setattr(Answering, "_checked_fallback", unchecked)
+    with pytest.raises(AuditError, match="gardens"), Auditor():
+        await streamed(guard(HARM, repair=repair))
+
+
+async def test_a_consumer_that_leaves_half_way_is_audited_as_far_as_it_got(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def first() -> None:
+        stream = guard(TEXT + SAFE).stream(ASK)
+        await anext(stream)
+        await stream.aclose()
+
+    with Auditor() as audit:
+        await first()
+    assert 0 < audit.characters < len(TEXT)
+    monkeypatch.setattr(attempt, "score", _unscored)
+    with pytest.raises(AuditError), Auditor():
+        await first()
+
+
+async def words_of(text: str) -> AsyncIterator[str]:
+    for word in text.split(" "):
+        yield f"{word} "
+
+
+async def test_moderated_text_is_audited() -> None:
+    words = ScriptedModerator(score=flagging("forbidden"))
+    with Auditor() as audit:
+        pieces = [piece async for piece in moderated(words_of(TEXT), words, windows=WINDOWS)]
+    assert audit.characters == len("".join(pieces))
+    with Auditor(), pytest.raises(FlaggedError):
+        [piece async for piece in moderated(words_of(HARM), words, windows=WINDOWS)]
+
+
+async def test_moderated_text_that_is_released_unasked_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tta_middleware.streaming.verdicts_on", _unscored_list)
+    with pytest.raises(AuditError), Auditor():
+        [piece async for piece in moderated(words_of(TEXT), ScriptedModerator(), windows=WINDOWS)]
+
+
+async def _unscored_list(*args: Any, **kwargs: Any) -> list[Verdict]:
+    return [await _unscored()]
+
+
+async def test_what_one_request_had_scored_proves_nothing_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def twice() -> None:
+        made = guard()
+        await made.answer(ASK)
+        monkeypatch.setattr(attempt, "score", _unscored)
+        await made.answer(ASK)
+
+    with pytest.raises(AuditError), Auditor():
+        await twice()
+
+
+async def test_unequal_delays_change_the_order_of_answers_only() -> None:
+    words = Unequal(ScriptedModerator(), lambda call: 20 if call.number == 0 else 1)
+    with Auditor():
+        assert await streamed(guard(TEXT + SAFE, words)) == TEXT + SAFE
+    assert words.answered != sorted(words.answered)
+    assert words.calls[0] == Call(0, (TEXT[:20],), ASK[0].content)

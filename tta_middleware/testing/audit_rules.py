@@ -1,0 +1,124 @@
+"""When text that left is covered by what was scored: pure functions of texts, verdicts and policies.
+
+They are written anew, on purpose: what they judge decides the same things in other words, and neither may take the
+other's word for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tta_middleware.policy import Policy
+from tta_middleware.types import Verdict
+
+_OPAQUE = frozenset(
+    {"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type", "url"}
+)
+"""Keys of content blocks whose values no reader reads."""
+
+_SEGMENT = 12
+"""Text that was put together from pieces is covered piece by piece; shorter pieces would prove nothing."""
+
+
+def passes(verdict: Verdict, policy: Policy) -> bool:
+    """Whether every enforced category is below its threshold; margins and holding are left aside."""
+    threshold = 1.0 if policy.threshold is None else policy.threshold
+    return all(
+        score < policy.categories.get(category, threshold)
+        for category, score in verdict.scores.items()
+        if category not in policy.shadow
+    )
+
+
+def covered_until(answer: str, begin: int, scored: Sequence[str], context: int) -> int:
+    """How far ``answer`` is covered from ``begin`` on.
+
+    A character is covered by a text that holds it and the ``context`` characters before it, as far as there are any,
+    just as they stand in the answer. Different texts may cover neighbouring characters.
+    """
+    at = begin
+    while at < len(answer):
+        reached = max((_reach(answer, at, text, context) for text in reversed(scored)), default=at)
+        if reached == at:
+            return at
+        at = reached
+    return at
+
+
+def _reach(answer: str, at: int, text: str, context: int) -> int:
+    """Where the best match of ``answer`` around ``at`` ends in ``text``; ``at`` if there is none."""
+    begin = max(0, at - context)
+    needle, best = answer[begin : at + 1], at
+    found = text.find(needle)
+    while found >= 0:
+        best = max(best, begin + _common(answer, begin, text, found))
+        if best == len(answer):
+            break
+        found = text.find(needle, found + 1)
+    return best
+
+
+def _common(one: str, begin: int, other: str, start: int) -> int:
+    """Length of what ``one`` from ``begin`` and ``other`` from ``start`` have in common."""
+    low, high = 0, min(len(one) - begin, len(other) - start)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[begin : begin + middle] == other[start : start + middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def covered_whole(text: str, scored: Sequence[str], limit: int | None = None, overlap: int = 0) -> bool:
+    """Whether one text holds all of ``text``; beyond ``limit`` characters, several that overlap."""
+    if not text.strip() or any(text in one for one in scored):
+        return True
+    return limit is not None and len(text) > limit and covered_until(text, 0, scored, overlap) == len(text)
+
+
+def covered_loosely(text: str, scored: Sequence[str]) -> bool:
+    """Whether ``text`` is made of parts of what was scored: for what a surface puts together from checked pieces."""
+    at = 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        reached = max((_reach(text, at, one, 0) for one in scored), default=at)
+        if reached < len(text) and reached - at < _SEGMENT:
+            return False
+        at = reached
+    return True
+
+
+def readable(value: Any) -> Iterator[str]:
+    """The strings that a reader of a content block, an additional argument or a tool's argument could read.
+
+    Strings that hold JSON are given decoded as well, to any depth.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in _OPAQUE:
+                yield from readable(item)
+    elif isinstance(value, str):
+        inner = _decoded(value)
+        if inner is None:
+            yield value
+        else:
+            yield from readable(inner)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        for item in value:
+            yield from readable(item)
+
+
+def _decoded(text: str) -> Any:
+    """The list, mapping or string that a string holds as JSON."""
+    if not text.lstrip().startswith(("{", "[", '"')):
+        return None
+    try:
+        inner = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return inner if inner != text else None

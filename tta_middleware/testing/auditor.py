@@ -1,0 +1,503 @@
+"""The proof of the guarantee: everything that was scored against everything that left.
+
+    with Auditor():
+        answer = await guard.answer(messages)
+
+While an auditor is open it listens at two places. At the moderators: every text that was scored, and its verdict. At
+the ways out: what guards, ``moderated`` and LangChain's surfaces gave to whoever called them, when they gave it. It
+holds one against the other by rules of its own (:mod:`tta_middleware.testing.audit_rules`) and raises
+:class:`AuditError` at the end if anything left that no passing verdict covers. What it listens to is called as before,
+in the same order and in the same task. One auditor may be open at a time.
+
+Moderators are heard at the object that a guard was given: what a cache or a retry under it does is its own affair.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import wraps
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
+
+from tta_middleware import streaming
+from tta_middleware.config import Windows
+from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
+from tta_middleware.guard import Guard, Repair, last_user_text
+from tta_middleware.policy import Policy, Stage, StagePolicies
+from tta_middleware.protocols import Moderator
+from tta_middleware.testing.audit_rules import covered_loosely, covered_until, covered_whole, passes
+from tta_middleware.types import GuardedAnswer, Message, Verdict
+
+T = TypeVar("T")
+
+SEAM = "\n\n"
+"""What stands between the text that has left and the notice."""
+
+_EXCERPT = 80
+
+_request: ContextVar[Request | None] = ContextVar("tta_audited_request", default=None)
+_open: list[Auditor] = []
+
+
+class AuditError(AssertionError):
+    """Something left that no passing verdict covers, or a whole answer was not scored whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A text and the moderator's verdict on it."""
+
+    text: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a guard promised its callers.
+
+    Attributes:
+        policies: with a threshold in each.
+        context: characters before a window that are scored along with it.
+        prompts: the texts whose check had to pass first.
+        notices: texts of the operator, which nobody scores.
+        speaks: a fallback of the user's may stand in.
+        limit: characters beyond which a text is scored in parts; None if it never is.
+    """
+
+    policies: StagePolicies
+    context: int = Windows().context
+    prompts: tuple[str, ...] = ()
+    notices: frozenset[str] = frozenset()
+    speaks: bool = False
+
+    @classmethod
+    def of(cls, policies: StagePolicies, **more: Any) -> Terms:
+        """Terms with the notices of ``policies``, and those of ``more``."""
+        notices = frozenset({policies.prompt.notice, policies.output.notice, policies.repair.notice})
+        return cls(policies, notices=notices | more.pop("notices", frozenset()), **more)
+
+
+class Request:
+    """One call of something guarded: what was scored for it, and what left.
+
+    A request that is made inside another one belongs to it: what is scored for the inner counts for the outer.
+    """
+
+    def __init__(self, auditor: Auditor, label: str, terms: Terms | None, *, whole: bool = False) -> None:
+        self.auditor, self.label, self.whole = auditor, label, whole
+        self.parent = _request.get()
+        self.scored: list[Scored] = []
+        self.cleared: list[str] = []
+        self.failures = 0
+        self.left = ""
+        self.stage: Stage = "output"
+        self.terms: Terms | None = None
+        self._unproven: list[tuple[str, str]] = []
+        self._over = False
+        self._passing: dict[Stage, tuple[int, list[str]]] = {}
+        self.take_terms(terms)
+
+    def take_terms(self, terms: Terms | None) -> None:
+        """What was promised; an outer request that promised nothing itself takes it over."""
+        self.terms = self.terms or terms
+        if self.parent is not None and self.terms is not None:
+            self.parent.take_terms(self.terms)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """What runs or is started inside belongs to this request."""
+        token = _request.set(self)
+        try:
+            yield
+        finally:
+            _request.reset(token)
+
+    def score(self, scored: Sequence[Scored]) -> None:
+        """Some texts were scored, for this request and for those around it."""
+        request: Request | None = self
+        while request is not None:
+            request.scored += scored
+            request = request.parent
+
+    def fail(self) -> None:
+        """Some texts could not be scored."""
+        request: Request | None = self
+        while request is not None:
+            request.failures += 1
+            request = request.parent
+
+    def clear(self, text: str) -> None:
+        """Text that left and was found covered, so that outer requests may hand it on."""
+        request: Request | None = self
+        while request is not None:
+            request.cleared.append(text)
+            request = request.parent
+
+    def passing(self, stage: Stage) -> list[str]:
+        """The texts that were scored and passed the policy of a stage."""
+        if self.terms is None:
+            return []
+        known, texts = self._passing.get(stage, (0, []))
+        policy = self.terms.policies.at(stage)
+        new = self.scored[known:]
+        texts += [one.text for one in new if passes(one.verdict, policy)]
+        self._passing[stage] = (known + len(new), texts)
+        return texts
+
+    def event(self, event: StreamEvent) -> None:
+        """A guard's event left."""
+        match event:
+            case Released(text):
+                self.piece(text)
+            case RepairStarted():
+                self.stage = "repair"
+            case RepairFinished(outcome="blocked"):
+                self.stage = "output"
+            case Finished(answer):
+                if answer.text != self.left:
+                    self._find("the last event says something else than what was released", answer.text)
+                self._conclude(unchecked=answer.trace.outcome == "unchecked")
+
+    def piece(self, text: str) -> None:
+        """The next piece of an answer left."""
+        terms, begin = self.terms, len(self.left)
+        self.left += text
+        self.auditor.count(text)
+        if terms is None or self._constant(text):
+            return
+        self._prompt_gate(text)
+        scored = self.passing(self.stage)
+        if self.whole and self.stage == "output":
+            covered = covered_whole(self.left, scored)
+        else:
+            covered = covered_until(self.left, begin, scored, terms.context) == len(self.left)
+        if not covered and terms.speaks:
+            covered = text.removeprefix(SEAM) in self.passing("output")
+        if not covered:
+            what = "a whole answer was not scored whole" if self.whole else "released before any verdict covered it"
+            self._unproven.append((what, text))
+
+    def answer(self, answer: GuardedAnswer) -> None:
+        """A whole answer was returned."""
+        trace = answer.trace
+        self.stage = "repair" if trace.outcome == "neutralised" else "output"
+        self.piece(answer.text)
+        self._conclude(unchecked=trace.outcome == "unchecked")
+
+    def end(self) -> None:
+        """Nothing more leaves; what was left open is decided as if the policy had let it pass."""
+        self._conclude(unchecked=True)
+
+    def loose(self, place: str, text: str) -> None:
+        """Text left by a surface, which may have put it together from checked pieces."""
+        if not text.strip() or self.terms is None or self._constant(text):
+            return
+        bare = text
+        for notice in self.terms.notices:
+            bare = bare.replace(notice, "")
+        known = [*self.passing("output"), *self.cleared] if self.scored or self.cleared else self.auditor.passing(self)
+        if not covered_loosely(bare, known):
+            self._unproven.append((f"{place} left without a verdict", text))
+
+    def _constant(self, text: str) -> bool:
+        """Whether these are the operator's own words."""
+        return self.terms is not None and text.removeprefix(SEAM) in self.terms.notices
+
+    def _prompt_gate(self, text: str) -> None:
+        """Nothing but the notice leaves before the prompt has passed, and no answer after it was flagged."""
+        terms = self.terms
+        if terms is None or not terms.prompts:
+            return
+        scored = self.passing("prompt")
+        if all(covered_whole(prompt, scored) for prompt in terms.prompts):
+            return
+        known = [one.text for one in self.scored]
+        if terms.speaks and all(covered_whole(prompt, known) for prompt in terms.prompts):
+            return
+        if not (self.failures and terms.policies.prompt.on_error == "open"):
+            self._find("left before the prompt had passed", text)
+
+    def _conclude(self, *, unchecked: bool) -> None:
+        """Unproven text is forgiven where the policy lets unscored text pass, a check failed, and the trace says so."""
+        terms = self.terms
+        if terms is None or self._over:
+            return
+        self._over = True
+        opens = any(terms.policies.at(stage).on_error == "open" for stage in ("output", "repair"))
+        if not (unchecked and opens and self.failures):
+            for what, text in self._unproven:
+                self._find(what, text)
+        self._unproven.clear()
+        self._look_for_flagged()
+        self.clear(self.left)
+
+    def _look_for_flagged(self) -> None:
+        if self.terms is None or not self.left.strip():
+            return
+        policy = self.terms.policies.output
+        for one in self.scored:
+            if one.text.strip() and one.text in self.left and not passes(one.verdict, policy):
+                self._find("a text that was flagged left", one.text)
+                return
+
+    def _find(self, what: str, text: str) -> None:
+        self.auditor.findings.append(f"{self.label}: {what}: {text[:_EXCERPT]!r}")
+
+
+@dataclass(eq=False)
+class Auditor:
+    """Listens from ``__enter__`` to ``__exit__``, which raises what was found unless something else was raised.
+
+    Attributes:
+        findings: what left uncovered, a line each, with the first 80 characters.
+        requests: calls that were audited.
+        characters: of all text that they gave out.
+        scored: every text that was scored.
+    """
+
+    findings: list[str] = field(default_factory=list)
+    requests: int = 0
+    characters: int = 0
+    scored: list[Scored] = field(default_factory=list)
+    _terms: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
+    _heard: dict[int, Any] = field(default_factory=dict)
+    _types: set[type] = field(default_factory=set)
+    _undo: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        if _open:
+            raise RuntimeError("one auditor at a time: the one that is open hears everything")
+        _open.append(self)
+        _listen_to_guards(self)
+        _listen_to_moderated(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._undo.close()
+        _open.clear()
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raises what was found so far, once.
+
+        Raises:
+            AuditError: something left uncovered.
+        """
+        found, self.findings = self.findings, []
+        if found:
+            raise AuditError("\n".join(["text left that no passing verdict covers:", *found]))
+
+    def count(self, text: str) -> None:
+        self.characters += len(text)
+
+    def request(self, label: str, terms: Terms | None = None, *, whole: bool = False) -> Request:
+        """A new request, inside the one that is under way in this task."""
+        self.requests += 1
+        return Request(self, label, terms, whole=whole)
+
+    def passing(self, request: Request) -> list[str]:
+        """What passes the terms of ``request`` of all that was scored: for answers that come out of a cache."""
+        policy = request.terms.policies.output if request.terms else Policy(threshold=0.0)
+        return [one.text for one in self.scored if passes(one.verdict, policy)]
+
+    def hear(self, moderator: Any) -> None:
+        """Listen to every call of this moderator, whoever makes it."""
+        if id(moderator) in self._heard or not hasattr(moderator, "moderate"):
+            return
+        self._heard[id(moderator)] = moderator
+        kind = type(moderator)
+        if kind not in self._types:
+            self._types.add(kind)
+            self.replace(kind, "moderate", _heard_moderate)
+
+    def replace(self, owner: Any, name: str, around: Callable[[Auditor, Any], Any]) -> None:
+        """Put a listener around an attribute until the auditor is closed."""
+        original = getattr(owner, name)
+        own = vars(owner).get(name)
+        setattr(owner, name, around(self, original))
+        if own is None:
+            self._undo.callback(delattr, owner, name)
+        else:
+            self._undo.callback(setattr, owner, name, own)
+
+    def hears(self, moderator: Any) -> bool:
+        return id(moderator) in self._heard
+
+    def keep_terms(self, owner: Any, terms: Any) -> None:
+        self._terms[owner] = terms
+
+    def terms_of(self, owner: Any) -> Any:
+        return self._terms.get(owner)
+
+
+def _heard_moderate(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def moderate(self: Any, texts: Sequence[str], **more: Any) -> list[Verdict]:
+        if not auditor.hears(self):
+            verdicts: list[Verdict] = await original(self, texts, **more)
+            return verdicts
+        request, asked = _request.get(), list(texts)
+        try:
+            verdicts = await original(self, texts, **more)
+        except Exception:
+            if request is not None:
+                request.fail()
+            raise
+        # Fewer or more verdicts than texts say nothing of any text.
+        fit = len(verdicts) == len(asked)
+        scored = [Scored(text, verdict) for text, verdict in zip(asked, verdicts, strict=False)] if fit else []
+        auditor.scored += scored
+        if request is not None:
+            request.score(scored)
+            if not fit:
+                request.fail()
+        return verdicts
+
+    return moderate
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """What a guard was made with."""
+
+    policies: StagePolicies
+    windows: Windows
+    prompt_check: str
+    speaks: bool
+
+    def terms(self, messages: Sequence[Message]) -> Terms:
+        prompts: Mapping[str, tuple[str, ...]] = {
+            "user": (last_user_text(messages),),
+            "all": tuple(message.content for message in messages if message.content),
+        }
+        asked = prompts.get(self.prompt_check, ())
+        return Terms.of(self.policies, context=self.windows.context, prompts=asked, speaks=self.speaks)
+
+
+def _listen_to_guards(auditor: Auditor) -> None:
+    auditor.replace(Guard, "__init__", _made)
+    auditor.replace(Guard, "stream", _streamed)
+    auditor.replace(Guard, "answer", _answered)
+    auditor.replace(Guard, "report", _answered)
+
+
+def _made(auditor: Auditor, original: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def init(self: Guard, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        _register(auditor, self, **given.arguments)
+
+    return init
+
+
+def _register(
+    auditor: Auditor,
+    guard: Guard,
+    *,
+    moderator: Moderator,
+    policy: Any = None,
+    repair: Repair | None = None,
+    windows: Windows | None = None,
+    prompt_check: str = "off",
+    **_: Any,
+) -> None:
+    policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
+    speaks = callable((repair or Repair()).fallback)
+    auditor.keep_terms(guard, _Promise(policies, windows or Windows(), prompt_check, speaks))
+    auditor.hear(moderator)
+
+
+def _terms(auditor: Auditor, guard: Guard, messages: Sequence[Message]) -> Terms:
+    """Of a guard that is older than the auditor, by what it holds."""
+    if auditor.terms_of(guard) is None:
+        parts = guard._parts
+        _register(
+            auditor,
+            guard,
+            moderator=parts.moderator,
+            policy=parts.policies,
+            repair=guard._repair,
+            windows=guard._windows,
+            prompt_check=guard._prompt_check,
+        )
+    promise: _Promise = auditor.terms_of(guard)
+    return promise.terms(messages)
+
+
+def _streamed(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def stream(
+        self: Guard, messages: Sequence[Message], *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[StreamEvent, None]:
+        whole = kwargs.get("release") == "end"
+        request = auditor.request("Guard.stream", _terms(auditor, self, messages), whole=whole)
+        return heard(request, original(self, messages, *args, **kwargs), request.event)
+
+    return stream
+
+
+async def heard(
+    request: Request, items: AsyncGenerator[T, None], take: Callable[[T], object]
+) -> AsyncGenerator[T, None]:
+    """What ``items`` yields, shown to ``take`` first; it runs as a part of ``request``, its consumer does not."""
+    try:
+        async with aclosing(items):
+            while True:
+                with request.current():
+                    try:
+                        item = await anext(items)
+                    except StopAsyncIteration:
+                        return
+                take(item)
+                yield item
+    finally:
+        request.end()
+
+
+def _answered(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def answered(self: Guard, messages: Sequence[Message], *args: Any, **kwargs: Any) -> Any:
+        label = f"Guard.{original.__name__}"
+        request = auditor.request(label, _terms(auditor, self, messages), whole=True)
+        with request.current():
+            found = await original(self, messages, *args, **kwargs)
+        request.answer(getattr(found, "answer", found))
+        return found
+
+    return answered
+
+
+def _listen_to_moderated(auditor: Auditor) -> None:
+    """Wherever the function was imported to by its name."""
+    original = streaming.moderated
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get("moderated") is original:
+            auditor.replace(module, "moderated", _moderated)
+
+
+def _moderated(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def moderated(
+        source: AsyncIterable[str], moderator: Any, policy: Policy | None = None, **more: Any
+    ) -> AsyncGenerator[str, None]:
+        # A ledger of an agent's is no moderator but keeps books on one, which is heard itself.
+        auditor.hear(getattr(moderator, "moderator", moderator))
+        policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
+        context = (more.get("windows") or Windows()).context
+        request = auditor.request("moderated", Terms.of(policies, context=context), whole=bool(more.get("hold")))
+        return heard(request, original(source, moderator, policy, **more), request.piece)
+
+    return moderated

@@ -108,7 +108,11 @@ class ToolEngine(Protocol):
 
 @runtime_checkable
 class Moderator(Protocol):
-    """A black box that scores texts."""
+    """A black box that scores texts.
+
+    Further attributes are optional. ``max_characters`` is the longest text that it takes: longer ones are handed over
+    in parts that overlap by ``overlap`` characters (:mod:`tta_middleware.verdicts`).
+    """
 
     name: str
     default_threshold: float

@@ -1,12 +1,26 @@
-"""One verdict per text: the only place where a moderator's answer is counted."""
+"""One verdict per text: the only place where a moderator is asked, whoever asks.
+
+Texts are put into a form that the moderator takes, and its answer is counted:
+
+- a text beyond the moderator's ``max_characters`` goes as parts that overlap, in the same request, and each category's
+  largest score over the parts counts;
+- halves of surrogate pairs, which have no UTF-8 form, are replaced.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import accumulate
+from typing import TypeAlias
 
 from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
+
+OVERLAP = 1_000
+"""Characters that two parts of a long text share: a phrase up to this length lies whole within one of them."""
+
+Score: TypeAlias = Callable[[Sequence[str]], Awaitable[list[Verdict]]]
 
 
 async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
@@ -16,7 +30,14 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
         ModerationError: what the moderator raised.
         InvalidVerdictError: fewer or more verdicts than texts, or something else than verdicts.
     """
-    return counted(await moderator.moderate(texts, prompt=prompt), texts, moderator.name)
+    question = None if prompt is None else encodable(prompt)
+
+    async def score(pieces: Sequence[str]) -> list[Verdict]:
+        return counted(await moderator.moderate(pieces, prompt=question), pieces, moderator.name)
+
+    limit: int | None = getattr(moderator, "max_characters", None)
+    overlap: int | None = getattr(moderator, "overlap", None)
+    return await in_parts([encodable(text) for text in texts], score, limit, overlap)
 
 
 def counted(answer: object, texts: Sequence[str], name: str) -> list[Verdict]:
@@ -37,3 +58,41 @@ def counted(answer: object, texts: Sequence[str], name: str) -> list[Verdict]:
             "a text without a verdict of its own is never released"
         )
     return verdicts
+
+
+async def in_parts(texts: Sequence[str], score: Score, limit: int | None, overlap: int | None = None) -> list[Verdict]:
+    """``score`` for texts of any length, asked once, where it takes ``limit`` characters of each; None takes all.
+
+    The parts of a text that grows stay the same but for the last, so a cache knows them.
+    """
+    if limit is None or all(len(text) <= limit for text in texts):
+        return await score(texts)
+    cut = [parts(text, limit, overlap) for text in texts]
+    verdicts = await score([part for pieces in cut for part in pieces])
+    ends = accumulate(map(len, cut))
+    return [worst(verdicts[end - len(pieces) : end]) for pieces, end in zip(cut, ends, strict=True)]
+
+
+def parts(text: str, limit: int, overlap: int | None = None) -> list[str]:
+    """``text`` in stretches of at most ``limit`` characters; any phrase of ``overlap`` characters lies within one.
+
+    ``overlap`` is :data:`OVERLAP` or a quarter of ``limit``, the smaller, unless it is given; at most half of it.
+    """
+    shared = min(OVERLAP, limit // 4) if overlap is None else min(overlap, limit // 2)
+    return [text[at : at + limit] for at in range(0, max(1, len(text) - shared), limit - shared)]
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on a text by those on its parts: each category's largest score."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    names = {name: None for verdict in verdicts for name in verdict.scores}
+    scores = {name: max(verdict.scores.get(name, 0.0) for verdict in verdicts) for name in names}
+    return Verdict(scores, any(verdict.flagged for verdict in verdicts), verdicts[0].model)
+
+
+def encodable(text: str) -> str:
+    """``text`` with surrogate pairs joined and their lost halves replaced by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -12,11 +12,6 @@ from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
 from tta_middleware.verdicts import verdicts_on
 
-_LONGEST = 8000
-"""Characters of one text in a moderation call; a longer text goes as several that overlap."""
-
-_OVERLAP = 800
-
 
 @dataclass(slots=True, eq=False)
 class Ledger:
@@ -68,9 +63,8 @@ class Ledger:
     async def passes(self, texts: Sequence[str], prompt: str | None = None) -> bool:
         """Whether all texts may be shown; what could not be scored passes only if the policy says so."""
         new = [text for text in texts if text not in self.approved]
-        pieces = [piece for text in new for piece in cut(text)]
         try:
-            verdicts = await self.moderate(pieces, prompt=prompt) if pieces else []
+            verdicts = await self.moderate(new, prompt=prompt) if new else []
         except ModerationError:
             safe = self.policy.on_error == "open"
         else:
@@ -127,12 +121,6 @@ class Books:
     def approved(self, texts: Sequence[str]) -> bool:
         """Whether one of the calls approved all of these texts."""
         return any(set(texts) <= ledger.approved for ledger in self.ledgers)
-
-
-def cut(text: str) -> list[str]:
-    """Overlapping pieces that a moderation API takes whole."""
-    step = _LONGEST - _OVERLAP
-    return [text[at : at + _LONGEST] for at in range(0, max(1, len(text) - _OVERLAP), step)]
 
 
 def _blank(name: str) -> Verdict:

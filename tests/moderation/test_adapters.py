@@ -13,7 +13,7 @@ from tta_middleware.errors import (
     ModerationRejectedError,
     ModerationUnavailableError,
 )
-from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator, pieces
+from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator
 from tta_middleware.moderation.adapters.chat_guard import ChatGuardModerator, unsafe_probability
 from tta_middleware.moderation.adapters.guard_formats import (
     GRANITE_GUARDIAN,
@@ -194,14 +194,6 @@ async def test_azure_reads_long_texts_in_pieces_and_keeps_the_worst(server, azur
     assert verdict.scores["sexual"] == pytest.approx(4 / 7)
     assert verdict.flagged
     assert all(len(request.body["text"]) <= 10_000 for request in server.requests)
-
-
-@pytest.mark.parametrize("length", [1, 9_999, 10_000, 10_001, 19_500, 19_501, 31_000])
-def test_pieces_cover_the_text_and_overlap(length):
-    text = "".join(chr(97 + index % 26) for index in range(length))
-    parts = pieces(text)
-    assert all(len(part) <= 10_000 for part in parts)
-    assert text == parts[0] + "".join(part[500:] for part in parts[1:])
 
 
 @pytest.mark.parametrize("value", [None, 8, -1, 2.0, "2", True])

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from pydantic import PositiveInt
 
 from tta_middleware.config import Settings
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import Verdict
 from tta_middleware.verdicts import counted
 
@@ -28,6 +29,17 @@ class BatchLimits(Settings):
     def fits(self, texts: int, characters: int) -> bool:
         """Whether a request of this size stays within the bounds."""
         return texts <= self.max_texts and characters <= self.max_characters
+
+
+def checked_limit(characters: int | None) -> int | None:
+    """The longest text of a moderator, as a user gave it.
+
+    Raises:
+        ConfigurationError: it is below 1.
+    """
+    if characters is not None and characters < 1:
+        raise ConfigurationError(f"max_characters must be at least 1, or None for any length, not {characters}")
+    return characters
 
 
 def split(texts: Sequence[str], limits: BatchLimits) -> list[list[str]]:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 from tta_middleware.errors import InvalidVerdictError
-from tta_middleware.moderation.batching import BatchLimits, split, without_blanks
+from tta_middleware.moderation.batching import BatchLimits, checked_limit, split, without_blanks
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.retry import Retrier, RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.types import CATEGORIES, Verdict
+from tta_middleware.verdicts import in_parts
 
 
 class OpenAIModerator(Closing):
@@ -36,6 +37,9 @@ class OpenAIModerator(Closing):
         retry: None takes the defaults of :class:`RetryPolicy`.
         limits: bounds of one request; longer lists are sent as several, side by side.
         categories: the categories that each answer must score.
+        max_characters: longer texts go as parts that overlap, in the same request; None sends them as they are. The
+            default keeps to the 4,096 tokens that the API scores at once in nearly any script: it cuts longer texts
+            into such stretches itself, without overlap, and drops what lies beyond 32,768 tokens.
 
     Raises:
         ConfigurationError: ``base_url`` or ``timeout`` is unusable.
@@ -53,12 +57,14 @@ class OpenAIModerator(Closing):
         retry: RetryPolicy | None = None,
         limits: BatchLimits | None = None,
         categories: Sequence[str] = CATEGORIES,
+        max_characters: int | None = 4_000,
     ) -> None:
         self.model = model
         self.name = f"openai/{model}"
         self._transport = Transport(base_url=base_url, api_key=api_key, timeout=timeout)
         self._limits = limits or BatchLimits()
         self._categories = tuple(categories)
+        self.max_characters = checked_limit(max_characters)
         self._retrier = Retrier(retry)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
@@ -70,7 +76,8 @@ class OpenAIModerator(Closing):
             ModerationRejectedError: the key, a permission or the request is at fault.
             InvalidVerdictError: the answer has not the shape of a moderation.
         """
-        return await without_blanks(texts, self._categories, self.model, self._score)
+        score = partial(without_blanks, categories=self._categories, model=self.model, score=self._score)
+        return await in_parts(texts, score, self.max_characters)
 
     async def aclose(self) -> None:
         await self._transport.aclose()

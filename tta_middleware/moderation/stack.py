@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from tta_middleware.config import Settings
 from tta_middleware.moderation.batching import BatchLimits
@@ -44,6 +44,7 @@ class StackSettings(Settings):
         model: the moderation model's name.
         base_url: None takes OPENAI_BASE_URL or the public API.
         timeout: seconds for one attempt.
+        max_characters: longer texts go as parts that overlap, in the same request; None sends them as they are.
         retry: attempts, elapsed time and waits of a call.
         breaker: when the server is left alone; None goes without a breaker.
         limits: requests and tokens per minute of this process.
@@ -55,6 +56,7 @@ class StackSettings(Settings):
     model: str = "omni-moderation-latest"
     base_url: str | None = None
     timeout: PositiveFloat = 10.0
+    max_characters: PositiveInt | None = 4_000
     retry: RetryPolicy = Field(default_factory=RetryPolicy)
     breaker: BreakerSettings | None = Field(default_factory=BreakerSettings)
     limits: RateLimits = Field(default_factory=RateLimits)
@@ -96,6 +98,7 @@ def _attempt(settings: StackSettings, api_key: str | None) -> Wrapper:
         api_key=api_key,
         timeout=settings.timeout,
         retry=RetryPolicy(attempts=1, max_elapsed=settings.retry.max_elapsed),
+        max_characters=settings.max_characters,
         limits=BatchLimits(max_texts=batch.max_texts, max_characters=batch.max_characters),
     )
     if settings.hedge:

@@ -24,6 +24,7 @@ from tta_middleware.errors import (
 )
 from tta_middleware.moderation.failures import from_openai
 from tta_middleware.moderation.per_loop import PerLoop
+from tta_middleware.verdicts import encodable
 
 if TYPE_CHECKING:
     import openai
@@ -41,9 +42,7 @@ class QuietText(str):
     @classmethod
     def of(cls, text: str) -> QuietText:
         """``text``, with half surrogate pairs replaced: they have no UTF-8 form."""
-        if text.isascii():
-            return cls(text)
-        return cls(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return cls(encodable(text))
 
 
 class Transport:

@@ -27,12 +27,14 @@ class Closing:
 
 
 class Wrapper(Closing):
-    """Stands in for another moderator under its name and threshold; closing it closes that one."""
+    """Stands in for another moderator under its name, threshold and limits; closing it closes that one."""
 
     def __init__(self, inner: Moderator) -> None:
         self._inner = inner
         self.name = inner.name
         self.default_threshold = inner.default_threshold
+        self.max_characters: int | None = getattr(inner, "max_characters", None)
+        self.overlap: int | None = getattr(inner, "overlap", None)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """The inner moderator's verdicts."""

@@ -12,24 +12,22 @@ from typing import Any
 from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.moderation.adapters.http import HTTPModerator
 from tta_middleware.moderation.batching import without_blanks
-from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import in_parts
 
 CATEGORY_NAMES = {"Hate": "hate", "SelfHarm": "self-harm", "Sexual": "sexual", "Violence": "violence"}
 
 _API_VERSION = "2024-09-01"
 _MOST_SEVERE = 7
-_MAX_CHARACTERS = 10_000
-_OVERLAP = 500
 
 
 class AzureContentSafetyModerator(HTTPModerator):
     """Severities 0 to 7 in four categories, divided by 7.
 
     The default threshold lies between severities 3 and 4: the service's own 'medium'. Texts above the service's
-    10,000 characters are scored in overlapping pieces, and the largest score of each category counts.
+    10,000 characters are scored in parts that overlap, and the largest score of each category counts.
 
     Args:
         endpoint: such as ``https://name.cognitiveservices.azure.com``.
@@ -39,6 +37,7 @@ class AzureContentSafetyModerator(HTTPModerator):
     """
 
     default_threshold = 0.5
+    max_characters = 10_000
 
     def __init__(
         self,
@@ -61,13 +60,13 @@ class AzureContentSafetyModerator(HTTPModerator):
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One verdict per text; ``prompt`` is not sent."""
-        return await without_blanks(texts, CATEGORY_NAMES.values(), self.name, partial(self._each, score=self._score))
+        each = partial(self._each, score=self._score)
+        score = partial(without_blanks, categories=CATEGORY_NAMES.values(), model=self.name, score=each)
+        return await in_parts(texts, score, self.max_characters)
 
     async def _score(self, text: str) -> Verdict:
-        scores = await gather([partial(self._analyse, piece) for piece in pieces(text)], limit=1)
-        largest = {name: max(piece[name] for piece in scores) for name in CATEGORY_NAMES.values()}
-        flagged = max(largest.values()) >= self.default_threshold
-        return Verdict(scores=largest, flagged=flagged, model=self.name)
+        scores = await self._analyse(text)
+        return Verdict(scores=scores, flagged=max(scores.values()) >= self.default_threshold, model=self.name)
 
     async def _analyse(self, text: str) -> dict[str, float]:
         body = {
@@ -94,9 +93,3 @@ def parse_severities(payload: Any, where: str) -> dict[str, float]:
         if type(severity) is not int or not 0 <= severity <= _MOST_SEVERE:
             raise InvalidVerdictError(f"{where} gave no usable severity for {name}")
     return {ours: severities[name] / _MOST_SEVERE for name, ours in CATEGORY_NAMES.items()}
-
-
-def pieces(text: str) -> list[str]:
-    """``text`` in overlapping stretches that the service takes; a short text as it is."""
-    last = max(1, len(text) - _OVERLAP)
-    return [text[start : start + _MAX_CHARACTERS] for start in range(0, last, _MAX_CHARACTERS - _OVERLAP)]

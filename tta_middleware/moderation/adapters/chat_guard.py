@@ -11,9 +11,11 @@ from typing import Any
 from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.moderation.adapters.guard_formats import GuardFormat
 from tta_middleware.moderation.adapters.http import HTTPModerator
+from tta_middleware.moderation.batching import checked_limit
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import Transport
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import in_parts
 
 _TOP_LOGPROBS = 20
 
@@ -31,6 +33,8 @@ class ChatGuardModerator(HTTPModerator):
         api_key: None takes OPENAI_API_KEY; servers without keys take any text.
         timeout: seconds for one attempt.
         concurrency: texts scored at once; each is one request.
+        max_characters: longer texts go as parts that overlap, one request each, and of a longer prompt its end is sent;
+            None sends them as they are. The default, twice, fits a context of 8,192 tokens in most scripts.
     """
 
     default_threshold = 0.5
@@ -45,11 +49,13 @@ class ChatGuardModerator(HTTPModerator):
         timeout: float = 30.0,
         retry: RetryPolicy | None = None,
         concurrency: int = 8,
+        max_characters: int | None = 4_000,
     ) -> None:
         super().__init__(Transport(base_url=base_url, api_key=api_key, timeout=timeout), retry, concurrency)
         self.model = model
         self.name = f"{format.name}/{model}"
         self._format = format
+        self.max_characters = checked_limit(max_characters)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One verdict per text as the answer to ``prompt``.
@@ -58,7 +64,9 @@ class ChatGuardModerator(HTTPModerator):
             ModerationError: as :class:`~tta_middleware.moderation.openai.OpenAIModerator`;
                 :class:`InvalidVerdictError` also where the server sends no log-probabilities.
         """
-        return await self._each(texts, partial(self._score, prompt=prompt))
+        question = prompt[-self.max_characters :] if prompt and self.max_characters else prompt
+        each = partial(self._each, score=partial(self._score, prompt=question))
+        return await in_parts(texts, each, self.max_characters)
 
     async def _score(self, text: str, *, prompt: str | None) -> Verdict:
         body = {

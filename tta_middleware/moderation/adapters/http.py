@@ -15,7 +15,13 @@ from tta_middleware.types import Verdict
 
 
 class HTTPModerator(Closing):
-    """Base of adapters that send one request per text, ``concurrency`` of them side by side."""
+    """Base of adapters that send one request per text, ``concurrency`` of them side by side.
+
+    Attributes:
+        max_characters: the longest text that the API takes; None knows no limit. Longer ones are sent in parts.
+    """
+
+    max_characters: int | None = None
 
     def __init__(self, transport: Transport, retry: RetryPolicy | None, concurrency: int = 8) -> None:
         if concurrency < 1:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 from tta_middleware.moderation.adapters.http import HTTPModerator
-from tta_middleware.moderation.batching import BatchLimits, split, without_blanks
+from tta_middleware.moderation.batching import BatchLimits, checked_limit, split, without_blanks
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.openai import parse_moderations
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import in_parts
 
 CATEGORY_NAMES = {
     "sexual": "sexual",
@@ -37,6 +38,8 @@ class MistralModerator(HTTPModerator):
         api_key: None takes MISTRAL_API_KEY at the first request.
         timeout: seconds for one attempt.
         limits: bounds of one request.
+        max_characters: longer texts go as parts that overlap; the default keeps to the models' 8,192 tokens in any
+            script.
     """
 
     default_threshold = 0.5
@@ -51,6 +54,7 @@ class MistralModerator(HTTPModerator):
         retry: RetryPolicy | None = None,
         limits: BatchLimits | None = None,
         topics: bool = False,
+        max_characters: int | None = 4_000,
     ) -> None:
         transport = Transport(base_url=base_url, api_key=api_key, key_variable="MISTRAL_API_KEY", timeout=timeout)
         super().__init__(transport, retry)
@@ -58,10 +62,13 @@ class MistralModerator(HTTPModerator):
         self.name = f"mistral/{model}"
         self._limits = limits or BatchLimits()
         self._topics = topics
+        self.max_characters = checked_limit(max_characters)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One verdict per text; ``prompt`` is not sent."""
-        return await without_blanks(texts, CATEGORY_NAMES.values(), self.model, self._score)
+        categories = CATEGORY_NAMES.values()
+        score = partial(without_blanks, categories=categories, model=self.model, score=self._score)
+        return await in_parts(texts, score, self.max_characters)
 
     async def _score(self, texts: Sequence[str]) -> list[Verdict]:
         groups = split(texts, self._limits)

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationUnavailableError
+from tta_middleware.moderation.batching import checked_limit
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.types import Verdict
+from tta_middleware.verdicts import in_parts
 
 ScoringFunction: TypeAlias = Callable[[str, str | None], Awaitable[Any]]
 
@@ -33,6 +35,7 @@ class RunnableModerator(Closing):
             must be one of these. A ``ValueError``, ``KeyError`` or ``TypeError`` from it means an unusable answer.
         unavailable: exceptions of the scorer that mean it could not be reached; all others pass through.
         concurrency: texts scored at once.
+        max_characters: longer texts go as parts that overlap; None, the default, hands over texts of any length.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class RunnableModerator(Closing):
         parse: Callable[[Any], Any] | None = None,
         unavailable: tuple[type[Exception], ...] = (TimeoutError, OSError),
         concurrency: int = 8,
+        max_characters: int | None = None,
     ) -> None:
         if not (isinstance(scorer, RunnableLike) or callable(scorer)):
             raise ConfigurationError("a scorer is an async function or has an async method ainvoke")
@@ -53,6 +57,7 @@ class RunnableModerator(Closing):
         self._parse = parse or (lambda output: output)
         self._unavailable = unavailable
         self._concurrency = concurrency
+        self.max_characters = checked_limit(max_characters)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One verdict per text.
@@ -63,6 +68,9 @@ class RunnableModerator(Closing):
         """
         if not texts:
             return []
+        return await in_parts(texts, partial(self._each, prompt=prompt), self.max_characters)
+
+    async def _each(self, texts: Sequence[str], *, prompt: str | None) -> list[Verdict]:
         return await gather([partial(self._score, text, prompt) for text in texts], limit=self._concurrency)
 
     async def _score(self, text: str, prompt: str | None) -> Verdict:

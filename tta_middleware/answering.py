@@ -233,7 +233,8 @@ class Answering:
         """The fallback's own text is moderated; where that fails, the notice stands in."""
         text = await fallback(self.conversation.messages)
         try:
-            verdict = await score(self.parts, self.question, text, self.meter)
+            decoded = self.parts.reading(text, 0)
+            verdict = await score(self.parts, self.question, text, self.meter, decoded)
         except ModerationError:
             return self.parts.policies.output.notice
         return self.parts.policies.output.notice if self.parts.policies.output.decide(verdict).flagged else text

@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 import anyio
 
+from tta_middleware.call_text import json_reading
 from tta_middleware.config import Budget, Windows
-from tta_middleware.holdback import HoldBack
+from tta_middleware.holdback import HoldBack, Reading
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.types import (
@@ -24,7 +25,7 @@ from tta_middleware.types import (
     TextDelta,
     Verdict,
 )
-from tta_middleware.watch import Watch, verdicts_on
+from tta_middleware.watch import Watch, verdict_on
 
 Clock: TypeAlias = Callable[[], float]
 Emit: TypeAlias = Callable[[str], Awaitable[None]]
@@ -74,12 +75,16 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts that a search and a guard work with; every policy has a threshold."""
+    """The parts that a search and a guard work with; every policy has a threshold.
+
+    ``reading`` is what consumers make of an answer; whatever of it is scored, is scored as it was written and so.
+    """
 
     engine: Engine
     moderator: Moderator
     quality: Quality
     policies: StagePolicies
+    reading: Reading = json_reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +116,14 @@ class Delivery:
     emit: Emit | None = None
 
 
-async def score(parts: Parts, question: Question, text: str, meter: Meter) -> Verdict:
-    """One moderation request.
+async def score(parts: Parts, question: Question, text: str, meter: Meter, decoded: str | None = None) -> Verdict:
+    """One moderation request for a text and for what it says once decoded.
 
     Raises:
         ModerationError: the text has no verdict.
     """
     meter.moderation_calls += 1
-    return (await verdicts_on(parts.moderator, [text], prompt=question.user_text))[0]
+    return await verdict_on(parts.moderator, text, decoded, prompt=question.user_text)
 
 
 def watched(
@@ -134,9 +139,9 @@ def watched(
     """A watch over one decode whose tokens and checks go on the meter; ``opening`` is checked like the rest."""
     return Watch(
         source=metered(source, meter, opening),
-        hold=HoldBack(windows, question.prefix),
+        hold=HoldBack(windows, question.prefix, parts.reading),
         policy=policy,
-        check=lambda text: score(parts, question, text, meter),
+        check=lambda window: score(parts, question, window.text, meter, window.decoded),
         release=release,
         ahead=(windows or Windows()).ahead,
     )

@@ -1,53 +1,120 @@
-"""What a tool call says once it is decoded: the one text that every surface has judged.
+"""What JSON says once it is decoded: the one place that every surface asks before it has a text judged.
 
-Arguments travel as JSON, whose escapes (``\\u0066``) hide words from whoever scores it as it was written. What is
-carried out is the decoded value, so that is what has to be scored, beside the written form.
+Arguments of tools and structured answers travel as JSON, whose escapes (``\\u0066``) hide words from whoever scores
+them as they were written. What is carried out is the decoded value, so that is what has to be scored, beside the
+written form.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-_JSON_BEGINS = ("{", "[", '"')
+LEVELS = 8
+"""Encodings within encodings that are read one by one; what lies deeper is read at its innermost."""
+
+_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
+_MEANT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_NESTED = re.compile(r"\\(?:\\|u005[cC])+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# The beginning of an escape, where a text is cut in the middle of one.
+_CUT_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{0,4})?\Z")
+_NUMBERED_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
 
 
 def call_text(name: str | None, arguments: Any) -> str:
     """A call as whoever carries it out reads it: its name, then keys and values in order, one to a line.
 
-    ``arguments`` is a mapping, any other plain value, or JSON text. A string that holds JSON itself, as where arguments
+    ``arguments`` is a mapping, any other plain value, or JSON text. A string that holds escapes, as where arguments
     were encoded twice, is read as it is and decoded, to any depth.
     """
-    return "\n".join([*([name] if name else []), *decoded_lines(arguments)])
+    return "\n".join([*([whole(name)] if name else []), *decoded_lines(arguments)])
 
 
 def decoded_lines(value: Any) -> Iterator[str]:
     """Every key and every scalar of a plain value in any nesting, in order; a key stands before what it names."""
+    for lead, item in _entries(value):
+        line = f"{lead}: {item}" if lead and item else lead or item
+        yield from (line, *decodings(line))
+
+
+def decoded_parts(value: Any) -> Iterator[str]:
+    """What :func:`decoded_lines` joins: every key, and every scalar, by itself."""
+    for lead, item in _entries(value):
+        yield from (part for part in (lead, item) if part)
+
+
+def _entries(value: Any) -> Iterator[tuple[str, str]]:
+    """Each scalar as text, after the key that names it; a key that names more than a scalar stands alone."""
     pending: list[tuple[str, Any]] = [("", value)]
     while pending:
         lead, item = pending.pop()
+        inner: list[tuple[str, Any]] | None = None
         if isinstance(item, Mapping):
-            # A stack gives the last one first.
-            pending += [(f"{key}: ", child) for key, child in reversed(list(item.items()))]
-            if lead:
-                yield lead.rstrip()
+            inner = [(whole(str(key)), child) for key, child in item.items()]
         elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
-            pending += [("", child) for child in reversed(item)]
-            if lead:
-                yield lead.rstrip()
-        else:
-            yield f"{lead}{item}"
-            if isinstance(item, str) and (inner := _json_within(item)) is not None:
-                pending.append(("", inner))
+            inner = [("", child) for child in item]
+        if inner is None:
+            yield lead, _scalar(item)
+            continue
+        if lead:
+            yield lead, ""
+        pending += reversed(inner)  # the last one is taken first
 
 
-def _json_within(text: str) -> Any:
-    """What a string holds as JSON, if that says anything else than the string itself."""
-    if not text.lstrip().startswith(_JSON_BEGINS):
+def _scalar(item: Any) -> str:
+    """A value as JSON writes it, strings without their quotes."""
+    if isinstance(item, str):
+        return whole(item)
+    return json.dumps(item) if item is None or isinstance(item, bool | int | float) else str(item)
+
+
+def decodings(text: str) -> list[str]:
+    """What reading ``text`` as JSON once, twice and so on makes of it, as long as that changes anything."""
+    found: list[str] = []
+    while "\\" in text and len(found) < LEVELS:
+        text, before = decoded_once(text), text
+        if text == before:
+            return found
+        found.append(text)
+    innermost = decoded_once(_NESTED.sub(r"\\", text))
+    return [*found, innermost] if innermost != text else found
+
+
+def decoded_once(text: str) -> str:
+    """``text`` with every JSON escape replaced by its character, whether or not the text around it is JSON."""
+    return whole(_ESCAPE.sub(_character, text))
+
+
+def _character(escape: re.Match[str]) -> str:
+    number, letter = escape.groups()
+    return chr(int(number, 16)) if number else _MEANT.get(letter, letter)
+
+
+def whole(text: str) -> str:
+    """``text`` with pairs of surrogates joined and lone ones replaced, which no encoding could carry."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def escapes_from(text: str, begin: int) -> str:
+    """``text`` from ``begin`` on, or from where an escape began that ``begin`` would cut."""
+    cut = _CUT_ESCAPE.search(text, max(0, begin - 2 * LEVELS), begin)
+    return text[cut.start() if cut else begin :]
+
+
+def json_reading(text: str, begin: int = 0) -> str | None:
+    """What a parser of JSON makes of an answer from ``begin`` on; None where ``text`` says so as it is.
+
+    Read so is what is JSON (it begins like JSON, or holds a fenced block, as LangChain's parsers look for them) or has
+    escapes that prose has no use for. A backslash in prose alone, as in formulas, is a backslash.
+    """
+    tail = escapes_from(text, begin)
+    if "\\" not in tail:
         return None
-    try:
-        inner = json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return None
-    return None if inner == text else inner
+    if text.lstrip().startswith(("{", "[", '"')) or "```" in text or _NUMBERED_ESCAPE.search(tail):
+        return "\n".join(decodings(tail)) or None
+    return None

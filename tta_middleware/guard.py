@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeAlias
 from tta_middleware._streams import owned
 from tta_middleware.answering import Answering, Send
 from tta_middleware.attempt import Clock, Meter, Parts
+from tta_middleware.call_text import json_reading
 from tta_middleware.config import Windows
 from tta_middleware.events import StreamEvent
+from tta_middleware.holdback import Reading
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.quality import QualityGate
@@ -50,6 +52,8 @@ class Guard:
         windows: how streaming answers, and the candidates of a repair, are cut for their checks.
         prompt_check: whether the prompt is held against the policy's prompt stage: ``user`` the last user turn,
             ``all`` every message. It runs beside the first decode steps; a flagged prompt gets the fallback.
+        reading: what consumers make of an answer, which is scored beside the answer as it was written; by default
+            what a parser of JSON does.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class Guard:
         windows: Windows | None = None,
         prompt_check: PromptCheck = "off",
         clock: Clock = time.monotonic,
+        reading: Reading = json_reading,
     ) -> None:
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
-        self._parts = Parts(engine, moderator, quality or QualityGate(), policies)
+        self._parts = Parts(engine, moderator, quality or QualityGate(), policies, reading)
         self._repair = repair or Repair()
         self._windows = windows or Windows()
         self._prompt_check: PromptCheck = prompt_check

@@ -1,16 +1,18 @@
 """The sans-IO state machine of a guarded stream: text and verdicts in, actions out.
 
-It upholds the invariant of DESIGN section 5: every released character belongs to a prefix of the answer that
-was scored below the threshold. Boundaries are counted in characters of the text, never in chunks, so any
-re-chunking of one text gives the same checks and releases.
+It upholds the guarantee of docs/concepts.md: every released character belongs to a prefix of the answer that
+was scored below the threshold, as it was written and as a consumer decodes it. Boundaries are counted in characters of
+the text, never in chunks, so any re-chunking of one text gives the same checks and releases.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tta_middleware.call_text import json_reading
 from tta_middleware.config import Windows
 from tta_middleware.errors import StreamProtocolError
 
@@ -21,12 +23,20 @@ _IDEOGRAPHS = "\u2e80"
 """From here on Unicode holds mostly scripts that are written without spaces."""
 
 
+Reading: TypeAlias = Callable[[str, int], str | None]
+"""What a consumer reads once it has decoded an answer, from a position on; None where it is all written there so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Score ``text``: the window that ends after ``end`` characters of the answer, and what comes before it."""
+    """Score ``text``: the window that ends after ``end`` characters of the answer, and what comes before it.
+
+    ``decoded`` is what is read there besides, which has to be scored as well.
+    """
 
     text: str
     end: int
+    decoded: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +68,11 @@ class HoldBack:
         windows: how the answer is cut; None checks it whole at its end (``release="end"``).
         prefix: what the answer goes on from. It was checked and released before, counts as context, and is never
             released again.
+        reading: what consumers make of the answer.
     """
 
-    def __init__(self, windows: Windows | None = None, prefix: str = "") -> None:
-        self._windows = windows
+    def __init__(self, windows: Windows | None = None, prefix: str = "", reading: Reading = json_reading) -> None:
+        self._windows, self._reading = windows, reading
         self._text = prefix
         self._released = len(prefix)
         self._asked: deque[int] = deque()
@@ -150,7 +161,7 @@ class HoldBack:
         begin = max(0, self._last_asked - self._windows.context) if self._windows else 0
         self._asked.append(end)
         self._last_asked = end
-        return Check(self._text[begin:end], end)
+        return Check(self._text[begin:end], end, self._reading(self._text[:end], begin))
 
     def _gap(self, end: int) -> int:
         """The last gap between two words of the checked text, so that a repair can go on from whole words."""

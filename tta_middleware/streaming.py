@@ -8,11 +8,11 @@ from contextlib import aclosing
 from tta_middleware._streams import Send, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError
-from tta_middleware.holdback import HoldBack
+from tta_middleware.holdback import Check, HoldBack
 from tta_middleware.policy import Policy
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import TextDelta, Verdict
-from tta_middleware.watch import Watch, verdicts_on
+from tta_middleware.watch import Watch, verdict_on
 
 
 async def moderated(
@@ -36,8 +36,8 @@ async def moderated(
     in_force = (policy or Policy()).with_default(moderator.default_threshold)
     cut = windows or Windows()
 
-    async def check(text: str) -> Verdict:
-        return (await verdicts_on(moderator, [text], prompt=prompt))[0]
+    async def check(window: Check) -> Verdict:
+        return await verdict_on(moderator, window.text, window.decoded, prompt=prompt)
 
     async def produce(send: Send[str]) -> None:
         async def release(text: str) -> bool:

@@ -106,6 +106,15 @@ class Verdict:
         return min(self.scores, key=lambda name: (-self.scores[name], name))
 
 
+def stricter(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict on what has several, at least one: the highest score of each category."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    names = {name: None for verdict in verdicts for name in verdict.scores}
+    scores = {name: max(verdict.scores.get(name, 0.0) for verdict in verdicts) for name in names}
+    return Verdict(scores, any(verdict.flagged for verdict in verdicts), verdicts[0].model)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptEmbeddings:
     """A prompt as the model sees it: one embedding row per token.

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict
+from tta_middleware.types import Verdict, stricter
 
 OVERLAP = 1_000
 """Characters that two parts of a long text share: a phrase up to this length lies whole within one of them."""
@@ -38,6 +38,18 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
     limit: int | None = getattr(moderator, "max_characters", None)
     overlap: int | None = getattr(moderator, "overlap", None)
     return await in_parts([encodable(text) for text in texts], score, limit, overlap)
+
+
+async def verdict_on(
+    moderator: Moderator, text: str, decoded: str | None = None, *, prompt: str | None = None
+) -> Verdict:
+    """The stricter verdict on a text and on what it says once decoded, in one request.
+
+    Raises:
+        ModerationError: what the moderator raised, or a text has no verdict.
+    """
+    texts = [text] if decoded is None else [text, decoded]
+    return stricter(await verdicts_on(moderator, texts, prompt=prompt))
 
 
 def counted(answer: object, texts: Sequence[str], name: str) -> list[Verdict]:

@@ -16,9 +16,9 @@ from tta_middleware.errors import ModerationError
 from tta_middleware.holdback import Action, Check, End, Flagged, HoldBack, Release
 from tta_middleware.policy import Policy
 from tta_middleware.types import Completion, FinishReason, TextDelta, Verdict
-from tta_middleware.verdicts import verdicts_on
+from tta_middleware.verdicts import verdict_on, verdicts_on
 
-__all__ = ["Ending", "Watch", "verdicts_on"]
+__all__ = ["Ending", "Watch", "verdict_on", "verdicts_on"]
 
 Ending: TypeAlias = Literal["done", "flagged", "unscored", "stopped"]
 """``done``: all of it was checked and released. ``stopped``: whoever took the text wanted no more of it."""
@@ -42,7 +42,7 @@ class Watch:
         source: the stream; closed at the end, whatever ends it.
         hold: the state machine that decides what is checked and released.
         policy: the policy that verdicts are held against.
-        check: scores one text.
+        check: scores one window, as it was written and as it is decoded.
         release: takes checked text, in order; while it waits, so does the stream. False stops the stream.
         ahead: decoding pauses while so many characters wait.
 
@@ -58,7 +58,7 @@ class Watch:
     source: AsyncGenerator[TextDelta, None]
     hold: HoldBack
     policy: Policy
-    check: Callable[[str], Awaitable[Verdict]]
+    check: Callable[[Check], Awaitable[Verdict]]
     release: Callable[[str], Awaitable[bool]]
     ahead: int
     text: str = ""
@@ -129,7 +129,7 @@ class Watch:
 
     async def _score(self, asked: _Asked) -> None:
         try:
-            asked.verdict = await self.check(asked.check.text)
+            asked.verdict = await self.check(asked.check)
         except ModerationError as error:
             asked.error = error
         asked.answered.set()

@@ -19,7 +19,7 @@ from tta_middleware import bridge
 from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.events import Run, announce
 from tta_middleware.chat_model.messages import from_langchain, to_langchain
-from tta_middleware.chat_model.reading import AnswerReader
+from tta_middleware.chat_model.reading import AnswerReader, reading_of
 from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.chat_model.structured import Schema, json_output
 from tta_middleware.chat_model.tools import (
@@ -330,6 +330,7 @@ class TTAChatModel(EndingBatches, BaseChatModel):
             ),
             windows=self.windows,
             prompt_check=self.prompt_check,
+            reading=reading_of(use),
         )
 
     def _method(self, settings: Mapping[str, Any], stages: StagePolicies) -> Method | None:

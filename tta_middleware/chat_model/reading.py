@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
 from langchain_core.messages.tool import tool_call_chunk
 
+from tta_middleware.call_text import call_text, decoded_parts, decodings, escapes_from, json_reading, whole
 from tta_middleware.chat_model.messages import metadata, usage
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
 from tta_middleware.chat_model.tools import ToolUse
+from tta_middleware.holdback import Reading
 from tta_middleware.types import GuardedAnswer
 
 
@@ -77,4 +79,38 @@ def _written(piece: ParsedCall | BrokenCall) -> tuple[str | None, str]:
     """Name and arguments; a broken call keeps its mark, by which LangChain sees that it is no JSON."""
     if isinstance(piece, BrokenCall):
         return None, piece.text
-    return piece.name, json.dumps(piece.arguments, ensure_ascii=False)
+    return piece.name, whole(json.dumps(piece.arguments, ensure_ascii=False))
+
+
+def reading_of(use: ToolUse | None) -> Reading:
+    """What :class:`AnswerReader` makes of an answer, and parsers of what it gives, for the moderator to judge."""
+    return json_reading if use is None else partial(_decoded, use)
+
+
+def _decoded(use: ToolUse, text: str, begin: int) -> str | None:
+    """What the message says that ``text`` does not from ``begin`` on: of all that ends there, calls always whole.
+
+    A call that is not over, or is broken, has its escapes decoded as far as it goes: what it says must not leave the
+    guard either, since a repair goes on from there.
+    """
+    parser, written = tool_parser(use.kind, use.names), use.opening + text[begin:]
+    parser.feed(use.opening + text[:begin])
+    pieces, inside = parser.feed(text[begin:]), parser.open
+    rest = parser.finish()
+    pieces += rest
+    prose = "".join(piece for piece in pieces if isinstance(piece, str))
+    calls = [piece for piece in pieces if isinstance(piece, ParsedCall)]
+    found = [call_text(call.name, call.arguments) for call in calls if not _stands(call, written)]
+    if prose not in text:
+        found.append(prose)
+    unread = inside and not any(isinstance(piece, ParsedCall) for piece in rest)
+    if unread or any(isinstance(piece, BrokenCall) for piece in pieces):
+        found += decodings(escapes_from(text, begin))
+    elif decoded := json_reading(prose):
+        found.append(decoded)
+    return "\n".join(found) or None
+
+
+def _stands(call: ParsedCall, written: str) -> bool:
+    """Whether all that a call says was written as it is, so that nothing is hidden by its encoding."""
+    return all(part in written and not decodings(part) for part in decoded_parts({call.name: call.arguments}))

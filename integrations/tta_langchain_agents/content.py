@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
 from langchain_core.messages import (
@@ -18,6 +19,7 @@ from langchain_core.messages import (
     ToolCallChunk,
     ToolMessage,
 )
+from pydantic import BaseModel
 
 from tta_middleware.call_text import call_text, decoded_lines
 
@@ -162,14 +164,20 @@ class Material:
         return [text for texts in self.parts.values() for text in texts]
 
 
-def material(message: AIMessage) -> Material:
-    """All that a reader, a tool or a later model call could get to see of a message."""
-    taken, found = take_apart(message), Material()
-    found.add("text", "".join(text.text for text in taken.texts if text.spoken))
-    found.add("reasoning", "".join(text.text for text in taken.texts if not text.spoken))
-    for text in taken.texts:
-        found.add("block", text.remarks)
-    others = [*(held_material(taken.held) if taken.held is not None else ()), *tail_material(taken.tail)]
+def material(message: BaseMessage) -> Material:
+    """All that a reader, a tool or a later model call could get to see of a message, its artifact excepted."""
+    found = Material()
+    if isinstance(message, AIMessage):
+        taken = take_apart(message)
+        found.add("text", "".join(text.text for text in taken.texts if text.spoken))
+        found.add("reasoning", "".join(text.text for text in taken.texts if not text.spoken))
+        for text in taken.texts:
+            found.add("block", text.remarks)
+        others = [*(held_material(taken.held) if taken.held is not None else ()), *tail_material(taken.tail)]
+    else:
+        others = [("text", text) for text in content_texts(message)]
+        others.append(("additional_kwargs", _readable_text(message.additional_kwargs)))
+    others.append(("attributes", _readable_text(message.model_extra)))
     for part, other in others:
         found.add(part, other)
     return found
@@ -249,6 +257,29 @@ def _as_written(name: str | None, arguments: str) -> str:
 def _resolved(escape: re.Match[str]) -> str:
     sign = escape[1]
     return chr(int(sign[1:], 16)) if len(sign) > 1 else {"n": "\n", "r": "\r", "t": "\t"}.get(sign, sign)
+
+
+def plain_text(value: Any) -> str:
+    """All that any value says, decoded, one piece to a line: objects by their fields, messages by their texts."""
+    return "\n".join(decoded_lines(_plain_value(value)))
+
+
+def _plain_value(value: Any) -> Any:
+    match value:
+        case BaseMessage():
+            return [*material(value).texts, _plain_value(getattr(value, "artifact", None) or [])]
+        case BaseModel():
+            return {
+                name: _plain_value(getattr(value, name))
+                for name in [*type(value).model_fields, *(value.model_extra or ())]
+            }
+        case Mapping():
+            return {str(key): _plain_value(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset() | deque():
+            return [_plain_value(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain_value(getattr(value, one.name)) for one in fields(value)}
+    return value
 
 
 def _readable_text(value: Any) -> str:

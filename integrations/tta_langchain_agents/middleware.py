@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, Literal
 
@@ -14,10 +14,11 @@ from langgraph.types import Command
 
 from tta_langchain_agents.handover import OnFlagged, Replacement
 from tta_langchain_agents.model_call import ModelCall, Settings
-from tta_langchain_agents.tools import GuardedTool, ResultGuard
+from tta_langchain_agents.tools import GuardedTool, ResultChecks, ResultGuard
 from tta_middleware import bridge
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.config import Windows
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.protocols import Moderator
 
 TOOL_NOTICE = "The result of this tool was withheld by the content policy."
@@ -48,6 +49,9 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
         check_tool_results: whether what tools give back is checked. A checked tool runs without callbacks, so that
             nothing that it calls in turn is heard of.
         tool_notice: the text in place of a flagged tool result; the model reads it.
+        check_state: keys of the state, ``messages`` aside, that are checked where a tool writes them; a flagged value
+            is not written, and the notice takes the place of the tool's result.
+        check_artifacts: whether the artifacts of tool results are checked as well.
 
     Raises:
         ConfigurationError: a value is unknown or does not fit another.
@@ -65,12 +69,15 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
         check_prompt: bool = False,
         check_tool_results: bool = True,
         tool_notice: str = TOOL_NOTICE,
+        check_state: Collection[str] = (),
+        check_artifacts: bool = False,
     ) -> None:
         super().__init__()
         self._settings = Settings(moderator, policy, on_flagged, repair_model, replacement, release)
         self._check_prompt = check_prompt
         self._check_tool_results = check_tool_results
-        self._tool_notice = tool_notice
+        raises = self._settings.handover.action == "raise"
+        self._result_checks = ResultChecks(tool_notice, _keys(check_state), check_artifacts, raises)
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: ModelHandler
@@ -99,7 +106,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]) -> ToolResult:
         if not self._check_tool_results:
             return handler(request)
-        guard = self._result_guard()
+        guard = self._result_guard(request)
         return bridge.run(partial(guard.settle, handler(_with_guarded_tool(request, guard))))  # type: ignore[no-any-return]
 
     async def awrap_tool_call(
@@ -107,7 +114,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> ToolResult:
         if not self._check_tool_results:
             return await handler(request)
-        guard = self._result_guard()
+        guard = self._result_guard(request)
         return await guard.settle(await handler(_with_guarded_tool(request, guard)))  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
@@ -117,9 +124,14 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
     def _model_call(self, request: ModelRequest[Any]) -> ModelCall:
         return ModelCall(self._settings, request, check_prompt=self._check_prompt)
 
-    def _result_guard(self) -> ResultGuard:
-        ledger = self._settings.ledger("output")
-        return ResultGuard(ledger, self._tool_notice, raises=self._settings.handover.action == "raise")
+    def _result_guard(self, request: ToolCallRequest) -> ResultGuard:
+        return ResultGuard(self._settings.ledger("output"), self._result_checks, request.tool_call["name"])
+
+
+def _keys(given: Collection[str]) -> frozenset[str]:
+    if isinstance(given, str):
+        raise ConfigurationError(f"check_state is a collection of keys of the state; write check_state=({given!r},)")
+    return frozenset(given)
 
 
 def _with_guarded_tool(request: ToolCallRequest, guard: ResultGuard) -> ToolCallRequest:

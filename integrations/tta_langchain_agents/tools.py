@@ -2,77 +2,238 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    BaseMessageChunk,
+    ChatMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+    message_chunk_to_message,
+)
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
-from langgraph.errors import GraphBubbleUp
-from langgraph.types import Command
-from pydantic import Field
+from langgraph.errors import GraphBubbleUp, ParentCommand
+from langgraph.types import Command, Overwrite
+from pydantic import BaseModel, Field
 
-from tta_langchain_agents.content import content_texts
+from tta_langchain_agents.content import material, plain_text
 from tta_langchain_agents.ledger import Ledger
 from tta_langchain_agents.quiet import quiet, without_callbacks
 from tta_middleware import bridge
 from tta_middleware.errors import UnsafeAnswerError
+from tta_middleware.types import Trace
 
-Result: TypeAlias = ToolMessage | Command[Any]
+
+@dataclass(frozen=True, slots=True)
+class ResultChecks:
+    """What of a tool's results is checked beside its messages, and what the model reads in place of a flagged one.
+
+    Attributes:
+        state: keys of the state whose updates are checked as well.
+        artifacts: whether artifacts are.
+        raises: a flagged result raises instead.
+    """
+
+    notice: str
+    state: frozenset[str] = frozenset()
+    artifacts: bool = False
+    raises: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ResultGuard:
-    """Checks the results of one tool call.
-
-    Attributes:
-        notice: the text in place of a flagged result; the model reads it.
-        raises: a flagged result raises instead.
-    """
+    """Checks the results of one call of the tool ``tool``."""
 
     ledger: Ledger
-    notice: str
-    raises: bool = False
+    checks: ResultChecks
+    tool: str = ""
+
+    @property
+    def notice(self) -> str:
+        return self.checks.notice
 
     async def settle(self, output: Any) -> Any:
-        """What a tool gave back, with the flagged messages in it replaced."""
+        """What a tool gave back, with the flagged messages in it replaced.
+
+        Raises:
+            ToolException: it writes something into the messages that is no message.
+            UnsafeAnswerError: something is flagged, and is to raise.
+        """
         match output:
-            case ToolMessage():
+            case BaseMessage():
                 return await self._settle_message(output)
-            case Command(update={"messages": [*messages]}):
-                update: Any = output.update
-                return replace(output, update={**update, "messages": await self._settle_all(messages)})
+            case Command():
+                return await self._settle_command(output)
             case list():
-                return await self._settle_all(output)
+                return [await self.settle(item) for item in output]
         return output
 
+    async def settle_parent(self, error: ParentCommand) -> ParentCommand:
+        """What a tool hands to the graph around its own, where it raises it."""
+        return ParentCommand(await self._settle_command(error.args[0]))
+
     async def error_may_be_shown(self, error: Exception) -> bool:
-        """Whether an error's text passes; callbacks and the model get to see it."""
-        return await self.ledger.passes([str(error)])
+        """Whether an error's text passes, with those behind it; callbacks, tracers and the model get to see them."""
+        return await self.ledger.passes([text for text in error_texts(error) if text.strip()])
 
-    async def _settle_all(self, items: Sequence[Any]) -> list[Any]:
-        return [await self.settle(item) for item in items]
+    async def _settle_command(self, command: Command[Any]) -> Command[Any]:
+        """LangGraph makes messages of what a command holds only after this, so that is done here first."""
+        pairs = written_pairs(command.update)
+        if pairs is None:
+            return command
+        flagged = [key for key, value in pairs if key in self.checks.state and not await self._key_passes(key, value)]
+        # The model must not read that something was written which was not.
+        settled = [
+            (key, await rewritten(key, value, self._withheld_result if flagged else self._settle_message))
+            for key, value in pairs
+            if key not in flagged
+        ]
+        return replace(command, update=_like(command.update, settled))
 
-    async def _settle_message(self, message: ToolMessage) -> ToolMessage:
-        """The same message, or one under the same ids that says it was withheld; the artifact goes with the content."""
-        texts = content_texts(message)
+    async def _key_passes(self, key: str, value: Any) -> bool:
+        text = plain_text(overwritten(value)[0])
+        if not text.strip() or await self.ledger.passes([text]):
+            return True
+        self._raise_or_trace(f"state: {key}")
+        return False
+
+    async def _settle_message(self, message: BaseMessage) -> BaseMessage:
+        """The same message, or one under the same ids that says it was withheld."""
+        if isinstance(message, RemoveMessage):
+            return RemoveMessage(id=str(message.id))
+        texts = self._texts(message)
         if not texts or await self.ledger.passes(texts):
             return message
-        reason = self.ledger.reason("tool_result")
-        trace = self.ledger.trace("blocked", reason, method="raise" if self.raises else "block")
-        if self.raises:
-            raise UnsafeAnswerError(f"a tool's result was withheld ({reason}); or set on_flagged='block'", trace)
+        return self._withheld(message)
+
+    async def _withheld_result(self, message: BaseMessage) -> BaseMessage:
+        return self._withheld(message) if isinstance(message, ToolMessage) else await self._settle_message(message)
+
+    def _texts(self, message: BaseMessage) -> list[str]:
+        texts = material(message).texts
+        if message.name and message.name != self.tool:
+            texts.append(message.name)
+        if isinstance(message, ChatMessage):
+            texts.append(message.role)
+        if self.checks.artifacts and isinstance(message, ToolMessage) and message.artifact is not None:
+            texts.append(plain_text(message.artifact))
+        return [text for text in texts if text.strip()]
+
+    def _withheld(self, message: BaseMessage) -> BaseMessage:
+        """The notice in a message's place; artifact, calls and attributes go with the content."""
+        trace = self._raise_or_trace("tool_result")
         self.ledger.approved.add(self.notice)
-        return ToolMessage(
-            content=self.notice,
-            id=message.id,
-            name=message.name,
-            tool_call_id=message.tool_call_id,
-            status="error",
-            response_metadata={"tta": trace.as_dict()},
-        )
+        kept: dict[str, Any] = {"content": self.notice, "id": message.id, "response_metadata": {"tta": trace.as_dict()}}
+        match message:
+            case ToolMessage():
+                name = self.tool or message.name
+                return ToolMessage(**kept, name=name, tool_call_id=message.tool_call_id, status="error")
+            case AIMessage():
+                return AIMessage(**kept)
+            case SystemMessage():
+                return SystemMessage(**kept)
+        return HumanMessage(**kept)
+
+    def _raise_or_trace(self, part: str) -> Trace:
+        reason, raises = self.ledger.reason(part), self.checks.raises
+        trace = self.ledger.trace("blocked", reason, method="raise" if raises else "block")
+        if raises:
+            raise UnsafeAnswerError(f"a tool's result was withheld ({reason}); or set on_flagged='block'", trace)
+        return trace
+
+
+Pairs: TypeAlias = list[tuple[str, Any]]
+Settle: TypeAlias = Callable[[BaseMessage], Awaitable[BaseMessage]]
+
+
+def written_pairs(update: Any) -> Pairs | None:
+    """The keys of the state that an update writes, with what it writes there; None where it names none."""
+    match update:
+        case Mapping():
+            return list(update.items())
+        case list() | tuple():
+            pairs = [item for item in update if isinstance(item, tuple) and len(item) == 2]
+            return pairs if len(pairs) == len(update) else None
+        case BaseModel():
+            return [(name, getattr(update, name)) for name in type(update).model_fields]
+    if is_dataclass(update) and not isinstance(update, type):
+        return [(one.name, getattr(update, one.name)) for one in fields(update)]
+    return None
+
+
+def _like(update: Any, pairs: Pairs) -> Any:
+    """The pairs in the form in which the update came; objects become pairs, which LangGraph reads alike."""
+    return dict(pairs) if isinstance(update, Mapping) else list(pairs) if isinstance(update, list) else tuple(pairs)
+
+
+async def rewritten(key: str, value: Any, settle: Settle) -> Any:
+    """What an update writes under a key, with every message in it settled.
+
+    Under ``messages`` stands whatever LangGraph makes messages of; elsewhere, only messages are messages.
+    """
+    inner, wraps = overwritten(value)
+    if wraps:
+        return Overwrite(await rewritten(key, inner, settle))
+    if isinstance(value, BaseMessage):
+        return await settle(value)
+    if isinstance(value, list | tuple) and all(isinstance(item, BaseMessage) for item in value):
+        return type(value)([await settle(_whole(item)) for item in value])
+    if key == "messages" and value is not None:
+        return [await settle(_whole(message)) for message in as_messages(value)]
+    if isinstance(value, list | tuple) and any(isinstance(item, BaseMessage) for item in value):
+        return [await settle(item) if isinstance(item, BaseMessage) else item for item in value]
+    return value
+
+
+def overwritten(value: Any) -> tuple[Any, bool]:
+    """What is written past a reducer, in LangGraph's three forms, and whether it is."""
+    match value:
+        case Overwrite():
+            return value.value, True
+        case {"__overwrite__": inner} if len(value) == 1:
+            return inner, True
+        case {"type": "__overwrite__", "value": inner}:
+            return inner, True
+    return value, False
+
+
+def as_messages(value: Any) -> list[BaseMessage]:
+    """What LangGraph makes of what is written into the messages: of dicts, tuples and strings, too.
+
+    Raises:
+        ToolException: LangChain cannot read it; its own error would show the words.
+    """
+    try:
+        return convert_to_messages(value if isinstance(value, list) else [value])
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise ToolException(f"what the tool wrote are no messages that LangChain can read ({kind})") from None
+
+
+def _whole(message: BaseMessage) -> BaseMessage:
+    return message_chunk_to_message(message) if isinstance(message, BaseMessageChunk) else message
+
+
+def error_texts(error: BaseException) -> Iterator[str]:
+    """The texts of an error, its notes and arguments, and of those that it came from or holds."""
+    pending, seen = [error], set[int]()
+    while pending:
+        one = pending.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield "\n".join(dict.fromkeys([str(one), *map(str, one.args), *getattr(one, "__notes__", ())]))
+        pending += [behind for behind in (one.__cause__, one.__context__) if behind is not None]
+        pending += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
 
 
 class GuardedTool(BaseTool):
@@ -102,6 +263,8 @@ class GuardedTool(BaseTool):
         try:
             with quiet():
                 output = self.inner.invoke(self._call(tool_input, tool_call_id), without_callbacks(config))
+        except ParentCommand as error:
+            raise bridge.run(partial(guard.settle_parent, error)) from None
         except GraphBubbleUp:
             raise
         except Exception as error:
@@ -115,6 +278,8 @@ class GuardedTool(BaseTool):
         try:
             with quiet():
                 output = await self.inner.ainvoke(self._call(tool_input, tool_call_id), without_callbacks(config))
+        except ParentCommand as error:
+            raise await guard.settle_parent(error) from None
         except GraphBubbleUp:
             raise
         except Exception as error:

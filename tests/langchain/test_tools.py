@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -370,3 +378,39 @@ async def test_a_call_that_babbles_is_not_usable_and_a_continued_one_is_read_fro
     done = [Completion(text, tuple(inner.tokens(text)), "stop") for text in texts]
     reports = await CallQuality(use).assess(engine, prompt, done)
     assert [report.problems for report in reports] == [(), ("not_fluent",), ("broken_tool_call",)]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "Hello."}], "Hello."),
+        ([{"type": "redacted_thinking", "data": "x"}, "Hello."], "Hello."),
+        ([{"type": "refusal", "refusal": "I would rather not."}], "I would rather not."),
+        ([{"type": "server_tool_use", "id": "1", "name": "web_search", "input": {}}], ""),
+        ([{"type": "web_search_tool_result", "content": []}, {"type": "output_text", "text": "Hi."}], "Hi."),
+        ([{"type": "function_call", "name": "f", "arguments": "{}"}, {"type": "text"}], ""),
+        ([{"type": "image", "url": "x"}, {"type": "text", "text": None}, {"text": "Hi."}], "Hi."),
+        ([{"type": "non_standard", "value": {}}, {"type": "reasoning", "reasoning": "Hm."}], ""),
+    ],
+)
+async def test_what_another_providers_model_said_is_read_as_text(content: list[Any], text: str) -> None:
+    talk = [HumanMessage("Hello!"), AIMessage(content), HumanMessage("And now?")]
+    assert [turn.content for turn in from_langchain(talk)] == ["Hello!", text, "And now?"]
+    assert (await chat("Fine words.").ainvoke(talk)).text == "Fine words."
+
+
+def test_what_a_user_shows_a_text_model_is_an_error_but_an_empty_text_is_none() -> None:
+    with pytest.raises(ConfigurationError, match="content of type 'image'"):
+        from_langchain([HumanMessage([{"type": "text", "text": "See:"}, {"type": "image", "url": "x"}])])
+    turns = from_langchain([HumanMessage([{"type": "text"}, {"type": "text", "text": "Hi."}])])
+    assert [turn.content for turn in turns] == ["Hi."]
+
+
+def test_older_messages_of_functions_are_read() -> None:
+    turns = from_langchain(
+        [ChatMessage(role="developer", content="Be brief."), FunctionMessage(name="f", content="42")]
+    )
+    assert [(turn.role, turn.content, turn.name) for turn in turns] == [
+        ("system", "Be brief.", None),
+        ("tool", "42", "f"),
+    ]

@@ -9,6 +9,7 @@ from langchain_core.messages import (
     AIMessage,
     BaseMessage,
     ChatMessage,
+    FunctionMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
@@ -24,32 +25,42 @@ _ROLES: dict[type[BaseMessage], Role] = {
     HumanMessage: "user",
     AIMessage: "assistant",
     ToolMessage: "tool",
+    FunctionMessage: "tool",
 }
 _CHAT_ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "ai": "assistant",
     "tool": "tool",
+    "function": "tool",
 }
+_NO_TEXT = ("reasoning", "tool_use", "tool_call")
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
     """Plain turns from LangChain's messages; calls that could not be read (``invalid_tool_calls``) are left out.
 
+    Of what a model said, another provider's model included, only text is kept: its thoughts, its own tools and the like
+    are blocks that no other model reads.
+
     Raises:
-        ConfigurationError: a role or a content block (an image, say) that a text model cannot read.
+        ConfigurationError: a role, or in another turn than a model's a content block (an image, say), that a text model
+            cannot read.
     """
     names = {call["id"]: call["name"] for message in messages for call in _calls(message)}
     return [_turn(message, names) for message in messages]
 
 
 def _turn(message: BaseMessage, names: Mapping[str | None, str]) -> Message:
-    role, text = _role(message), _text(message.content)
-    if isinstance(message, ToolMessage):
+    role = _role(message)
+    text = _text(message.content, strict=role != "assistant")
+    if role == "tool":
+        call_id = getattr(message, "tool_call_id", None)
         # Some templates want the tool's name, which only the call has.
-        return Message(role, text, (), message.name or names.get(message.tool_call_id), message.tool_call_id)
+        return Message(role, text, (), message.name or names.get(call_id), call_id)
     calls = tuple(ToolCall(call["name"], call["args"], call["id"] or "") for call in _calls(message))
     return Message(role, text, calls)
 
@@ -85,24 +96,25 @@ def _role(message: BaseMessage) -> Role:
     raise ConfigurationError(f"cannot render a {type(message).__name__}; use system, user, assistant or tool messages")
 
 
-def _text(content: str | list[Any]) -> str:
+def _text(content: str | list[Any], *, strict: bool) -> str:
     if isinstance(content, str):
         return content
-    return "".join(_blocks(content))
+    return "".join(_blocks(content, strict=strict))
 
 
-def _blocks(content: list[Any]) -> Iterator[str]:
+def _blocks(content: list[Any], *, strict: bool) -> Iterator[str]:
+    """The texts of content blocks; with ``strict``, those that hold something else are an error."""
     for block in content:
         if isinstance(block, str):
             yield block
-        elif block.get("type") == "text":
-            yield block["text"]
-        elif block.get("type") in ("reasoning", "tool_use", "tool_call"):
             continue
-        else:
-            raise ConfigurationError(
-                f"a text model cannot read content of type {block.get('type')!r}; send text blocks"
-            )
+        kind = block.get("type", "text") if isinstance(block, Mapping) else type(block).__name__
+        if kind in ("text", "output_text"):
+            yield block.get("text") or ""
+        elif kind == "refusal":
+            yield block.get("refusal") or block.get("text") or ""
+        elif strict and kind not in _NO_TEXT:
+            raise ConfigurationError(f"a text model cannot read content of type {kind!r}; send text blocks")
 
 
 def metadata(answer: GuardedAnswer) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Answering:
         try:
             verdicts = await verdicts_on(self.parts.moderator, texts)
         except ModerationError as error:
-            return "" if policy.on_error == "open" else f"moderator: {type(error).__name__}"
+            return "" if policy.lets_pass(error) else f"moderator: {type(error).__name__}"
         decisions = [policy.decide(verdict) for verdict in verdicts]
         return next((f"prompt: {decision.category}" for decision in decisions if decision.flagged), "")
 

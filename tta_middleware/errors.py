@@ -72,6 +72,11 @@ class StreamProtocolError(TTAError, RuntimeError):
 class ModerationError(TTAError):
     """Raised when a text could not be scored."""
 
+    @property
+    def of_setup(self) -> bool:
+        """Whether no text at all would be scored, now or later, until somebody mends the settings."""
+        return False
+
 
 class ModerationUnavailableError(ModerationError):
     """Raised when the moderator could not be reached within the retry policy.
@@ -101,6 +106,11 @@ class ModerationRejectedError(ModerationError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+    @property
+    def of_setup(self) -> bool:
+        """A key, a permission, an address or a spent quota (429 reaches this class as such only) is at fault."""
+        return self.status in (401, 403, 404, 429)
 
 
 class InvalidVerdictError(ModerationError):

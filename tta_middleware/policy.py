@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import Field, field_validator
 
 from tta_middleware.config import Settings
-from tta_middleware.errors import ConfigurationError
+from tta_middleware.errors import ConfigurationError, ModerationError
 from tta_middleware.types import CATEGORIES, Verdict
 
 DEFAULT_NOTICE = "I can't help with that request."
@@ -73,7 +73,7 @@ class Policy(Settings):
         hold: share of a threshold from which on a stream's text is held until a later window scores below it or the
             answer ends; 1 holds nothing that is safe. It changes when text leaves, never what is flagged.
         on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass with the outcome
-            ``unchecked``.
+            ``unchecked``, unless a wrong key or address keeps everything from being scored: that is raised.
         notice: the text shown instead of an answer.
 
     Raises:
@@ -121,6 +121,19 @@ class Policy(Settings):
         raise ConfigurationError(
             f"a policy is a threshold, a mapping of categories to thresholds, or a Policy, not {type(value).__name__}"
         )
+
+    def lets_pass(self, error: ModerationError) -> bool:
+        """Whether a text passes that could not be scored because of ``error``.
+
+        Raises:
+            ModerationError: the policy would let it pass, but with these settings nothing will ever be scored; an open
+                policy is for outages, and the guard would be off without anybody knowing.
+        """
+        if self.on_error == "closed":
+            return False
+        if error.of_setup:
+            raise error
+        return True
 
     def with_default(self, threshold: float) -> Policy:
         """This policy with ``threshold`` where it leaves the threshold to the moderator."""

@@ -9,18 +9,67 @@ Texts are put into a form that the moderator takes, and its answer is counted:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TypeAlias
 
-from tta_middleware.errors import InvalidVerdictError
+from tta_middleware.errors import InvalidVerdictError, ModerationRejectedError
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict, stricter
 
 OVERLAP = 1_000
 """Characters that two parts of a long text share: a phrase up to this length lies whole within one of them."""
 
+MOST_REASONS = 100
+"""Different reasons for which texts were refused that are logged; a moderator may word each one anew."""
+
+_logger = logging.getLogger(__name__)
+
 Score: TypeAlias = Callable[[Sequence[str]], Awaitable[list[Verdict]]]
+
+
+class _Refusals:
+    """What moderators refused and why, so that each reason is logged once.
+
+    A policy that fails closed turns such an error into the notice; without a log line nobody would see that a key is
+    wrong. A reason that lies in the settings is logged anew once its moderator has answered in between. Shared by all
+    threads; several wrappers see the same error, so reasons are compared across names.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of_setup: dict[str, str] = {}
+        self._of_texts: set[str] = set()
+
+    @contextmanager
+    def noticed(self, name: str) -> Iterator[None]:
+        """Log what is refused inside ``with``."""
+        try:
+            yield
+        except ModerationRejectedError as error:
+            if self._is_new(name, error):
+                what = "gives no verdicts until this is mended" if error.of_setup else "refused a text"
+                _logger.error("moderator %r %s: %s", name, what, error)
+            raise
+        with self._lock:
+            self._of_setup.pop(name, None)
+
+    def _is_new(self, name: str, error: ModerationRejectedError) -> bool:
+        reason = str(error)
+        with self._lock:
+            if error.of_setup:
+                new = reason not in self._of_setup.values()
+                self._of_setup[name] = reason
+            else:
+                new = reason not in self._of_texts and len(self._of_texts) < MOST_REASONS
+                self._of_texts |= {reason} if new else set()
+        return new
+
+
+_refusals = _Refusals()
 
 
 async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
@@ -33,7 +82,8 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
     question = None if prompt is None else encodable(prompt)
 
     async def score(pieces: Sequence[str]) -> list[Verdict]:
-        return counted(await moderator.moderate(pieces, prompt=question), pieces, moderator.name)
+        with _refusals.noticed(moderator.name):
+            return counted(await moderator.moderate(pieces, prompt=question), pieces, moderator.name)
 
     limit: int | None = getattr(moderator, "max_characters", None)
     overlap: int | None = getattr(moderator, "overlap", None)

@@ -148,7 +148,7 @@ class Watch:
     async def _settle(self, asked: _Asked) -> None:
         if asked.verdict is None:
             self.error = asked.error
-            if self.policy.on_error == "closed":
+            if asked.error is None or not self.policy.lets_pass(asked.error):
                 self._end("unscored")
                 return
             self.unchecked = True

@@ -65,8 +65,8 @@ class Ledger:
         new = [text for text in texts if text not in self.approved]
         try:
             verdicts = await self.moderate(new, prompt=prompt) if new else []
-        except ModerationError:
-            safe = self.policy.on_error == "open"
+        except ModerationError as error:
+            safe = self.policy.lets_pass(error)
         else:
             safe = not any(self.policy.decide(verdict).flagged for verdict in verdicts)
         if safe:

@@ -386,4 +386,4 @@ async def test_a_prompt_check_without_a_verdict_per_message_refuses() -> None:
     talk = [Message("system", "Be brief."), Message("user", "Tell me the forbidden thing")]
     answer = await guard(START, Short(), prompt_check="all").answer(talk)
     assert answer.finish_reason == "content_filter"
-    assert answer.trace.stop_reason == "moderator: ModerationError"
+    assert answer.trace.stop_reason == "moderator: InvalidVerdictError"

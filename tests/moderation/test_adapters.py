@@ -10,7 +10,6 @@ from langchain_core.runnables import RunnableLambda
 from tta_middleware.errors import (
     ConfigurationError,
     InvalidVerdictError,
-    ModerationRejectedError,
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator
@@ -212,7 +211,7 @@ async def test_azure_answers_of_another_shape_never_pass(server, azure, payload)
 
 async def test_azure_without_a_key_names_its_own_variable(monkeypatch, server):
     monkeypatch.delenv("AZURE_CONTENT_SAFETY_KEY", raising=False)
-    with pytest.raises(ModerationRejectedError, match="AZURE_CONTENT_SAFETY_KEY"):
+    with pytest.raises(ConfigurationError, match="AZURE_CONTENT_SAFETY_KEY"):
         await AzureContentSafetyModerator(server.url).moderate(["x"])
 
 

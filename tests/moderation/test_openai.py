@@ -177,7 +177,7 @@ async def test_nobody_listening_is_unavailable():
 async def test_a_missing_key_is_told_at_the_first_request_only(monkeypatch, server):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     moderator = OpenAIModerator(base_url=server.base_url)
-    with pytest.raises(ModerationRejectedError, match="set OPENAI_API_KEY"):
+    with pytest.raises(ConfigurationError, match="set OPENAI_API_KEY"):
         await moderator.moderate(["one"])
     monkeypatch.setenv("OPENAI_API_KEY", "sk-later")
     async with moderator:

@@ -120,6 +120,7 @@ def test_nobody_else_asks_a_moderator():
     package = Path(tta_middleware.__file__).parent
     places = [*package.rglob("*.py"), *(package.parent / "integrations").rglob("*.py")]
     asking = re.compile(r"await (?!self\.moderate)[\w.]+\.moderate\(|partial\([\w.]+\.moderate\b")
-    contract = package / "testing" / "moderator.py"
-    found = {path.name for path in places if path != contract and asking.search(path.read_text(encoding="utf-8"))}
+    stand_ins = package / "testing"
+    served = [path for path in places if stand_ins not in path.parents]
+    found = {path.name for path in served if asking.search(path.read_text(encoding="utf-8"))}
     assert found == {"verdicts.py"}

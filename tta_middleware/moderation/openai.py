@@ -71,6 +71,7 @@ class OpenAIModerator(Closing):
         """One verdict per text, in order; ``prompt`` is not sent: the API reads single texts.
 
         Raises:
+            ConfigurationError: there is no key.
             ModerationUnavailableError: timeouts, connection errors, 408, 409, 429 or 5xx until the retry policy
                 or the caller's deadline ended.
             ModerationRejectedError: the key, a permission or the request is at fault.

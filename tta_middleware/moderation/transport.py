@@ -19,7 +19,6 @@ from tta_middleware.errors import (
     ConfigurationError,
     InvalidVerdictError,
     ModerationError,
-    ModerationRejectedError,
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.failures import from_openai
@@ -84,6 +83,7 @@ class Transport:
         """The decoded JSON answer.
 
         Raises:
+            ConfigurationError: there is no key.
             ModerationUnavailableError: worth a retry.
             ModerationRejectedError: not worth one.
             InvalidVerdictError: the answer is not JSON.
@@ -138,7 +138,7 @@ class Transport:
 
         key = self._api_key or os.environ.get(self._key_variable)
         if not key:
-            raise ModerationRejectedError(
+            raise ConfigurationError(
                 f"no API key for {self.where}: set {self._key_variable} or pass api_key= "
                 "(a server that asks for none takes any text)"
             )

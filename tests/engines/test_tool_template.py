@@ -141,3 +141,34 @@ def test_a_mark_of_a_call_is_text_of_the_answer_and_other_special_tokens_are_not
     silent = silent_ids(mistral)
     assert mark not in silent
     assert {control, *tokenizer.all_special_ids} <= silent
+
+
+GEMMA = """\
+{%- for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Roles must alternate user/assistant!') }}{% endif -%}
+{{ '<' + m.role + '>' + m.content + '\n' }}{% endfor %}{{ '<assistant>' }}"""
+
+
+@pytest.mark.parametrize("template", [None, GEMMA])
+def test_a_template_without_tools_is_told_of_them_in_words(
+    tokenizer: Any, with_template: Callable[[Any], Any], template: str | None
+) -> None:
+    used = with_template(template) if template else tokenizer
+    rendered = render_prompt(used, TALK)
+    shown = used.decode(rendered.token_ids)
+    parts = [
+        'get_weather with {"city": "Zürich"}',
+        'get_weather with {"city": "Bern"}',
+        "get_weather returned: 21 degrees",
+        "get_weather returned: 19 degrees",
+    ]
+    assert [part in shown for part in parts] == [True] * 4
+    ids = [i for i, user in zip(rendered.token_ids, rendered.user_mask, strict=True) if user]
+    assert used.decode(ids) == "Where is it warmer?"
+
+
+def test_words_of_the_assistant_stay_beside_its_call(tokenizer: Any) -> None:
+    talk = [TALK[0], Message("assistant", "Let me see.", CALLS[:1]), TALK[2], Message("user", "And now?")]
+    shown = tokenizer.decode(render_prompt(tokenizer, talk).token_ids)
+    assert 'assistant\nLet me see.\n[called get_weather with {"city": "Zürich"}]<|im_end|>' in shown
+    assert "user\n[get_weather returned: 21 degrees]<|im_end|>" in shown

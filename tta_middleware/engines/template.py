@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_middleware.engines.control_tokens import ControlTokens, Span, Veil, spelled_in
-from tta_middleware.engines.tool_template import as_turns, no_tools
+from tta_middleware.engines.tool_template import as_turns, is_asked, no_tools
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
 from tta_middleware.types import Message
 
@@ -117,7 +117,7 @@ class _Rendering:
 
         Searching for the words themselves could hit another turn or the template ('user', 'im_end').
         """
-        at = max(index for index, turn in enumerate(self._turns) if turn["role"] == "user")
+        at = max(index for index, turn in enumerate(self._turns) if is_asked(turn))
         replaced = [*self._turns]
         replaced[at] = {**replaced[at], "content": self._veil.placeholder}
         before, _, after = self._render(replaced, self._tools).partition(self._veil.placeholder)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tta_middleware.errors import ConfigurationError
@@ -47,11 +48,47 @@ def no_tools() -> ConfigurationError:
 
 
 def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
-    """Turns in the form that chat templates read; tool parts only where there are any."""
+    """Turns in the form that chat templates read; tool parts only where there are any.
+
+    A template that knows no tools gets calls as words of the assistant, and results as turns of the user, who is the
+    only one it can be told something by. Such a turn holds a ``tool_call_id``, which tells it from the user's own.
+    """
+    if "tool_calls" not in template:
+        return _in_words(messages, results="'tool'" not in template and '"tool"' not in template)
     if "single tool-calls at once" in template:
         messages = _one_call_a_turn(messages)
     short = "Tool call IDs" in template
     return [_turn(message, short_ids=short) for message in messages]
+
+
+def is_asked(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn is the user's own, and not a result that a template without tools shows as one."""
+    return turn["role"] == "user" and "tool_call_id" not in turn
+
+
+def _in_words(messages: Sequence[Message], *, results: bool) -> list[dict[str, Any]]:
+    """Turns without any tool parts; ``results`` says whether results have to be turns of the user."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        turn = {"role": message.role, "content": _said(message)}
+        if message.role == "tool" and results:
+            turn = {"role": "user", "content": _told(message), "tool_call_id": message.tool_call_id or ""}
+            if turns and turns[-1]["role"] == "user" and not is_asked(turns[-1]):
+                turn["content"] = f"{turns.pop()['content']}\n{turn['content']}"
+        turns.append(turn)
+    return turns
+
+
+def _said(message: Message) -> str:
+    calls = [
+        f"[called {call.name} with {json.dumps(dict(call.arguments), ensure_ascii=False, default=str)}]"
+        for call in message.tool_calls
+    ]
+    return "\n".join([*([message.content] if message.content or not calls else []), *calls])
+
+
+def _told(message: Message) -> str:
+    return f"[{message.name or 'the tool'} returned: {message.content}]"
 
 
 def _turn(message: Message, *, short_ids: bool) -> dict[str, Any]:

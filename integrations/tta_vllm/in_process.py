@@ -12,8 +12,8 @@ import numpy as np
 
 from tta_middleware.engines.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError, MissingExtraError
-from tta_middleware.types import FinishReason, GenerationRequest
-from tta_vllm.remote import RemoteEngine, Step
+from tta_middleware.types import GenerationRequest
+from tta_vllm.remote import RemoteEngine, Step, ending
 
 
 class VLLMEngine(RemoteEngine):
@@ -93,7 +93,7 @@ class VLLMEngine(RemoteEngine):
         async with aclosing(outputs):
             async for output in outputs:
                 sequence = output.outputs[0]
-                yield list(sequence.token_ids), _reason(sequence.finish_reason)
+                yield list(sequence.token_ids), ending(sequence.finish_reason)
 
     async def _log_likelihoods(self, token_ids: Sequence[int]) -> list[float]:
         from vllm import SamplingParams
@@ -109,9 +109,3 @@ class VLLMEngine(RemoteEngine):
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
-
-
-def _reason(reason: str | None) -> FinishReason | None:
-    if reason is None:
-        return None
-    return cast(FinishReason, reason if reason in ("stop", "length") else "aborted")

@@ -41,6 +41,16 @@ from tta_middleware.types import (
 Step: TypeAlias = tuple[Sequence[int], FinishReason | None]
 """New token ids, and why the sequence is over if it is."""
 
+# What vLLM and servers of its kind say at the end of a sequence. A filter or a repetition that the server found cuts a
+# text off, and so does a request that it gave up.
+_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "abort": "aborted",
+    "repetition": "aborted",
+    "content_filter": "aborted",
+}
+
 
 class RemoteEngine(ABC):
     """An engine whose model decodes on one event loop of its own, whichever loop asks.
@@ -284,6 +294,19 @@ def _close_at_exit(engine: weakref.ref[RemoteEngine]) -> None:
     found = engine()
     if found is not None:
         found._close()
+
+
+def ending(reason: str | None) -> FinishReason | None:
+    """Why a sequence is over, in our words; None while it goes on.
+
+    Raises:
+        EngineError: the model failed, or the reason is not known: its text may be whole or cut off.
+    """
+    if reason is None:
+        return None
+    if reason not in _REASONS:
+        raise EngineError(f"decoding ended with the reason {reason[:40]!r}; known are: {', '.join(_REASONS)}")
+    return _REASONS[reason]
 
 
 def _as_engine_error(error: Exception) -> EngineError:

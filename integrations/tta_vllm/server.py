@@ -17,8 +17,8 @@ import openai
 
 from tta_middleware.engines.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError, EngineError
-from tta_middleware.types import FinishReason, FloatMatrix, GenerationRequest
-from tta_vllm.remote import RemoteEngine, Step
+from tta_middleware.types import FloatMatrix, GenerationRequest
+from tta_vllm.remote import RemoteEngine, Step, ending
 
 _PAUSE_SECONDS = 5.0
 """How long a server that failed is left alone, unless no other is up."""
@@ -29,6 +29,9 @@ _SECOND_ROUND_SECONDS = 0.25
 
 _FAILURES = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 """What another server may do better; a time-out is a connection error."""
+
+_GIVEN_UP = ("abort", "error")
+"""Ends of a sequence that nobody here has asked for: the server shuts down or has failed, and another may go on."""
 
 
 @dataclass(eq=False)
@@ -198,7 +201,8 @@ class VLLMServerEngine(RemoteEngine):
                 async with aclosing(self._from(server, request, done)) as steps:
                     async for ids, reason in steps:
                         done += ids
-                        tries.moved()
+                        if ids:
+                            tries.moved()
                         yield ids, reason
                         if reason is not None:
                             return
@@ -241,7 +245,8 @@ class VLLMServerEngine(RemoteEngine):
                 if not chunk.choices:
                     continue
                 choice: Any = chunk.choices[0]
-                step = list(choice.token_ids or ()), _reason(choice.finish_reason)
+                given_up = choice.finish_reason in _GIVEN_UP
+                step = list(choice.token_ids or ()), None if given_up else ending(choice.finish_reason)
                 if step[1] is None:
                     yield step
                 else:
@@ -296,12 +301,6 @@ def encode(rows: FloatMatrix) -> str:
 
 def _v1(url: str) -> str:
     return url if url.endswith("/v1") else f"{url}/v1"
-
-
-def _reason(reason: str | None) -> FinishReason | None:
-    if reason is None:
-        return None
-    return cast(FinishReason, reason if reason in ("stop", "length") else "aborted")
 
 
 def _worth_another(error: openai.APIError) -> bool:

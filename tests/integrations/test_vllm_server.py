@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tta_vllm import VLLMServerEngine
+from tta_vllm.remote import ending
 from tta_vllm.server import Pool, Server, encode
 
 from tta_middleware import Message, Sampling
@@ -49,6 +50,8 @@ class Scripted:
     silent: bool = False
     stale: int = 0
     hangs_up: bool = False
+    ends_as: str = ""
+    ends_at: int = BROKEN_AT
     started: int = 0
     delivered: int = 0
     rows_seen: list[int] = field(default_factory=list)
@@ -88,6 +91,9 @@ class Scripted:
                 yield f"data: {json.dumps({'error': {'message': 'it broke', 'code': self.break_off}})}\n\n"
                 return
             reason = "length" if at + 1 == limit and not self.silent else None
+            if at == self.ends_at and self.ends_as:
+                yield event({"index": 0, "text": "", "token_ids": [], "finish_reason": self.ends_as})
+                return
             yield event({"index": 0, "text": "", "token_ids": [token_id], "finish_reason": reason})
             self.delivered += 1
             await anyio.sleep(0.001)
@@ -211,6 +217,53 @@ async def test_a_stream_that_ends_without_a_reason_goes_on_elsewhere(
     [done] = await engine.generate_batch([await wanted(engine)])
     assert (done.text, done.finish_reason) == (WORDS, "stop")
     assert [script.hangs_up for script in scripts] == [False, False]
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+async def test_a_server_that_gives_a_sequence_up_does_not_end_it(
+    pair: tuple[list[Scripted], VLLMServerEngine], reason: str
+) -> None:
+    scripts, engine = pair
+    scripts[0].ends_as = reason
+    answers = [(await engine.generate_batch([await wanted(engine)]))[0] for _ in range(2)]
+    assert [(answer.text, answer.finish_reason) for answer in answers] == [(WORDS, "stop")] * 2
+    assert sum(script.started for script in scripts) == 3
+
+
+async def test_a_server_that_gives_every_sequence_up_is_an_error(
+    pair: tuple[list[Scripted], VLLMServerEngine],
+) -> None:
+    scripts, engine = pair
+    for script in scripts:
+        script.ends_as, script.ends_at = "abort", 0
+    with pytest.raises(EngineError, match="every server failed"):
+        await engine.generate_batch([await wanted(engine)])
+
+
+@pytest.mark.parametrize("reason", ["repetition", "content_filter"])
+async def test_what_a_server_cuts_off_does_not_count_as_whole(
+    pair: tuple[list[Scripted], VLLMServerEngine], reason: str
+) -> None:
+    scripts, engine = pair
+    scripts[0].ends_as = scripts[1].ends_as = reason
+    [done] = await engine.generate_batch([await wanted(engine)])
+    assert done.finish_reason == "aborted"
+    assert len(done.token_ids) == BROKEN_AT
+
+
+async def test_a_reason_that_is_not_known_is_an_error_that_names_it(
+    pair: tuple[list[Scripted], VLLMServerEngine],
+) -> None:
+    scripts, engine = pair
+    scripts[0].ends_as = scripts[1].ends_as = "moonset"
+    with pytest.raises(EngineError, match="'moonset'"):
+        await engine.generate_batch([await wanted(engine)])
+
+
+def test_vllm_in_process_ends_in_the_same_words() -> None:
+    assert [ending(reason) for reason in (None, "stop", "length", "abort")] == [None, "stop", "length", "aborted"]
+    with pytest.raises(EngineError, match="'error'"):
+        ending("error")
 
 
 async def test_a_request_that_all_servers_fail_once_is_not_lost(pair: tuple[list[Scripted], VLLMServerEngine]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding
@@ -55,6 +56,21 @@ def unobserved(model: Any) -> Any:
     if model.callbacks or model.cache or get_llm_cache():
         return model.model_copy(update={"callbacks": None, "cache": False})
     return model
+
+
+def observed(model: Any, handler: BaseCallbackHandler) -> Any:
+    """The model with one more observer; its type stays, since other middleware goes by it."""
+    if isinstance(model, RunnableBinding):
+        return model.model_copy(update={"bound": observed(model.bound, handler)})
+    return model.model_copy(update={"callbacks": _with_handler(model.callbacks, handler)})
+
+
+def _with_handler(callbacks: Any, handler: BaseCallbackHandler) -> Any:
+    if not isinstance(callbacks, BaseCallbackManager):
+        return [*(callbacks or ()), handler]
+    manager = callbacks.copy()
+    manager.add_handler(handler, inherit=False)
+    return manager
 
 
 def handlers(callbacks: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse
@@ -13,68 +13,15 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.types import Command
 
-from tta_langchain_agents.chat_model import GuardedChatModel, guards_itself
-from tta_langchain_agents.content import material
-from tta_langchain_agents.handover import Handover, OnFlagged, Replacement, StandIn
+from tta_langchain_agents.content import last_user_text, material
+from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import model_name
-from tta_langchain_agents.ledger import Books, Ledger
-from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.chat_model.runtime import Runtime
-from tta_middleware.config import Windows
-from tta_middleware.errors import ConfigurationError, UnsafeAnswerError
-from tta_middleware.policy import Stage, StagePolicies
-from tta_middleware.protocols import Moderator
-from tta_middleware.registry import MODERATORS, check_known
+from tta_langchain_agents.ledger import Books
+from tta_langchain_agents.settings import Settings, settled
+from tta_langchain_agents.whole_run import WholeRun, updates
+from tta_middleware.errors import UnsafeAnswerError
 
 Response = ModelResponse[Any] | ExtendedModelResponse[Any]
-
-
-@dataclass(slots=True)
-class Settings:
-    """What a middleware was given, checked, and the moderator that its calls share.
-
-    Raises:
-        ConfigurationError: a value is unknown or does not fit another.
-    """
-
-    moderator: str | Moderator
-    policy: Any
-    on_flagged: OnFlagged | None
-    repair_model: TTAChatModel | None
-    replacement: Replacement | None
-    release: Literal["window", "end"] | Windows
-    runtime: Runtime = field(default_factory=Runtime)
-    handover: Handover = field(init=False)
-    policies: StagePolicies = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.handover = Handover.of(self.on_flagged, self.repair_model, self.replacement)
-        self.policies = StagePolicies.of(self.policy)
-        if isinstance(self.moderator, str):
-            check_known(MODERATORS, "moderator", self.moderator)
-        if self.release not in ("window", "end") and not isinstance(self.release, Windows):
-            raise ConfigurationError(f"release is 'window', 'end' or Windows, not {self.release!r:.40}")
-
-    def ledger(self, stage: Stage) -> Ledger:
-        """New books for one stage of one call."""
-        moderator = self.runtime.moderator(self.moderator)
-        return Ledger(moderator, self.policies.at(stage).with_default(moderator.default_threshold))
-
-    def guard(self, model: BaseChatModel, books: Books) -> BaseChatModel:
-        """The model behind the guard, if it does not guard itself."""
-        if guards_itself(model):
-            return model
-        return GuardedChatModel(
-            inner=model,
-            moderator=self.runtime.moderator(self.moderator),
-            policy=self.policies,
-            on_flagged=self.handover.action,
-            repair_model=self.repair_model,
-            replacement=self.replacement,
-            release=self.release,
-            runtime=self.runtime,
-            books=books,
-        )
 
 
 @dataclass(init=False)
@@ -103,7 +50,9 @@ class ModelCall:
 
     settings: Settings
     request: ModelRequest[Any]
+    whole_run: WholeRun
     check_prompt: bool = False
+    _updates: list[BaseMessage] = field(default_factory=list)
     _books: Books = field(default_factory=Books)
 
     def guarded(self) -> ModelRequest[Any]:
@@ -111,13 +60,16 @@ class ModelCall:
         return GuardedRequest.of(self.request, lambda model: self.settings.guard(model, self._books))
 
     async def refusal(self) -> Response | None:
-        """The answer to a flagged prompt, where prompts are checked; the model is not called then.
+        """The answer where the model is not called: to a flagged prompt, where prompts are checked, or to a run whose
+        last message had to be replaced.
 
         Raises:
             UnsafeAnswerError: the prompt is flagged and ``on_flagged`` is ``raise``, or the agent asks for an answer
                 that was withheld over and over.
         """
         self._refuse_to_loop()
+        if (ended := await self._look_over()) is not None:
+            return ended
         if not self.check_prompt:
             return None
         ledger = self.settings.ledger("prompt")
@@ -135,9 +87,14 @@ class ModelCall:
         """The response, with any message replaced that did not come through the guard and does not pass it now."""
         model_response: ModelResponse[Any] = _model_response(response)
         messages = [await self._settled(message) for message in model_response.result]
-        if all(new is old for new, old in zip(messages, model_response.result, strict=True)):
-            return self._ended(messages) if self._withheld(messages) and self.request.response_format else response
-        return self._ended(messages)
+        self._remember()
+        if any(new is not old for new, old in zip(messages, model_response.result, strict=True)):
+            return self._ended(messages)
+        if self._withheld(messages) and self.request.response_format:
+            return self._ended(messages)
+        if self._updates:
+            return ExtendedModelResponse(model_response, Command(update={"messages": self._updates}))
+        return model_response
 
     def without_structure(self, error: StructuredOutputError) -> Response:
         """A stand-in has no structure, which is no fault of the model: the agent ends with it.
@@ -149,21 +106,31 @@ class ModelCall:
             raise error
         return self._ended([error.ai_message])
 
-    async def _settled(self, message: BaseMessage) -> BaseMessage:
-        if not isinstance(message, AIMessage) or self._is_guarded(message):
-            return message
-        ledger = self.settings.ledger("output")
-        for part, texts in material(message):
-            if not await ledger.passes(texts):
-                stand_in = StandIn(self.settings.handover, ledger, self.request.messages, part)
-                return (await stand_in.message()).model_copy(update={"id": message.id, "name": message.name})
-        return message
+    def _remember(self) -> None:
+        """What the model said was checked in answer to the last question, and need not be again."""
+        prompt = last_user_text(self.request.messages)
+        for ledger in self._books.ledgers:
+            self.settings.approvals.add(ledger.approved, prompt)
 
-    def _is_guarded(self, message: AIMessage) -> bool:
-        """It came from here, or from a model that guards itself."""
-        if not self._books.ledgers:
-            return "tta" in message.response_metadata
-        return self._books.approved(material(message).texts)
+    async def _settled(self, message: BaseMessage) -> BaseMessage:
+        if not isinstance(message, AIMessage) or self._books.approved(material(message).texts):
+            return message
+        asked = self.request.messages
+        return await settled(self.settings, message, asked, last_user_text(asked), self.settings.handover)
+
+    async def _look_over(self) -> Response | None:
+        """What the model is about to read, checked; where that was the run's last word, the run ends with it."""
+        old, stored = self.request.messages, self.request.state["messages"]
+        new = await self.whole_run.checked(old)
+        if all(now is was for was, now in zip(old, new, strict=True)):
+            return None
+        self._updates = updates(old, new, stored)
+        self.request = self.request.override(messages=[message for message in new if message is not None])  # type: ignore[misc]
+        last = self.request.messages[-1] if self.request.messages else None
+        if not isinstance(last, AIMessage) or not any(last is one for one in self._updates):
+            return None
+        self._updates = [one for one in self._updates if one is not last]
+        return self._ended([last])
 
     def _new_prompts(self) -> list[HumanMessage]:
         """What the user has written since the last answer."""
@@ -177,7 +144,8 @@ class ModelCall:
 
     def _ended(self, answers: Sequence[BaseMessage], prompts: Sequence[HumanMessage] = ()) -> Response:
         """The response that ends the agent's run: an agent with a response format would ask for one again."""
-        update: dict[str, Any] = {"messages": list(prompts)} if prompts else {}
+        written = [*self._updates, *prompts]
+        update: dict[str, Any] = {"messages": written} if written else {}
         if self.request.response_format:
             update["jump_to"] = "end"
         response: ModelResponse[Any] = ModelResponse(result=list(answers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -15,6 +15,7 @@ from langchain_core.messages import (
     HumanMessage,
     RemoveMessage,
     SystemMessage,
+    ToolCall,
     ToolMessage,
     convert_to_messages,
     message_chunk_to_message,
@@ -26,9 +27,10 @@ from langgraph.types import Command, Overwrite
 from pydantic import BaseModel, Field
 
 from tta_langchain_agents.content import material, plain_text
-from tta_langchain_agents.ledger import Ledger
+from tta_langchain_agents.ledger import Approvals, Ledger
 from tta_langchain_agents.quiet import quiet, without_callbacks
 from tta_middleware import bridge
+from tta_middleware.call_text import call_text
 from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.types import Trace
 
@@ -51,11 +53,18 @@ class ResultChecks:
 
 @dataclass(frozen=True, slots=True)
 class ResultGuard:
-    """Checks the results of one call of the tool ``tool``."""
+    """Checks the results of one call of the tool ``tool``.
+
+    Attributes:
+        approvals: told of what passes.
+        prompt: the question that the run is about; messages in the model's name answer it.
+    """
 
     ledger: Ledger
     checks: ResultChecks
+    approvals: Approvals
     tool: str = ""
+    prompt: str | None = None
 
     @property
     def notice(self) -> str:
@@ -110,15 +119,31 @@ class ResultGuard:
         """The same message, or one under the same ids that says it was withheld."""
         if isinstance(message, RemoveMessage):
             return RemoveMessage(id=str(message.id))
-        texts = self._texts(message)
-        if not texts or await self.ledger.passes(texts):
+        texts, prompt = self.texts(message), self.prompt if isinstance(message, AIMessage) else None
+        if not texts or await self.ledger.passes(texts, prompt):
+            self.approvals.add(texts, prompt)
             return message
         return self._withheld(message)
+
+    async def call_may_run(self, call: ToolCall) -> bool:
+        """Whether the call is one that was checked, or passes now: other middleware may have written it."""
+        texts = [call_text(call["name"], call["args"])]
+        return self.approvals.hold(texts, self.prompt) or await self.ledger.passes(texts, self.prompt)
+
+    def withheld_call(self, call: ToolCall) -> ToolMessage:
+        """The result of a call that may not be carried out.
+
+        Raises:
+            UnsafeAnswerError: it is to raise.
+        """
+        message = ToolMessage("", tool_call_id=call["id"], name=call["name"])
+        return cast(ToolMessage, self._withheld(message, "tool_call"))
 
     async def _withheld_result(self, message: BaseMessage) -> BaseMessage:
         return self._withheld(message) if isinstance(message, ToolMessage) else await self._settle_message(message)
 
-    def _texts(self, message: BaseMessage) -> list[str]:
+    def texts(self, message: BaseMessage) -> list[str]:
+        """All of a message that is checked."""
         texts = material(message).texts
         if message.name and message.name != self.tool:
             texts.append(message.name)
@@ -128,10 +153,10 @@ class ResultGuard:
             texts.append(plain_text(message.artifact))
         return [text for text in texts if text.strip()]
 
-    def _withheld(self, message: BaseMessage) -> BaseMessage:
+    def _withheld(self, message: BaseMessage, part: str = "tool_result") -> BaseMessage:
         """The notice in a message's place; artifact, calls and attributes go with the content."""
-        trace = self._raise_or_trace("tool_result")
-        self.ledger.approved.add(self.notice)
+        trace = self._raise_or_trace(part)
+        self.approvals.add([self.notice], self.prompt if isinstance(message, AIMessage) else None)
         kept: dict[str, Any] = {"content": self.notice, "id": message.id, "response_metadata": {"tta": trace.as_dict()}}
         match message:
             case ToolMessage():

@@ -170,6 +170,7 @@ class TestModeration:
 
     async def test_a_long_message_goes_to_the_moderator_in_pieces(self, watched: Any) -> None:
         moderator = ScriptedModerator()
+        moderator.max_characters = 8000  # type: ignore[attr-defined]
         run = watched(["word " * 5000 + "flagme"], middleware=[TTAMiddleware(moderator)])
         await run.agent.ainvoke(HELLO, run.config)
         assert run.messages[-1].text == DEFAULT_NOTICE

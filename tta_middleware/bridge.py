@@ -57,6 +57,11 @@ class _Bridge:
 _bridge = _Bridge()
 
 
+def here() -> bool:
+    """Whether this is the bridge's own thread, where :func:`run` would wait for itself."""
+    return _bridge.here()
+
+
 def run(function: Callable[[], Awaitable[T]]) -> T:
     """Run an async function to its end and return its result; an interrupt of the caller cancels it."""
     future = _bridge.portal().start_task_soon(function)

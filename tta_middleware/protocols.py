@@ -107,6 +107,22 @@ class ToolEngine(Protocol):
 
 
 @runtime_checkable
+class TokenCounter(Protocol):
+    """What an engine offers besides when callers may ask how long a text or a conversation is for its model."""
+
+    async def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text by itself, without any that a template or a tokenizer adds."""
+        ...
+
+    async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
+        """Tokens of the prompt that :meth:`Engine.embed` gives, its template included.
+
+        Other than there, a conversation may be longer than the model's context, or a part of one without user text.
+        """
+        ...
+
+
+@runtime_checkable
 class Moderator(Protocol):
     """A black box that scores texts.
 

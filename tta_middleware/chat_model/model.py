@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tta_middleware import bridge
 from tta_middleware.chat_model.batching import EndingBatches
+from tta_middleware.chat_model.counting import CountsTokens
 from tta_middleware.chat_model.events import Run, announce
 from tta_middleware.chat_model.messages import from_langchain, to_langchain
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
@@ -49,7 +50,7 @@ DEFAULT_METHOD = "race"
 """What measured best; see the results table in the README."""
 
 
-class TTAChatModel(EndingBatches, BaseChatModel):
+class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
     """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
 
     Everything is loaded at the first call. Any setting below but ``moderator``, how it streams and the loading options
@@ -143,6 +144,14 @@ class TTAChatModel(EndingBatches, BaseChatModel):
     @property
     def _model_name(self) -> str:
         return self.model if isinstance(self.model, str) else str(self.model.model_id)
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called; LangChain looks for it to tell what a model can do."""
+        return self._model_name
+
+    def _answering(self) -> Engine:
+        return self._engine(self.model)
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:

@@ -100,7 +100,24 @@ class ScriptedEngine:
     ) -> PromptEmbeddings:
         """Tools, role markers and word tokens of every turn, hashed into rows."""
         await self.load()
-        last, ids, mask = last_user_turn(messages), list[int](), list[bool]()
+        last = last_user_turn(messages)
+        ids, mask = await self._rendered(messages, last, tools)
+        tail = self.tokens(assistant_prefix)
+        ids, mask = ids + tail, mask + [False] * len(tail)
+        return PromptEmbeddings(self._rows(ids), np.array(ids, dtype=np.int64), np.array(mask, dtype=np.bool_))
+
+    async def token_ids(self, text: str) -> list[int]:
+        """See :meth:`tokens`."""
+        return self.tokens(text)
+
+    async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
+        """Tokens of any part of a conversation, as :meth:`embed` has them."""
+        return len((await self._rendered(messages, -1, tools))[0])
+
+    async def _rendered(
+        self, messages: Sequence[Message], last: int, tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[int], list[bool]]:
+        ids, mask = list[int](), list[bool]()
         if tools:
             await self.tool_format()
             ids += [self._learn("<|tools|>"), *self.tokens(json.dumps(list(tools), ensure_ascii=False))]
@@ -110,9 +127,7 @@ class ScriptedEngine:
             calls = [token for call in message.tool_calls for token in self.tokens(_written(call))]
             ids += [self._learn(f"<|{message.role}|>"), *content, *calls]
             mask += [False, *([index == last] * len(content)), *([False] * len(calls))]
-        tail = [self._learn(_ANSWER_BEGINS), *self.tokens(assistant_prefix)]
-        ids, mask = ids + tail, mask + [False] * len(tail)
-        return PromptEmbeddings(self._rows(ids), np.array(ids, dtype=np.int64), np.array(mask, dtype=np.bool_))
+        return [*ids, self._learn(_ANSWER_BEGINS)], [*mask, False]
 
     async def tool_format(self) -> ToolFormat:
         """What ``tools`` says."""

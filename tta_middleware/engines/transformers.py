@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from tta_middleware.engines.counting import count_prompt, token_ids
 from tta_middleware.engines.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamSink
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.template import chat_template, render_prompt
@@ -125,6 +126,16 @@ class TransformersEngine:
         """
         model = await self._ready()
         return tool_format(chat_template(model.tokenizer, tools=True))
+
+    async def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
+        model = await self._ready()
+        return await anyio.to_thread.run_sync(token_ids, model.tokenizer, text)
+
+    async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
+        """Tokens of a conversation with its template; see :class:`tta_middleware.protocols.TokenCounter`."""
+        model = await self._ready()
+        return await anyio.to_thread.run_sync(count_prompt, model.tokenizer, list(messages), list(tools))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator, from any task, stops decoding within one step.

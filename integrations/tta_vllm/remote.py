@@ -20,6 +20,7 @@ import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from tta_middleware._streams import sole
+from tta_middleware.engines.counting import count_prompt, token_ids
 from tta_middleware.engines.detokenise import TextAssembler
 from tta_middleware.engines.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
@@ -121,6 +122,16 @@ class RemoteEngine(ABC):
             token_ids=np.array(rendered.token_ids, dtype=np.int64),
             user_mask=np.array(rendered.user_mask, dtype=np.bool_),
         )
+
+    async def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
+        vocabulary = await self._ready()
+        return await anyio.to_thread.run_sync(token_ids, vocabulary.tokenizer, text)
+
+    async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
+        """Tokens of a conversation with its template; see :class:`tta_middleware.protocols.TokenCounter`."""
+        vocabulary = await self._ready()
+        return await anyio.to_thread.run_sync(count_prompt, vocabulary.tokenizer, list(messages), list(tools))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator, from any task, stops decoding.

@@ -6,9 +6,12 @@ import json
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langchain.agents import create_agent
+from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.tools import tool
 from pydantic import BaseModel, Field, ValidationError
 
 from tta_middleware import Policy, TTAChatModel
@@ -121,3 +124,66 @@ async def test_a_model_without_tools_points_to_the_other_methods(model: TTAChatM
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"not 'xml'|not 'strategy'|not 'tools'"):
         answering("{}").with_structured_output(Person, **settings)
+
+
+FORMATS: dict[str, Any] = {
+    "json_schema": {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}},
+    "pydantic": Person,
+    "TypedDict": PersonDict,
+    "json_object": {"type": "json_object"},
+}
+
+
+@pytest.mark.parametrize("wanted", FORMATS.values(), ids=FORMATS.keys())
+async def test_a_response_format_is_told_to_the_model(wanted: Any) -> None:
+    seen: list[str] = []
+
+    def script(call: ScriptedCall) -> str:
+        seen.append(call.conversation)
+        return json.dumps(ANNA)
+
+    model = TTAChatModel(model=ScriptedEngine(script), method="none", policy=0.99)
+    assert json.loads((await model.ainvoke("Who is Anna?", response_format=wanted)).text) == ANNA
+    assert "one JSON object" in seen[0]
+    assert ("in years" in seen[0] or '"minimum": 0' in seen[0]) == (wanted is not FORMATS["json_object"])
+    assert await model.ainvoke("Who is Anna?", response_format={"type": "text"})
+    assert "JSON" not in seen[-1]
+
+
+@pytest.mark.parametrize("wanted", ["json", {"type": "grammar"}, {"type": "json_schema"}, int])
+async def test_another_response_format_is_refused_with_what_to_use(wanted: Any) -> None:
+    with pytest.raises(ConfigurationError, match="with_structured_output"):
+        await answering("{}").ainvoke("Who is Anna?", response_format=wanted)
+
+
+@pytest.mark.parametrize("strategy", [Person, AutoStrategy(Person), ToolStrategy(Person), ProviderStrategy(Person)])
+async def test_an_agent_answers_in_a_schema_by_whatever_strategy(strategy: Any) -> None:
+    def script(call: ScriptedCall) -> str:
+        arguments = f" {json.dumps(ANNA)}}}\n</tool_call>"
+        if "<|tools|>" not in call.conversation:
+            return json.dumps(ANNA)
+        return arguments if call.prefix.endswith('"arguments":') else f'{{"name": "Person", "arguments":{arguments}'
+
+    agent = create_agent(
+        TTAChatModel(model=ScriptedEngine(script), method="none", policy=0.99), response_format=strategy
+    )
+    asked: Any = {"messages": [("user", "Who is Anna?")]}
+    assert (await agent.ainvoke(asked))["structured_response"] == Person(**ANNA)
+    assert agent.invoke(asked)["structured_response"] == Person(**ANNA)
+
+
+async def test_an_agent_with_tools_and_a_providers_strategy_calls_first() -> None:
+    def script(call: ScriptedCall) -> str:
+        if "<|tool|>" in call.conversation:
+            return json.dumps(ANNA)
+        return '<tool_call>{"name": "look_up", "arguments": {"name": "Anna"}}</tool_call>'
+
+    @tool
+    def look_up(name: str) -> str:
+        """Look a person up."""
+        return "She is 31."
+
+    model = TTAChatModel(model=ScriptedEngine(script), method="none", policy=0.99)
+    agent = create_agent(model, [look_up], response_format=ProviderStrategy(Person))
+    asked: Any = {"messages": [("user", "Who is Anna?")]}
+    assert (await agent.ainvoke(asked))["structured_response"] == Person(**ANNA)

@@ -414,3 +414,12 @@ def test_older_messages_of_functions_are_read() -> None:
         ("system", "Be brief.", None),
         ("tool", "42", "f"),
     ]
+
+
+@pytest.mark.parametrize(("parallel", "count"), [(None, 2), (True, 2), (False, 1)])
+async def test_calls_that_must_not_be_parallel_are_one(parallel: bool | None, count: int) -> None:
+    model = chat(f"{CALL}\n{written('mail', to='Bo', text='Sunny!')}")
+    bound = model.bind_tools([get_weather, mail], parallel_tool_calls=parallel)
+    for message in (await both_ways(bound))[:2]:
+        assert [call["name"] for call in message.tool_calls] == ["get_weather", "mail"][:count]
+        assert message.invalid_tool_calls == []

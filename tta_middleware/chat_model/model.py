@@ -22,7 +22,7 @@ from tta_middleware.chat_model.events import Run, announce
 from tta_middleware.chat_model.messages import from_langchain, to_langchain
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
 from tta_middleware.chat_model.runtime import Runtime
-from tta_middleware.chat_model.structured import Schema, json_output
+from tta_middleware.chat_model.structured import Schema, json_output, with_response_format
 from tta_middleware.chat_model.tools import (
     CallQuality,
     Tool,
@@ -191,6 +191,9 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
             tools: functions, classes, LangChain tools or descriptions in OpenAI's form.
             tool_choice: ``auto`` (None) leaves it to the model; ``any`` (True) or a tool's name makes it call, by
                 beginning its answer; ``none`` hides the tools.
+            strict: stands in the descriptions, as OpenAI's models read it; decoding is not constrained.
+            kwargs: settings of the call. ``parallel_tool_calls=False`` takes the first call of an answer only;
+                ``response_format`` asks for JSON, as with OpenAI's models.
 
         Raises:
             ConfigurationError: ``tool_choice`` names no tool. Whether the model takes tools shows at the first call.
@@ -308,8 +311,9 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
             seed=settings["seed"],
             stop=tuple(stop or settings["stop"] or ()),
         )
-        turns, engine = from_langchain(messages), self._engine(settings["model"])
-        use = await ToolUse.of(engine, overrides.get("tools") or (), overrides.get("tool_choice"))
+        turns = from_langchain(with_response_format(messages, overrides.get("response_format")))
+        engine, parallel = self._engine(settings["model"]), overrides.get("parallel_tool_calls")
+        use = await ToolUse.of(engine, overrides.get("tools") or (), overrides.get("tool_choice"), parallel=parallel)
         return self._guard(settings, engine, use), turns, sampling, AnswerReader(use, call_ids(turns))
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,8 +381,8 @@ _PER_CALL = (
     "fallback",
 )
 
-_TOOL_SETTINGS = frozenset({"tools", "tool_choice"})
-"""Call settings that ``bind_tools`` makes; the tools are in OpenAI's form."""
+_TOOL_SETTINGS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
+"""Call settings that ``bind_tools`` and agents make; the tools are in OpenAI's form."""
 
 _IGNORED = frozenset({"ls_structured_output_format", "stream", "stream_usage"})
 """Call settings that LangChain adds for its own use."""

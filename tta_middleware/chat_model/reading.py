@@ -30,6 +30,7 @@ class AnswerReader:
     def __init__(self, use: ToolUse | None, call_id: Callable[[int], str]) -> None:
         self._parser = tool_parser(use.kind, use.names) if use else tool_parser(None)
         self._opening = use.opening if use else ""
+        self._most = None if use is None or use.parallel else 1
         self._call_id = call_id
         self._calls = 0
         self._callable = False
@@ -63,7 +64,10 @@ class AnswerReader:
         return metadata(answer) | ({"finish_reason": "tool_calls"} if called else {})
 
     def _chunks(self, pieces: list[Piece]) -> list[AIMessageChunk]:
-        return [self._chunk(piece) for piece in pieces if piece]
+        return [self._chunk(piece) for piece in pieces if piece and not self._surplus(piece)]
+
+    def _surplus(self, piece: Piece) -> bool:
+        return not isinstance(piece, str) and self._calls == self._most
 
     def _chunk(self, piece: Piece) -> AIMessageChunk:
         if isinstance(piece, str):

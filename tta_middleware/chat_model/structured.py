@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, is_typeddict
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import BaseMessage, SystemMessage, convert_to_messages
@@ -36,14 +36,42 @@ def json_output(
     """
     if method not in ("json_schema", "json_mode"):
         raise ConfigurationError(f"method is function_calling, json_schema or json_mode, not {method!r:.40}")
-    instruction = _INSTRUCTION
-    if method == "json_schema":
-        if schema is None:
-            raise ConfigurationError("with_structured_output(method='json_schema') needs a schema")
-        instruction += " " + _WITH_SCHEMA.format(schema=json.dumps(convert_to_json_schema(schema)))
+    if method == "json_schema" and schema is None:
+        raise ConfigurationError("with_structured_output(method='json_schema') needs a schema")
+    instruction = _instruction(
+        convert_to_json_schema(schema) if schema is not None and method == "json_schema" else None
+    )
     bound = model.bind(ls_structured_output_format={"kwargs": {"method": method}, "schema": schema})
     asked = RunnableLambda(partial(_instructed, instruction)) | bound
     return _with_raw(asked, _parser(schema)) if include_raw else asked | _parser(schema)
+
+
+def with_response_format(messages: Sequence[BaseMessage], wanted: Any) -> list[BaseMessage]:
+    """The conversation with what ``response_format``, as OpenAI's models take it, says of the answer.
+
+    It may be a schema as well. The answer comes as text, which whoever asked for it parses.
+
+    Raises:
+        ConfigurationError: another form than these.
+    """
+    match wanted:
+        case None | {"type": "text"}:
+            return list(messages)
+        case {"type": "json_object"}:
+            return _instructed(_instruction(None), list(messages))
+        case {"type": "json_schema", "json_schema": {"schema": Mapping() as schema}}:
+            return _instructed(_instruction(schema), list(messages))
+        case type() if is_basemodel_subclass(wanted) or is_typeddict(wanted):
+            return _instructed(_instruction(convert_to_json_schema(wanted)), list(messages))
+    raise ConfigurationError(
+        'response_format is {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}}, '
+        "a pydantic class or a TypedDict class; with_structured_output(schema, method='json_schema') takes any schema "
+        "and parses the answer, too"
+    )
+
+
+def _instruction(schema: Mapping[str, Any] | None) -> str:
+    return _INSTRUCTION if schema is None else f"{_INSTRUCTION} {_WITH_SCHEMA.format(schema=json.dumps(schema))}"
 
 
 def _parser(schema: Schema | None) -> BaseOutputParser[Any]:

@@ -55,15 +55,19 @@ class ToolUse:
         names: their names.
         kind: how the model writes a call.
         opening: what the answer is made to begin with, empty if the model may do as it likes.
+        parallel: whether one answer may hold several calls; otherwise the first one is taken and the others are not.
     """
 
     tools: tuple[dict[str, Any], ...]
     names: tuple[str, ...]
     kind: ToolFormat
     opening: str = ""
+    parallel: bool = True
 
     @staticmethod
-    async def of(engine: Engine, tools: Sequence[dict[str, Any]], choice: ToolChoice) -> ToolUse | None:
+    async def of(
+        engine: Engine, tools: Sequence[dict[str, Any]], choice: ToolChoice, *, parallel: bool | None = None
+    ) -> ToolUse | None:
         """How ``engine`` uses these tools; None if it does not.
 
         Raises:
@@ -76,9 +80,9 @@ class ToolUse:
         if not isinstance(engine, ToolEngine):
             raise ConfigurationError(f"the engine of {engine.model_id!r} has no tool_format(), so it takes no tools")
         kind = await engine.tool_format()
-        if settled == "auto":
-            return ToolUse(tuple(tools), names, kind)
-        return ToolUse(tuple(tools), names, kind, opening(kind, _only(names) if settled == "any" else settled))
+        named = _only(names) if settled == "any" else settled
+        begin = "" if settled == "auto" else opening(kind, named)
+        return ToolUse(tuple(tools), names, kind, begin, parallel is not False)
 
 
 def _only(names: Sequence[str]) -> str | None:

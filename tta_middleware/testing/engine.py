@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EmptyPromptError
-from tta_middleware.protocols import Engine, ToolEngine
+from tta_middleware.protocols import Engine, TokenCounter, ToolEngine
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta, ToolCall
 
 if TYPE_CHECKING:
@@ -211,6 +211,13 @@ class EngineContract:
         assert math.isfinite(likely)
         assert likely > 0
         assert math.isnan(empty)
+
+    async def test_tokens_are_counted_as_they_are_embedded(self, engine: Engine) -> None:
+        if isinstance(engine, TokenCounter):
+            talk = [Message("user", self.prompts[0]), Message("assistant", "Yes."), Message("user", self.prompts[1])]
+            assert await engine.count_prompt(talk) == len((await engine.embed(talk)).token_ids)
+            assert 0 < await engine.count_prompt(talk[1:2]) <= await engine.count_prompt(talk)
+            assert 0 < len(await engine.token_ids(self.prompts[0])) < await engine.count_prompt(talk)
 
     async def test_directions_have_length_one_and_tell_words_apart(self, engine: Engine) -> None:
         found = await engine.directions(["bread", "lighthouse", "bread"])

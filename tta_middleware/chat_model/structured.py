@@ -38,9 +38,8 @@ def json_output(
         raise ConfigurationError(f"method is function_calling, json_schema or json_mode, not {method!r:.40}")
     if method == "json_schema" and schema is None:
         raise ConfigurationError("with_structured_output(method='json_schema') needs a schema")
-    instruction = _instruction(
-        convert_to_json_schema(schema) if schema is not None and method == "json_schema" else None
-    )
+    told = schema if method == "json_schema" else None
+    instruction = _instruction(None if told is None else convert_to_json_schema(told))
     bound = model.bind(ls_structured_output_format={"kwargs": {"method": method}, "schema": schema})
     asked = RunnableLambda(partial(_instructed, instruction)) | bound
     return _with_raw(asked, _parser(schema)) if include_raw else asked | _parser(schema)

@@ -12,7 +12,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ from tta_langchain_agents.content import last_user_text, material, own_id
 from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, unobserved
 from tta_langchain_agents.ledger import Books, Ledger
-from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, without_callbacks
+from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, spanned, without_callbacks
 from tta_langchain_agents.stream import WatchedStream, WithheldError
 from tta_middleware import bridge
 from tta_middleware.chat_model import TTAChatModel
@@ -122,6 +122,34 @@ class GuardedChatModel(EndingBatches, BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """This guard around the inner model with tools bound."""
         return self.model_copy(update={"inner": self.inner.bind_tools(tools, **kwargs)}).bind()
+
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        with spanned():
+            return super().invoke(input, config, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        with spanned():
+            return await super().ainvoke(input, config, **kwargs)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        return self.base.get_token_ids(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        return self.base.get_num_tokens(text)
+
+    def get_num_tokens_from_messages(self, messages: Messages, tools: Sequence[Any] | None = None) -> int:
+        """The inner model's count, by its own tokenizer."""
+        return self.base.get_num_tokens_from_messages(messages, tools)
 
     def _generate(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -19,9 +20,11 @@ from langchain.agents.structured_output import StructuredOutputError
 from langchain_core.messages import ToolMessage
 from langgraph.types import Command
 
+from tta_langchain_agents.chat_model import guards_itself
 from tta_langchain_agents.content import last_user_text
 from tta_langchain_agents.handover import OnFlagged, Replacement
 from tta_langchain_agents.model_call import ModelCall
+from tta_langchain_agents.quiet import unspanned
 from tta_langchain_agents.settings import Settings
 from tta_langchain_agents.tools import GuardedTool, ResultChecks, ResultGuard
 from tta_langchain_agents.whole_run import WholeRun, updates
@@ -105,7 +108,8 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
         if (refusal := bridge.run(call.refusal)) is not None:
             return refusal
         try:
-            response = handler(call.guarded())
+            with self._around_others(request):
+                response = handler(call.guarded())
         except StructuredOutputError as error:
             return call.without_structure(error)
         return bridge.run(partial(call.settle, response))
@@ -117,7 +121,8 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
         if (refusal := await call.refusal()) is not None:
             return refusal
         try:
-            response = await handler(call.guarded())
+            with self._around_others(request):
+                response = await handler(call.guarded())
         except StructuredOutputError as error:
             return call.without_structure(error)
         return await call.settle(response)
@@ -128,7 +133,9 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
             return guard.withheld_call(request.tool_call)
         if not self._check_tool_results:
             return handler(request)
-        return bridge.run(partial(guard.settle, handler(_with_guarded_tool(request, guard))))  # type: ignore[no-any-return]
+        with unspanned():
+            result = handler(_with_guarded_tool(request, guard))
+        return bridge.run(partial(guard.settle, result))  # type: ignore[no-any-return]
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
@@ -138,7 +145,9 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
             return guard.withheld_call(request.tool_call)
         if not self._check_tool_results:
             return await handler(request)
-        return await guard.settle(await handler(_with_guarded_tool(request, guard)))  # type: ignore[no-any-return]
+        with unspanned():
+            result = await handler(_with_guarded_tool(request, guard))
+        return await guard.settle(result)  # type: ignore[no-any-return]
 
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
@@ -169,6 +178,11 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
         if may_end and (state.get("jump_to") == "end" or "structured_response" in update):
             update["jump_to"] = "end"
         return update or None
+
+    @staticmethod
+    def _around_others(request: ModelRequest[Any]) -> AbstractContextManager[None]:
+        """A model that guards itself could not be traced alone, so there the spans of other middleware stay."""
+        return nullcontext() if guards_itself(request.model) else unspanned()
 
     def _model_call(self, request: ModelRequest[Any]) -> ModelCall:
         return ModelCall(self._settings, request, self._whole_run(), check_prompt=self._check_prompt)

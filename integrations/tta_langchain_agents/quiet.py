@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
 from langgraph.pregel._tools import _tool_call_writer
-from langsmith.run_helpers import tracing_context
+from langsmith.run_helpers import get_tracing_context, tracing_context
 
 from tta_middleware._streams import Send, owned
 
@@ -37,6 +37,34 @@ def quiet() -> Iterator[None]:
         for variable in [*observers, *(hook[0] for hook in _configure_hooks)]:
             _set(stack, variable, None)
         stack.enter_context(tracing_context(enabled=False))
+        yield
+
+
+_around: ContextVar[dict[str, Any] | None] = ContextVar("tracing_around_other_middleware", default=None)
+"""LangSmith's settings outside of :func:`unspanned`; set there, read by :func:`spanned` further in."""
+
+
+@contextmanager
+def unspanned() -> Iterator[None]:
+    """Other middleware is called inside: its hooks' spans, in which LangSmith has what they give back, are not opened.
+
+    ``create_agent`` opens them by ``traceable`` around every middleware. Guarded models and tools have theirs as ever;
+    see :func:`spanned`.
+    """
+    with ExitStack() as stack:
+        _set(stack, _around, get_tracing_context())
+        stack.enter_context(tracing_context(enabled=False))
+        yield
+
+
+@contextmanager
+def spanned() -> Iterator[None]:
+    """A guarded model or tool is called inside: it is traced as if no other middleware stood around it."""
+    around = _around.get()
+    with ExitStack() as stack:
+        if around is not None:
+            _set(stack, _around, None)
+            stack.enter_context(tracing_context(**around))
         yield
 
 

@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field
 
 from tta_langchain_agents.content import material, plain_text
 from tta_langchain_agents.ledger import Approvals, Ledger
-from tta_langchain_agents.quiet import quiet, without_callbacks
+from tta_langchain_agents.quiet import quiet, spanned, without_callbacks
 from tta_middleware import bridge
 from tta_middleware.call_text import call_text
 from tta_middleware.errors import UnsafeAnswerError
@@ -282,6 +282,14 @@ class GuardedTool(BaseTool):
             inner=inner,
             guard=guard,
         )
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+        with spanned():
+            return super().invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+        with spanned():
+            return await super().ainvoke(input, config, **kwargs)
 
     def _run(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
         guard: ResultGuard = self.guard

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, trim_messages
 from langchain_core.runnables import RunnableGenerator
 from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel, ValidationError
@@ -220,3 +220,15 @@ async def test_what_observed_the_inner_model_observes_the_guard() -> None:
     assert [chunk.text async for chunk in model.astream("hello")]
     assert len(heard) == 6
     assert "flagme" not in "".join(heard)
+
+
+async def test_tokens_are_counted_by_the_inner_model() -> None:
+    class Counts(ScriptedChatModel):
+        def get_token_ids(self, text: str) -> list[int]:
+            return list(range(len(text)))
+
+    model = guarded(inner=Counts(answers=["fine"]).bind(size=3))
+    assert (model.get_num_tokens("four"), model.get_token_ids("no")) == (4, [0, 1])
+    asked = [HumanMessage("hello"), AIMessage("yes")]
+    assert model.get_num_tokens_from_messages(asked) == Counts(answers=[]).get_num_tokens_from_messages(asked)
+    assert trim_messages(asked, max_tokens=10, token_counter=model, strategy="last") == asked[1:]

@@ -1,8 +1,13 @@
 """The sans-IO state machine of a guarded stream: text and verdicts in, actions out.
 
-It upholds the guarantee of docs/concepts.md: every released character belongs to a prefix of the answer that
-was scored below the threshold, as it was written and as a consumer decodes it. Boundaries are counted in characters of
-the text, never in chunks, so any re-chunking of one text gives the same checks and releases.
+It upholds the guarantee of docs/concepts.md: every released character was scored below the threshold, as it was written
+and as a consumer decodes it, together with the text before it: with ``Windows.context`` characters of it while the
+answer goes on, and with all of it in the last check. So that is the bound: a text which is harmful only as a whole, over
+more than one window and its context, shows at its end, and what is withheld then is its last part. An answer that is
+held to its end (no windows) leaves only after it was scored whole.
+
+Boundaries are counted in characters of the text, never in chunks, so any re-chunking of one text gives the same checks
+and releases.
 """
 
 from __future__ import annotations
@@ -77,6 +82,7 @@ class HoldBack:
         self._released = len(prefix)
         self._asked: deque[int] = deque()
         self._last_asked = len(prefix)
+        self._whole_asked = False
         self._due = len(prefix)
         self._width = 0
         self._finished = False
@@ -99,16 +105,20 @@ class HoldBack:
         if self._closed:
             return []
         self._text += text
+        self._whole_asked = self._whole_asked and not text
         return self._ask()
 
     def finish(self) -> list[Action]:
-        """Decoding ended; the last, short window is checked before the end is announced."""
+        """Decoding ended; before that is announced the whole answer is checked, prefix included.
+
+        Nothing is asked where the last window was all of it.
+        """
         self._require(not self._finished, "the answer ended twice")
         self._finished = True
         if self._closed:
             return []
-        if self._last_asked < len(self._text) or not self._text:
-            return [self._check(len(self._text))]
+        if not self._whole_asked:
+            return [self._check(len(self._text), whole=True)]
         if self._asked:
             return []
         return [*self._release(len(self._text)), *self._end_if_done()]
@@ -129,8 +139,8 @@ class HoldBack:
             self._closed = True
             return [Flagged(self.released)]
         cut = self._released if doubtful else self._gap(end)
-        if self._finished and end == len(self._text):
-            cut = end
+        if self._finished and not self._asked:
+            cut = end  # of the whole answer; a last window that ends there, too, frees nothing by itself
         return [*self._release(cut), *self._ask(), *self._end_if_done()]
 
     def _release(self, cut: int) -> list[Action]:
@@ -157,10 +167,11 @@ class HoldBack:
             self._width = min(self._windows.largest, 2 * self._width) or min(self._windows.first, self._windows.largest)
             self._due += self._width
 
-    def _check(self, end: int) -> Check:
-        begin = max(0, self._last_asked - self._windows.context) if self._windows else 0
+    def _check(self, end: int, *, whole: bool = False) -> Check:
+        begin = max(0, self._last_asked - self._windows.context) if self._windows and not whole else 0
         self._asked.append(end)
         self._last_asked = end
+        self._whole_asked = begin == 0 and end == len(self._text)
         return Check(self._text[begin:end], end, self._reading(self._text[:end], begin))
 
     def _gap(self, end: int) -> int:

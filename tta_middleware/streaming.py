@@ -26,7 +26,8 @@ async def moderated(
 ) -> AsyncGenerator[str, None]:
     """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
 
-    The moderator works while ``source`` goes on. Closing the generator closes ``source`` if that can be closed.
+    The moderator works while ``source`` goes on; its last check sees the whole text, before that windows with
+    ``windows.context`` characters before them. Closing the generator closes ``source`` if that can be closed.
 
     Raises:
         FlaggedError: a window was flagged. What was yielded before it was checked and stays.

@@ -1,4 +1,4 @@
-"""Invariants of the hold-back machine (DESIGN section 5)."""
+"""Invariants of the hold-back machine."""
 
 from __future__ import annotations
 
@@ -130,12 +130,25 @@ def test_every_character_is_checked_with_what_comes_before_it(
 ) -> None:
     text = text.replace(BAD, "b")
     seen = 0
-    for check in checks(Drive(windows, seed=seed).run(cut(text, sizes))):
+    *windowed, last = checks(Drive(windows, seed=seed).run(cut(text, sizes)))
+    for check in windowed:
         begin = check.end - len(check.text)
         assert text[begin : check.end] == check.text
         assert begin == max(0, seen - windows.context)
         seen = check.end
-    assert seen == len(text)
+    assert (last.text, last.end) == (text, len(text))
+
+
+@given(TEXTS, TEXTS, SIZES, st.none() | WINDOWS, st.integers(0, 10**6))
+def test_the_end_is_announced_after_a_check_of_the_whole(
+    prefix: str, text: str, sizes: list[int], windows: Windows | None, seed: int
+) -> None:
+    """Prefix included."""
+    prefix, text = prefix.replace(BAD, "b"), text.replace(BAD, "b")
+    drive = Drive(windows, prefix, seed=seed)
+    log = drive.run(cut(text, sizes))
+    assert checks(log)[-1] == Check(prefix + text, len(prefix + text))
+    assert log[-1] == End()
 
 
 @given(TEXTS, TEXTS, SIZES, WINDOWS)
@@ -207,6 +220,15 @@ def test_text_after_the_end_is_refused() -> None:
     machine.finish()
     with pytest.raises(StreamProtocolError, match="after the end"):
         machine.feed("late")
+
+
+def test_a_last_window_that_ends_with_the_text_frees_nothing_before_the_whole_was_checked() -> None:
+    machine = HoldBack(Windows(first=4, largest=4, context=1))
+    machine.feed("ab cd ef")
+    assert machine.finish() == [Check("ab cd ef", 8)]
+    assert machine.verdict(4, safe=True) == [Release("ab")]
+    assert machine.verdict(8, safe=True) == [Release(" cd")]
+    assert machine.verdict(8, safe=False) == [Flagged("ab cd")]
 
 
 def test_doubtful_text_waits_for_a_verdict_beyond_doubt() -> None:

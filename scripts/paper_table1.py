@@ -75,6 +75,7 @@ class Setup:
             "max_new_tokens": self.sampling.max_new_tokens,
             "temperature": self.sampling.temperature,
             "threshold": self.threshold,
+            "margin": 1.0,  # the method stops at the threshold itself; runs before that had 0.7 of it
         }
 
 

@@ -70,8 +70,10 @@ class Guard:
         reading: Reading = json_reading,
     ) -> None:
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
-        self._parts = Parts(engine, moderator, quality or QualityGate(), policies, reading)
         self._repair = repair or Repair()
+        if self._repair.method is not None and not self._repair.method.needs.margin:
+            policies = policies.without_default_margin()
+        self._parts = Parts(engine, moderator, quality or QualityGate(), policies, reading)
         self._windows = windows or Windows()
         self._prompt_check: PromptCheck = prompt_check
         self._clock = clock
@@ -83,7 +85,7 @@ class Guard:
 
         Raises:
             EmptyPromptError: no message holds user text.
-            EngineError: the model failed.
+            EngineError: the model failed, or broke its answer off.
             UnsafeAnswerError: nothing safe and usable was found and the fallback is ``raise``.
         """
         return (await self.report(messages, sampling, tools=tools)).answer
@@ -121,7 +123,7 @@ class Guard:
 
         Raises:
             EmptyPromptError: no message holds user text.
-            EngineError: the model failed.
+            EngineError: the model failed, or broke its answer off.
             UnsafeAnswerError: nothing safe and usable was found and the fallback is ``raise``.
         """
         windows = self._windows if release == "window" else None

@@ -69,7 +69,7 @@ class Policy(Settings):
         shadow: categories that are scored and reported but not enforced.
         margin: share of every threshold at which a text counts as flagged already. 1 for answers; the ``repair`` stage
             takes 0.7 unless it says otherwise, since a search ends up close below the limit that it is given, where a
-            moderator errs most.
+            moderator errs most. The paper's method does without, where no policy names a margin.
         hold: share of a threshold from which on a stream's text is held until a later window scores below it or the
             answer ends; 1 holds nothing that is safe. It changes when text leaves, never what is flagged.
         on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass with the outcome
@@ -174,11 +174,13 @@ class StagePolicies(Settings):
         repair: for the candidates of a repair, which have to clear a margin below the threshold. It never takes over
             ``on_error="open"`` from another stage: the first answer was flagged, so unscored text passes here only
             where a repair policy says so itself.
+        default_margin: the repair stage's margin is the default one, named by nobody.
     """
 
     prompt: Policy
     output: Policy
     repair: Policy
+    default_margin: bool = False
 
     @classmethod
     def of(cls, value: StagePolicies | Policy | float | Mapping[str, Any] | None) -> StagePolicies:
@@ -190,8 +192,9 @@ class StagePolicies(Settings):
         if isinstance(value, StagePolicies):
             return value
         policy = Policy.of(value)
-        repair = {"margin": REPAIR_MARGIN, "hold": 1.0} if policy.margin == 1.0 else {}
-        return cls(prompt=policy, output=policy, repair=policy.model_copy(update={"on_error": "closed", **repair}))
+        stricter = {"margin": REPAIR_MARGIN, "hold": 1.0} if policy.margin == 1.0 else {}
+        repair = policy.model_copy(update={"on_error": "closed", **stricter})
+        return cls(prompt=policy, output=policy, repair=repair, default_margin=bool(stricter))
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> StagePolicies:
@@ -207,8 +210,10 @@ class StagePolicies(Settings):
         prompt = _overlaid(common, table.get("prompt", {}))
         output = _overlaid(common, table.get("output", {}))
         stricter = {"margin": REPAIR_MARGIN, "hold": 1.0} if "margin" not in output else {}
-        repair = _overlaid(output | {"on_error": "closed"} | stricter, table.get("repair", {}))
-        return cls(prompt=Policy(**prompt), output=Policy(**output), repair=Policy(**repair))
+        own = table.get("repair", {})
+        repair = _overlaid(output | {"on_error": "closed"} | stricter, own)
+        by_default = bool(stricter) and "margin" not in own
+        return cls(prompt=Policy(**prompt), output=Policy(**output), repair=Policy(**repair), default_margin=by_default)
 
     def at(self, stage: Stage) -> Policy:
         """The policy of a stage."""
@@ -217,7 +222,13 @@ class StagePolicies(Settings):
 
     def with_default(self, threshold: float) -> StagePolicies:
         """These policies with ``threshold`` where one leaves the threshold to the moderator."""
-        return StagePolicies(**{stage: self.at(stage).with_default(threshold) for stage in STAGES})
+        return self.model_copy(update={stage: self.at(stage).with_default(threshold) for stage in STAGES})
+
+    def without_default_margin(self) -> StagePolicies:
+        """These policies for a method that wants no margin in the repair stage; one that was named stays."""
+        if not self.default_margin:
+            return self
+        return self.model_copy(update={"repair": self.repair.model_copy(update={"margin": 1.0})})
 
 
 def _overlaid(common: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class Needs:
     Attributes:
         words: words of which it wants the directions in embedding space.
         reminders: system prompts under which it wants the conversation embedded, too.
+        margin: whether its answers have to clear the margin that the repair stage has by default; one that a policy
+            names itself holds for every method.
         reach: how far it would step along a word at most, as a share of a row's norm, if it wants to know how far each
             row can go and still be nearest to its own token; 0 if it does not.
     """
@@ -26,6 +28,7 @@ class Needs:
     words: tuple[str, ...] = ()
     reminders: tuple[str, ...] = ()
     reach: float = 0.0
+    margin: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,9 +38,12 @@ class Start:
     Attributes:
         prompt: the unmoved prompt, whose own answer was flagged.
         loss: that answer's loss.
+        whole: whether ``loss`` is of the whole answer, as the losses of proposals are that are decoded whole; False
+            where the answer was dropped at its first flagged window.
         rng: the search's only source of chance.
         directions: per word of :class:`Needs`, its (d,) embedding less the mean of the model's table, of length 1.
-        variants: per reminder of :class:`Needs`, the conversation under that system prompt.
+        variants: per reminder of :class:`Needs`, the conversation under that system prompt; one that it cannot take,
+            for its length or its chat template, is not among them.
         reach: per word, the longest step for each of the user's token ids, as a share of its row's norm, after which
             the row is still nearest to its own token by cosine. The rows nearest to one token form a convex cone, so
             any shorter step stays inside as well.
@@ -49,6 +55,7 @@ class Start:
     directions: Mapping[str, FloatMatrix] = field(default_factory=dict)
     variants: Mapping[str, PromptEmbeddings] = field(default_factory=dict)
     reach: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    whole: bool = True
 
 
 @runtime_checkable

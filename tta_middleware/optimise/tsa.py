@@ -27,7 +27,7 @@ _BASE = -1
 
 
 class TSA(Settings):
-    """Settings of the paper's method.
+    """Settings of the paper's method, which stops at the policy's own threshold: no margin, unless a policy names one.
 
     Attributes:
         probes: N, perturbed answers per step.
@@ -43,7 +43,7 @@ class TSA(Settings):
     """
 
     name: ClassVar[str] = "tsa"
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(margin=False)
 
     probes: PositiveInt = 8
     steps: PositiveInt = 10
@@ -55,7 +55,7 @@ class TSA(Settings):
     units: Units = "token_norm"
 
     def build(self, start: Start) -> TSAOptimiser:
-        return TSAOptimiser(self, start.prompt, start.loss, start.rng)
+        return TSAOptimiser(self, start.prompt, start.loss if start.whole else None, start.rng)
 
 
 class TSAOptimiser:
@@ -63,11 +63,15 @@ class TSAOptimiser:
 
     Only base points are releasable, as in the paper; the probes feed the gradient. The search ends by its own
     rule when a base point is safe, usable or not, or after K base points.
+
+    Probes are scored whole. Where the first answer was not (a stream drops it at the first flagged window: ``loss`` is
+    None), X_0 itself is asked first, or all slopes would be off by one number and the first gradient by a random
+    direction.
     """
 
     name = "tsa"
 
-    def __init__(self, settings: TSA, prompt: PromptEmbeddings, loss: float, rng: np.random.Generator) -> None:
+    def __init__(self, settings: TSA, prompt: PromptEmbeddings, loss: float | None, rng: np.random.Generator) -> None:
         self._settings = settings
         self._rng = rng
         self._matrix = prompt.matrix
@@ -75,14 +79,15 @@ class TSAOptimiser:
         self._origin = prompt.matrix[self._mask]
         self._point = self._origin.copy()
         self._open = OpenProposals()
-        self._base_loss = loss
-        self._base_due = False
-        self._points_seen = 1
+        self._base_loss = np.inf if loss is None else loss
+        self._base_due = loss is None
+        self._points_seen = 0 if loss is None else 1
         self._directions = np.empty((0, *self._origin.shape), dtype=np.float32)
         self._probe_losses: dict[int, float] = {}
         self._asked = 0
         self._sigma, self._eta = self._lengths()
-        self._draw_directions()
+        if not self._base_due:
+            self._draw_directions()
 
     def ask(self, limit: int) -> list[Proposal]:
         """At most ``limit`` of the points that the current phase still needs."""

@@ -31,7 +31,7 @@ class RandomStep(Settings):
     """
 
     name: ClassVar[str] = "random-step"
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(margin=False)
 
     steps: PositiveInt = 10
     eta: PositiveFloat = 0.5

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.optimise.base import Method, Start
 from tta_middleware.protocols import Engine
 from tta_middleware.types import BoolVector, FloatMatrix, IntVector, Message, PromptEmbeddings
@@ -26,15 +28,19 @@ async def prepare(
 ) -> Start:
     """What ``method`` starts from: ``prompt``, the directions of its words, and the prompt under its reminders.
 
+    A reminder that the conversation cannot take is left out of the variants: it makes the prompt longer than the
+    model's context, or the chat template refuses it.
+
     Raises:
-        ConfigurationError: a reminder makes the prompt longer than the model's context, or a word is blank.
+        ConfigurationError: a word is blank.
     """
     words, extra = method.needs.words, {"tools": tools} if tools else {}
     rows: Sequence[FloatMatrix] = list(await engine.directions(words)) if words else []
-    variants = {
-        reminder: await engine.embed(reminded(messages, reminder), assistant_prefix=assistant_prefix, **extra)
-        for reminder in method.needs.reminders
-    }
+    variants = {}
+    for reminder in method.needs.reminders:
+        with suppress(ConfigurationError):
+            turns = reminded(messages, reminder)
+            variants[reminder] = await engine.embed(turns, assistant_prefix=assistant_prefix, **extra)
     directions = dict(zip(words, rows, strict=True))
     reach = await _reach(engine, [prompt, *variants.values()], directions, method.needs.reach)
     return Start(prompt, loss, rng, directions, variants, reach)

@@ -31,7 +31,8 @@ def render_prompt(
 
     The rendering is tokenised once and whole, and only the template's own control tokens become such; content that
     spells one is tokenised as text there. A token belongs to the user only if all its characters do, so tokens that
-    straddle template and content stay out of the mask.
+    straddle template and content stay out of the mask. Turns that the template refuses (Gemma 2 knows no system role,
+    many take no two user turns in a row) are folded, see :func:`folded`.
 
     Raises:
         EmptyPromptError: the last user turn is empty or there is none.
@@ -74,6 +75,19 @@ def chat_template(tokenizer: Any, *, tools: bool = False) -> str:
     return str(tokenizer.get_chat_template(tools=[{}] if tools else None))
 
 
+def folded(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System turns as user turns, and user turns that follow one another as one, with an empty line between."""
+    merged: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["role"] not in ("system", "user"):
+            merged.append(turn)
+        elif merged and merged[-1]["role"] == "user":
+            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n\n{turn['content']}"}
+        else:
+            merged.append({**turn, "role": "user"})
+    return merged
+
+
 class _Rendering:
     """One conversation on its way through the template, what it spells hidden."""
 
@@ -104,13 +118,18 @@ class _Rendering:
         import jinja2
 
         try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tools=tools or None, tokenize=False, add_generation_prompt=True
-            )
+            return self._apply(turns, tools)
         except jinja2.TemplateError as exc:
+            refused = exc
+        try:
+            return self._apply(folded(turns), tools)
+        except jinja2.TemplateError:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise ConfigurationError(f"the model's chat template refuses the roles {roles}: {exc}") from exc
-        return str(text)
+            raise ConfigurationError(f"the model's chat template refuses the roles {roles}: {refused}") from refused
+
+    def _apply(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        template = self._tokenizer.apply_chat_template
+        return str(template(turns, tools=tools or None, tokenize=False, add_generation_prompt=True))
 
     def _content_span(self, text: str) -> Span:
         """Where the last user turn's words are in ``text``; found by rendering with a placeholder in their place.

@@ -107,12 +107,17 @@ class RaceOptimiser:
         self._settings = settings
         self._start = start
         self._open = OpenProposals()
-        self._moves = [move for move in settings.ladder if not move.words or start.prompt.user_mask.any()]
+        self._moves = [move for move in settings.ladder if self._possible(move)]
         self._losses = [start.loss] * len(self._moves)
         self._round = 0
         self._next = deque(range(len(self._moves)))
         self._again: deque[int] = deque()
         self._sampled: set[int] = set()
+
+    def _possible(self, move: Move) -> bool:
+        """Whether this conversation has rows to move and takes the reminder; the other rungs go on without."""
+        movable = not move.words or bool(self._start.prompt.user_mask.any())
+        return movable and (not move.reminder or move.reminder in self._start.variants)
 
     def ask(self, limit: int) -> list[Proposal]:
         """At most ``limit`` rungs; second tries come first."""
@@ -133,7 +138,7 @@ class RaceOptimiser:
 
     def stop(self) -> tuple[str, ...]:
         if not self._moves:
-            return ("no movable tokens",)
+            return ("no reminder fits" if self._start.prompt.user_mask.any() else "no movable tokens",)
         once = self._settings.temperature is None
         return ("end of the ladder",) if once and not self._next and not len(self._open) else ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
@@ -10,6 +11,8 @@ import anyio
 
 T = TypeVar("T")
 Send: TypeAlias = Callable[[T], Awaitable[None]]
+"""Takes an item at once, before anything is awaited, and may wait afterwards: whoever is cancelled while it waits knows
+that the item is on its way."""
 
 
 async def owned(
@@ -19,7 +22,7 @@ async def owned(
 
     A consumer may leave an async generator at any yield and have it closed from another task. A task group that is
     open across a yield breaks then, so the groups live in the task of ``produce``, which is cancelled and waited
-    for when the generator ends in whatever way. ``ahead`` items are buffered; then ``produce`` waits.
+    for when the generator ends in whatever way. While more than ``ahead`` items lie there ``produce`` waits.
 
     ``reader`` is the task that reads the generator to its end, where there is one: when that is over, so is
     ``produce``, even if the generator lies unclosed in a traceback.
@@ -27,11 +30,18 @@ async def owned(
     Raises:
         Exception: what ``produce`` raised, after everything that it had sent.
     """
-    send, receive = anyio.create_memory_object_stream[T](ahead)
+    # Not bounded by itself: a send that waits for room may be cancelled with its item or without; nobody could tell.
+    send, receive = anyio.create_memory_object_stream[T](math.inf)
+    taken = anyio.Event()
+
+    async def put(item: T) -> None:
+        send.send_nowait(item)
+        while send.statistics().current_buffer_used > ahead:
+            await taken.wait()
 
     async def run() -> None:
         with send:
-            await produce(send.send)
+            await produce(put)
 
     task = asyncio.create_task(run(), name="tta-stream")
 
@@ -42,6 +52,9 @@ async def owned(
         reader.add_done_callback(stop)
     try:
         async for item in receive:
+            # All tasks run on this loop: those that wait see the buffer as it is now, and the next event for next time.
+            taken, emptied = anyio.Event(), taken
+            emptied.set()
             yield item
         await task
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -12,13 +13,13 @@ import numpy as np
 from tta_middleware._streams import sole
 from tta_middleware.attempt import Delivery, Meter, Parts, Question, request, score, watched
 from tta_middleware.config import Windows
-from tta_middleware.errors import ModerationError, UnsafeAnswerError
+from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
 from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.findings import answer_score, move_of
 from tta_middleware.optimise.base import Method
 from tta_middleware.optimise.bridged import Bridged
 from tta_middleware.repair import Conversation, FallbackFunction, PromptCheck, Repair, Report
-from tta_middleware.search import SearchResult, search
+from tta_middleware.search import LATE_FLAG, SearchResult, search
 from tta_middleware.starting import prepare
 from tta_middleware.types import (
     Candidate,
@@ -37,6 +38,7 @@ LEAST_CONTINUATION = 32
 """Tokens that a repair gets after a late flag, however many have left; fewer make no usable end."""
 
 Send: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
+"""As in ``_streams``: takes an event before it waits for anything."""
 
 
 @dataclass(slots=True)
@@ -82,8 +84,9 @@ class Answering:
                         nonlocal refused
                         refused = await self._refuse_prompt()
                         if refused:
-                            work.cancel()
-                        self._prompt_passed.set()
+                            work.cancel()  # the gate stays shut, so that what waits there is never said
+                        else:
+                            self._prompt_passed.set()
 
                     group.start_soon(check)
                     report = await self._answer()
@@ -91,6 +94,7 @@ class Answering:
             raise sole(errors) from None
         if refused:
             self.final = None
+            self._prompt_passed.set()  # the work has ended; only this is left to say
             report = await self._fall_back(refused)
         await self._tell(Finished(report.answer))
         return report
@@ -114,14 +118,20 @@ class Answering:
         if self.prompt_check == "user":
             texts = [self.question.user_text]
         self.meter.moderation_calls += 1
+        verdicts = None
         try:
-            verdicts = await verdicts_on(self.parts.moderator, texts)
+            with anyio.move_on_after(self.meter.seconds_left):
+                verdicts = await verdicts_on(self.parts.moderator, texts)
         except ModerationError as error:
             return "" if policy.lets_pass(error) else f"moderator: {type(error).__name__}"
+        if verdicts is None:
+            return "budget: seconds"
         decisions = [policy.decide(verdict) for verdict in verdicts]
         return next((f"prompt: {decision.category}" for decision in decisions if decision.flagged), "")
 
     async def _answer(self) -> Report:
+        if limit := self.meter.exhausted():
+            return await self._fall_back(f"budget: {limit}")
         watch = await self._first_answer()
         if watch.ending == "done" and not watch.unchecked:
             self.final = self.baseline
@@ -140,7 +150,7 @@ class Answering:
         self.meter.generations += 1
         source = self.parts.engine.stream(wanted)
         policy = self.parts.policies.output
-        watch = watched(self.parts, self.question, source, self.meter, policy, self.windows, self._take)
+        watch = watched(self.parts, self.question, source, self.meter, policy, self.windows, self._take, wanted.abort)
         with anyio.move_on_after(self.meter.seconds_left):
             await watch.run()
         if watch.verdict is not None:
@@ -151,6 +161,8 @@ class Answering:
         if self.repair.method is None:
             return await self._fall_back("no repair method")
         while True:
+            if limit := self.meter.exhausted():
+                return await self._give_up(f"budget: {limit}")
             found = await self._search(self.repair.method, baseline)
             if found.winner is not None:
                 self.final = found.winner
@@ -159,16 +171,32 @@ class Answering:
                 self.final, (self.point, completion) = None, found.unscored
                 reason = f"{found.stop_reason}, passed by policy"
                 return await self._finish_repair(completion, "unchecked", reason)
-            if not found.released:
-                return await self._finish_repair(None, "blocked", found.stop_reason)
+            if found.stop_reason != LATE_FLAG:
+                return await self._give_up(found.stop_reason)
 
     async def _search(self, method: Method, baseline: Candidate) -> SearchResult:
         """One search for what follows the text that has left so far."""
-        if self.released:
-            self.question = await self._ask(self.released)
         self.repairs, self.seam = self.repairs + 1, len(self.released)
+        optimiser, reason = None, "budget: seconds"
+        with anyio.move_on_after(self.meter.seconds_left):
+            try:
+                optimiser = await self._prepare(method, baseline)
+            except ConfigurationError as error:
+                # No room behind what has left, say. The fallback stands then; the user did nothing wrong.
+                reason = f"unprepared: {type(error).__name__}"
+        if optimiser is None:
+            return SearchResult(None, None, (), reason)
+        found = await search(self.parts, self.question, optimiser, self.meter, self._delivery(), self._on_step)
+        self.steps += found.steps
+        self.final = found.best
+        return found
+
+    async def _prepare(self, method: Method, baseline: Candidate) -> Bridged:
+        """What the search of a repair asks for its proposals."""
         decision = self.parts.policies.repair.decide(baseline.verdict)
         await self._tell(RepairStarted(baseline.verdict.score, decision.category, self.seam))
+        if self.released:
+            self.question = await self._ask(self.released)
         rng = np.random.default_rng([self.repair.seed & 2**63 - 1, *self.question.prompt.token_ids.tolist()])
         start = await prepare(
             self.parts.engine,
@@ -180,18 +208,18 @@ class Answering:
             rng,
             self.conversation.tools,
         )
-        optimiser = Bridged(method.build(start), await self._bridges())
-        found = await search(self.parts, self.question, optimiser, self.meter, self._delivery(), self._on_step)
-        self.steps += found.steps
-        self.final = found.best
-        return found
+        # With windows the first answer was dropped where it was flagged, and its score is that of a window.
+        start = replace(start, whole=self.windows is None)
+        return Bridged(method.build(start), await self._bridges())
 
     async def _bridges(self) -> list[Proposal]:
-        """Ways out of what has left already; none while nothing has."""
-        if not self.released:
-            return []
-        asked = [(text, await self._ask(self.released + text)) for text in self.repair.bridges]
-        return [Proposal(q.prompt.matrix, prompt=q.prompt, opening=text, label="bridge") for text, q in asked]
+        """Ways out of what has left already; none while nothing has, nor where the context has no room for one."""
+        bridges = []
+        for text in self.repair.bridges if self.released else ():
+            with suppress(ConfigurationError):
+                prompt = (await self._ask(self.released + text)).prompt
+                bridges.append(Proposal(prompt.matrix, prompt=prompt, opening=text, label="bridge"))
+        return bridges
 
     def _delivery(self) -> Delivery:
         """Candidates flow if the first answer did; their first window is what a choice is made on."""
@@ -205,14 +233,20 @@ class Answering:
     async def _on_step(self, step: StepTrace) -> None:
         await self._tell(RepairStep(step))
 
-    async def _finish_repair(self, completion: Completion | None, outcome: Outcome, stop_reason: str) -> Report:
+    async def _finish_repair(self, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
         await self._tell(RepairFinished(outcome, stop_reason))
-        if completion is None:
-            return await self._fall_back(stop_reason)
         return await self._deliver(completion, outcome, stop_reason)
+
+    async def _give_up(self, stop_reason: str) -> Report:
+        """Nothing safe and usable was found, or nothing was tried."""
+        if self.repairs:
+            await self._tell(RepairFinished("blocked", stop_reason))
+        return await self._fall_back(stop_reason)
 
     async def _fall_back(self, stop_reason: str) -> Report:
         """What has left stays; after it comes the notice, or what the fallback says."""
+        # An exception leaves as well as a text does, and a fallback of the user's is not called twice.
+        await self._prompt_passed.wait()
         fallback = self.repair.fallback
         trace = await self._trace("blocked", stop_reason)
         if fallback == "raise":
@@ -221,42 +255,58 @@ class Answering:
                 "raise the budget, choose another method, or set fallback='refuse'",
                 trace,
             )
-        text = self.parts.policies.output.notice
+        text = self._after_what_left(self.parts.policies.output.notice)
         if callable(fallback):
-            text = await self._checked_fallback(fallback)
+            text = await self._checked_fallback(fallback) or text
             trace = replace(trace, moderation_calls=self.meter.moderation_calls, seconds=self.meter.seconds)
-        await self._emit(f"\n\n{text}" if self.released else text)
+        await self._tell(Released(text))
         answer = GuardedAnswer(self.released, "content_filter", trace, self.prompt_tokens)
         return Report(answer, self.baseline, self.final)
 
     async def _checked_fallback(self, fallback: FallbackFunction) -> str:
-        """The fallback's own text is moderated; where that fails, the notice stands in."""
+        """What the fallback adds, moderated by itself and as the end of the answer; empty where that fails."""
         text = await fallback(self.conversation.messages)
+        added = self._after_what_left(text)
         try:
-            decoded = self.parts.reading(text, 0)
-            verdict = await score(self.parts, self.question, text, self.meter, decoded)
+            for said in dict.fromkeys((text, self.released + added)):
+                decoded = self.parts.reading(said, 0)
+                verdict = await score(self.parts, self.question, said, self.meter, decoded)
+                if self.parts.policies.output.decide(verdict).flagged:
+                    return ""
         except ModerationError:
-            return self.parts.policies.output.notice
-        return self.parts.policies.output.notice if self.parts.policies.output.decide(verdict).flagged else text
+            return ""
+        return added
+
+    def _after_what_left(self, text: str) -> str:
+        return f"\n\n{text}" if self.released else text
 
     async def _deliver(self, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
         await self._prompt_passed.wait()
         if rest := completion.text[len(self.released) :]:
-            await self._emit(rest)
+            await self._tell(Released(rest))
         trace = await self._trace(outcome, stop_reason)
+        # An answer that its engine broke off does not come here; see attempt.metered.
         finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
         return Report(GuardedAnswer(self.released, finish, trace, self.prompt_tokens), self.baseline, self.final)
 
     async def _take(self, text: str) -> bool:
-        await self._prompt_passed.wait()
-        await self._emit(text)
+        await self._tell(Released(text))
         return True
 
     async def _emit(self, text: str) -> None:
-        self.released += text
         await self._tell(Released(text))
 
     async def _tell(self, event: StreamEvent) -> None:
+        """The one way out: nothing is said before the prompt has passed its check, whoever says it.
+
+        The first answer's watch and a search never speak at the same time; a search ends before its repair goes on.
+        Between the gate and ``send``, which takes the event before it waits, nothing is awaited: so ``released`` is
+        what has left, even if the deadline cuts whoever waits there for a slow consumer.
+        """
+        if not self._prompt_passed.is_set():
+            await self._prompt_passed.wait()
+        if isinstance(event, Released):
+            self.released += event.text
         if self.send is not None:
             await self.send(event)
 
@@ -267,7 +317,9 @@ class Answering:
             self.baseline = await self._with_quality(self.baseline)
             self.final = self.baseline if unmoved else await self._with_quality(self.final)
         point = self.point or (self.final.proposal if self.final else None)
-        cosine, relative, decodes = await move_of(self.parts.engine, self.question.prompt, point)
+        cosine, relative, decodes = 1.0, 0.0, True
+        if outcome != "blocked" or self.meter.seconds_left != 0.0:  # what is blocked for want of time ends at once
+            cosine, relative, decodes = await move_of(self.parts.engine, self.question.prompt, point)
         return Trace(
             method=self.repair.method.name if self.repair.method else "none",
             outcome=outcome,

@@ -11,12 +11,15 @@ import anyio
 
 from tta_middleware.call_text import json_reading
 from tta_middleware.config import Budget, Windows
+from tta_middleware.errors import EngineError
 from tta_middleware.holdback import HoldBack, Reading
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.types import (
+    AbortSignal,
     Candidate,
     Completion,
+    FinishReason,
     GenerationRequest,
     PromptEmbeddings,
     Proposal,
@@ -134,11 +137,12 @@ def watched(
     policy: Policy,
     windows: Windows | None,
     release: Callable[[str], Awaitable[bool]],
+    abort: AbortSignal,
     opening: str = "",
 ) -> Watch:
     """A watch over one decode whose tokens and checks go on the meter; ``opening`` is checked like the rest."""
     return Watch(
-        source=metered(source, meter, opening),
+        source=metered(source, meter, abort, opening),
         hold=HoldBack(windows, question.prefix, parts.reading),
         policy=policy,
         check=lambda window: score(parts, question, window.text, meter, window.decoded),
@@ -148,17 +152,27 @@ def watched(
 
 
 async def metered(
-    source: AsyncGenerator[TextDelta, None], meter: Meter, opening: str = ""
+    source: AsyncGenerator[TextDelta, None], meter: Meter, abort: AbortSignal, opening: str = ""
 ) -> AsyncGenerator[TextDelta, None]:
-    """``opening`` and the stream; its tokens are counted when they come, so those of an aborted decode are, too."""
+    """``opening`` and the stream; its tokens are counted when they come, so those of an aborted decode are, too.
+
+    Raises:
+        EngineError: the engine broke the answer off by itself, without an end of its own; a part of an answer must
+            not pass for the whole.
+    """
+    reason: FinishReason | None = None
     try:
         if opening:
             yield TextDelta(opening)
         async for delta in source:
             meter.generated_tokens += len(delta.token_ids)
-            yield delta
+            reason = delta.finish_reason
+            if reason != "aborted" or abort.is_set():
+                yield delta
     finally:
         await source.aclose()
+    if reason not in ("stop", "length") and not abort.is_set():
+        raise EngineError("the engine broke the answer off before its end; ask again")
 
 
 def attempts(
@@ -203,6 +217,15 @@ class Attempt:
         meter: Meter,
         delivery: Delivery,
     ) -> None:
+        # Shared by two tasks on one event loop, so that only an ``await`` hands over between them: the attempt's own
+        # (``run``, which calls _take) and the search's (passes, follow, abort).
+        # - _checked: written by _take alone, before it sets ``decided``.
+        # - _followed: set by the search, once, with nothing awaited before its first _emit. Until then only the search
+        #   assesses, afterwards _take does for each window, and the search again when ``_over`` is set.
+        # - _judged, _quality, _assessed: written by whichever of the two assesses; _judged only grows.
+        # - released: both emit. It is moved on together with cutting the piece, before anything is awaited, so no piece
+        #   goes out twice, and the receiver takes pieces in the order in which they were cut.
+        # - won: written by the search; read by it after ``_over``.
         self.proposal = proposal
         self.decided = anyio.Event()
         self.released = ""
@@ -217,7 +240,7 @@ class Attempt:
         self._followed = False
         windows = None if proposal.whole else delivery.windows
         policy, opening = parts.policies.repair, proposal.opening
-        self.watch = watched(parts, question, stream, meter, policy, windows, self._take, opening)
+        self.watch = watched(parts, question, stream, meter, policy, windows, self._take, self._abort, opening)
 
     async def run(self) -> None:
         """Decode until the end, a flag, or :meth:`abort`."""

@@ -39,8 +39,9 @@ class Budget(Settings):
             to 82.
         generated_tokens: tokens decoded over all of them.
         moderation_calls: requests to the moderator; a list of texts is one request.
-        seconds: wall time from the moment when the model is loaded, which also cuts a decode or a moderation call that
-            is under way.
+        seconds: wall time from the moment when the model is loaded, time in which a slow consumer is waited for
+            included. It also cuts a decode, a moderation call and the preparation of a repair that are under way;
+            nothing but the fallback begins after it.
     """
 
     generations: PositiveInt = 82
@@ -56,7 +57,7 @@ class Windows(Settings):
         first: length of the first window; small, for a fast first token.
         largest: each window is twice as long as the one before it, up to this length.
         context: how much of the text before a window is sent along, so that a phrase which lies across two windows is
-            seen whole and calls stay linear in the length of the answer.
+            seen whole and calls stay linear in the length of the answer. The last check sees all of the answer.
         in_flight: most checks that are open at once. A slower moderator gets larger windows instead of more calls.
         ahead: decoding pauses while this much text waits to be checked or taken by the consumer.
     """

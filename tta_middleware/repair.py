@@ -26,7 +26,7 @@ class Repair:
 
     Attributes:
         method: a search method; None blocks and falls back at once.
-        budget: what one answer may cost, the first one included.
+        budget: what one answer may cost, the first one included; the fallback's own text and its check come after it.
         fallback: what follows when no safe and usable answer was found: the policy's notice, an
             :class:`~tta_middleware.errors.UnsafeAnswerError`, or an async function of the messages whose text
             is moderated like any other.

@@ -16,6 +16,8 @@ from tta_middleware.types import Candidate, Completion, Proposal, StepTrace
 
 OnStep: TypeAlias = Callable[[StepTrace], Awaitable[None]]
 
+LATE_FLAG = "late flag"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchResult:
@@ -25,8 +27,8 @@ class SearchResult:
         winner: a safe and usable answer with its verdict, or None.
         best: the best answer that may be given out: usable ones first, then safe ones, then the lowest loss.
         unscored: a usable answer that could not be scored and where it came from, if the repair policy lets such pass.
-        stop_reason: ``neutralised``, ``late flag``, ``optimiser: ...``, ``budget: ...`` or ``moderator: ...``.
-        released: what has left of a candidate that was chosen and then flagged; empty for all other reasons.
+        stop_reason: ``neutralised``, ``optimiser: ...``, ``budget: ...``, ``moderator: ...``, or ``late flag``: part of
+            a candidate has left that was chosen and then flagged.
     """
 
     winner: Candidate | None
@@ -34,7 +36,6 @@ class SearchResult:
     steps: tuple[StepTrace, ...]
     stop_reason: str
     unscored: tuple[Proposal, Completion] | None = None
-    released: str = ""
 
 
 async def search(
@@ -59,7 +60,7 @@ async def search(
             run.reason = f"moderator: {type(error).__name__}"
     if scope.cancelled_caught:
         run.reason = "budget: seconds"
-    return SearchResult(run.winner, run.best, tuple(run.steps), run.reason, run.unscored, run.released)
+    return SearchResult(run.winner, run.best, tuple(run.steps), run.reason, run.unscored)
 
 
 @dataclass(slots=True)
@@ -76,12 +77,6 @@ class _Run:
     unscored: tuple[Proposal, Completion] | None = None
     chosen: Attempt | None = None
     reason: str = ""
-
-    @property
-    def released(self) -> str:
-        """What left of a chosen candidate that did not win in the end."""
-        lost = self.winner is None and self.unscored is None
-        return self.chosen.released if self.chosen is not None and lost else ""
 
     async def until_done(self) -> None:
         while not self.reason:
@@ -101,7 +96,9 @@ class _Run:
         try:
             await self._race(wave)
         finally:
-            await self._record(wave)
+            step = self._record(wave)  # what a wave cost stands in the trace, whatever ended it
+        if self.on_step is not None:
+            await self.on_step(step)
         self._conclude(wave)
 
     async def _race(self, wave: Sequence[Attempt]) -> None:
@@ -129,12 +126,11 @@ class _Run:
                 other.abort()
         await attempt.follow()
 
-    async def _record(self, wave: Sequence[Attempt]) -> None:
+    def _record(self, wave: Sequence[Attempt]) -> StepTrace:
         scores = tuple(attempt.watch.verdict.score for attempt in wave if attempt.watch.verdict is not None)
         step = StepTrace(scores, sum(len(attempt.watch.token_ids) for attempt in wave))
         self.steps.append(step)
-        if self.on_step is not None:
-            await self.on_step(step)
+        return step
 
     def _conclude(self, wave: Sequence[Attempt]) -> None:
         told = [(attempt, loss) for attempt in wave if (loss := attempt.loss) is not None]
@@ -150,7 +146,7 @@ class _Run:
             self.unscored = (chosen.proposal, chosen.watch.completion)
             self.reason = f"moderator: {type(chosen.watch.error).__name__}"
         elif chosen is not None and chosen.released:
-            self.reason = "late flag"
+            self.reason = LATE_FLAG
         else:
             self._give_up_unscored(wave)
 

@@ -373,7 +373,9 @@ class Trace:
 class GuardedAnswer:
     """The text that may be shown, and the trace of how it came to be.
 
-    ``finish_reason`` is ``content_filter`` when the text is the policy's notice instead of the model's answer.
+    ``finish_reason`` is ``content_filter`` when the text is, or ends with, the policy's notice or the fallback's text
+    instead of the model's. There is none for an answer that its engine broke off: that is an
+    :class:`~tta_middleware.errors.EngineError`, since a part must not pass for the whole.
     """
 
     text: str

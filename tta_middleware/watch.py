@@ -61,6 +61,16 @@ class Watch:
     check: Callable[[Check], Awaitable[Verdict]]
     release: Callable[[str], Awaitable[bool]]
     ahead: int
+    # Shared by the tasks of ``run``, all on one event loop, so that only an ``await`` hands over between them:
+    # - text, token_ids, finish_reason: written by _decode alone. Others read them at any time and see the answer's
+    #   beginning, or all of it once finish_reason is set.
+    # - verdict, error, unchecked: written by _apply alone (through _settle), in the order of the text.
+    # - hold: fed by _decode and given verdicts by _apply; each call is synchronous, and its actions are carried out by
+    #   the caller. Only one of the two releases: _decode does so only while no check is open, when _apply waits.
+    # - _asked: _decode and _apply append (both through _act), _apply alone removes, and only what it has settled.
+    # - an _Asked: its own _score task writes it once, before it sets ``answered``; _apply reads it after that.
+    # - ending: the first that is set stays, and cancels the group.
+    # Whoever waits takes the _news event as it is now; _tell sets that one and puts a fresh one in its place.
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -1,4 +1,11 @@
-"""Calls whose raw output nobody hears of: no callback, no event stream, no tracer."""
+"""Calls whose raw output nobody hears of: no callback, no event stream, no tracer.
+
+Three names here are no part of a public interface, and there is none that does the same: LangChain has no list of the
+context variables that it takes handlers from (``_configure_hooks``, ``tracing_v2_callback_var``), LangGraph none of the
+one by which a running tool streams its output (``_tool_call_writer``). ``AgentMiddleware.transformers`` and
+``internal_call_metadata`` hide calls from one kind of stream only; callbacks and tracers hear them all the same. A test
+says which name is missing, should one go.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +16,7 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
@@ -22,20 +30,28 @@ T = TypeVar("T")
 _END = object()
 
 
+class _Mute(BaseCallbackHandler):
+    """Stands where LangChain would make a handler of its own, and hears nothing."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """What is called inside inherits no callback, whether by config, by context variable, or by tracing settings.
 
     An empty list of callbacks in the call's config does not suffice: LangChain adds those of the context variables
-    (``collect_runs``, ``get_usage_metadata_callback``, ``tracing_v2_enabled``) and LangSmith's to every call.
+    (``collect_runs``, ``get_usage_metadata_callback``, ``tracing_v2_enabled``), those that a setting of the environment
+    asks for, and LangSmith's to every call.
     """
     ambient = var_child_runnable_config.get() or {}
     silent = RunnableConfig(**{**ambient, "callbacks": []})
     with ExitStack() as stack:
         _set(stack, var_child_runnable_config, silent)
         observers: list[ContextVar[Any]] = [tracing_v2_callback_var, _tool_call_writer]
-        for variable in [*observers, *(hook[0] for hook in _configure_hooks)]:
+        for variable in observers:
             _set(stack, variable, None)
+        for variable, _, handler_class, env_var in _configure_hooks:
+            # Where there is none, LangChain would make one if the environment asks for it.
+            _set(stack, variable, _Mute() if handler_class and env_var else None)
         stack.enter_context(tracing_context(enabled=False))
         yield
 

@@ -142,6 +142,13 @@ class Approvals:
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Approvals:
+        return self
+
+    def __reduce__(self) -> tuple[type[Approvals], tuple[int]]:
+        """Another process starts without any."""
+        return Approvals, (self._most,)
+
     def add(self, texts: Iterable[str], prompt: str | None) -> None:
         with self._lock:
             for text in texts:

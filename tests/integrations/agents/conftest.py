@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware import bridge
+from tta_middleware.testing.delays import slowly
 
 MARK = "flagme"
 
@@ -54,6 +56,8 @@ class Watched:
     listener: Listener = field(default_factory=Listener)
     tracer: Tracer = field(default_factory=Tracer)
     seen: list[Any] = field(default_factory=list)
+    slow: bool = False
+    """Whether the consumer of a stream is slower than the moderator."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -113,16 +117,22 @@ def sync_invoke(run: Watched, given: Any) -> None:
 
 
 def sync_stream(run: Watched, given: Any, mode: str) -> None:
-    run.seen += run.agent.stream(given, run.config, stream_mode=mode)
+    sync_drain(run, run.agent.stream(given, run.config, stream_mode=mode))
 
 
 def sync_events(run: Watched, given: Any) -> None:
-    stream = run.agent.stream_events(given, run.config, version="v3")
-    run.seen += list(stream)
+    sync_drain(run, run.agent.stream_events(given, run.config, version="v3"))
+
+
+def sync_drain(run: Watched, items: Iterable[Any]) -> None:
+    for item in items:
+        run.seen.append(item)
+        if run.slow:
+            time.sleep(0.001)  # other threads go on meanwhile; what is found does not depend on how far they get
 
 
 async def drain(run: Watched, items: AsyncIterator[Any]) -> None:
-    async for item in items:
+    async for item in slowly(items) if run.slow else items:
         run.seen.append(item)
 
 

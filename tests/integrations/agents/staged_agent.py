@@ -37,6 +37,12 @@ def look_up(word: str) -> str:
     return f"{word} means well"
 
 
+@tool("look_up")
+def look_up_or_worse(word: str) -> str:
+    """Look a word up; a bad one has a bad meaning."""
+    return f"{word} means flagme" if word == "bad" else f"{word} means well"
+
+
 @tool
 def updates(word: str, runtime: ToolRuntime) -> Command[Any]:
     """Updates the state."""

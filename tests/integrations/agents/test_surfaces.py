@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
 from tta_langchain_agents import TTAMiddleware
 
 from tta_middleware.policy import DEFAULT_NOTICE
+from tta_middleware.testing.delays import UNEQUAL, Unequal
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
+
+sys.path.insert(0, str(Path(__file__).parent))
+from staged_agent import call, look_up_or_worse
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
@@ -21,18 +26,21 @@ pytestmark = [
 LONG = "A safe sentence about trees and rivers. " * 6
 
 
-def call(**args: Any) -> AIMessage:
-    return AIMessage("", tool_calls=[{"name": "look_up", "args": args, "id": "call-1", "type": "tool_call"}])
-
-
-@tool
-def look_up(word: str) -> str:
-    """Look a word up."""
-    return f"{word} means flagme" if word == "bad" else f"{word} means well"
-
-
 def guard(**settings: Any) -> TTAMiddleware:
     return TTAMiddleware(ScriptedModerator(), **settings)
+
+
+FLAGGED: dict[str, Any] = {
+    "early": "flagme at once",
+    "late": LONG + "and flagme at the end",
+    "reasoning": AIMessage([{"type": "reasoning", "reasoning": "I could flagme.", "index": 0}, LONG]),
+    "reasoning-kwarg": AIMessage(LONG, additional_kwargs={"reasoning_content": "I could flagme."}),
+    "additional-kwargs": AIMessage(LONG, additional_kwargs={"refusal": "flagme"}),
+    "unknown-block": AIMessage([LONG, {"type": "note", "body": ["flagme"]}]),
+    "tool-call": call(word="flagme"),
+    "tool-argument-name": call(flagme="word"),
+    "logprobs": AIMessage("flagme", response_metadata={"logprobs": [{"token": "flagme"}]}),
+}
 
 
 async def test_the_detector_finds_a_leak_in_each_place(watched: Any, surface: Any) -> None:
@@ -54,24 +62,9 @@ async def test_a_clean_answer_arrives_whole(watched: Any, surface: Any) -> None:
     assert not run.leaks()
 
 
-@pytest.mark.parametrize(
-    "flagged",
-    [
-        pytest.param("flagme at once", id="early"),
-        pytest.param(LONG + "and flagme at the end", id="late"),
-        pytest.param(
-            AIMessage([{"type": "reasoning", "reasoning": "I could flagme.", "index": 0}, LONG]), id="reasoning"
-        ),
-        pytest.param(AIMessage(LONG, additional_kwargs={"reasoning_content": "I could flagme."}), id="reasoning-kwarg"),
-        pytest.param(AIMessage(LONG, additional_kwargs={"refusal": "flagme"}), id="additional-kwargs"),
-        pytest.param(AIMessage([LONG, {"type": "note", "body": ["flagme"]}]), id="unknown-block"),
-        pytest.param(call(word="flagme"), id="tool-call"),
-        pytest.param(call(flagme="word"), id="tool-argument-name"),
-        pytest.param(AIMessage("flagme", response_metadata={"logprobs": [{"token": "flagme"}]}), id="logprobs"),
-    ],
-)
+@pytest.mark.parametrize("flagged", FLAGGED.values(), ids=FLAGGED.keys())
 async def test_a_flagged_message_is_nowhere(watched: Any, surface: Any, flagged: Any) -> None:
-    run = watched([flagged], tools=[look_up], middleware=[guard()])
+    run = watched([flagged], tools=[look_up_or_worse], middleware=[guard()])
     await surface(run, {"messages": [HumanMessage("hello")]})
     assert not run.leaks()
     answer = run.messages[-1]
@@ -84,7 +77,7 @@ async def test_a_flagged_message_is_nowhere(watched: Any, surface: Any, flagged:
 
 
 async def test_a_flagged_tool_result_is_replaced_under_its_ids(watched: Any, surface: Any) -> None:
-    run = watched([call(word="bad"), "All done."], tools=[look_up], middleware=[guard()])
+    run = watched([call(word="bad"), "All done."], tools=[look_up_or_worse], middleware=[guard()])
     await surface(run, {"messages": [HumanMessage("hello")]})
     assert not run.leaks()
     result = run.messages[2]
@@ -97,7 +90,7 @@ async def test_a_flagged_tool_result_is_replaced_under_its_ids(watched: Any, sur
 
 
 async def test_a_clean_tool_turn_is_left_as_it_is(watched: Any, surface: Any) -> None:
-    run = watched([call(word="good"), "All done."], tools=[look_up], middleware=[guard()])
+    run = watched([call(word="good"), "All done."], tools=[look_up_or_worse], middleware=[guard()])
     await surface(run, {"messages": [HumanMessage("hello")]})
     asked, result = run.messages[1:3]
     assert asked.tool_calls == [{"name": "look_up", "args": {"word": "good"}, "id": "call-1", "type": "tool_call"}]
@@ -112,3 +105,28 @@ async def test_a_flagged_prompt_is_answered_without_the_model(watched: Any, surf
     question, answer = run.messages
     assert (question.id, question.text, answer.text) == ("question", DEFAULT_NOTICE, DEFAULT_NOTICE)
     assert answer.response_metadata["tta"]["stop_reason"] == "flagged: prompt"
+
+
+KINDS: dict[str, tuple[list[Any], str]] = {
+    **{kind: ([flagged], "hello") for kind, flagged in FLAGGED.items()},
+    "tool-result": ([call(word="bad"), "All done."], "hello"),
+    "prompt": (["never asked"], "please flagme"),
+    "clean": ([LONG], "hello"),
+}
+"""What the model says and what the user asks."""
+
+DELAYS = {**UNEQUAL, "slow consumer": lambda _call: 0}
+
+
+@pytest.mark.parametrize("delay", DELAYS.values(), ids=DELAYS.keys())
+async def test_nothing_leaks_where_checks_take_unequally_long(watched: Any, surface: Any, delay: Any) -> None:
+    """One surface, all kinds; the user's message is checked as well."""
+    for kind, (answers, asked) in KINDS.items():
+        middleware = TTAMiddleware(Unequal(ScriptedModerator(), delay), check_prompt=True)
+        run = watched(answers, tools=[look_up_or_worse], middleware=[middleware])
+        run.slow = delay is DELAYS["slow consumer"]
+        await surface(run, {"messages": [HumanMessage(asked, id="question")]})
+        # What the user wrote is the graph's input, which LangGraph stores and streams before any middleware runs.
+        assert run.model.asked == [] if kind == "prompt" else not run.leaks(), kind
+        assert (DEFAULT_NOTICE in run.messages[-1].text) == (kind not in ("clean", "tool-result")), kind
+        assert not any("flagme" in message.text for message in run.messages), kind

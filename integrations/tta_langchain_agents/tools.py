@@ -22,8 +22,8 @@ from langchain_core.messages import (
 )
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
-from langgraph.errors import GraphBubbleUp, ParentCommand
-from langgraph.types import Command, Overwrite
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
+from langgraph.types import Command, Interrupt, Overwrite
 from pydantic import BaseModel, Field
 
 from tta_langchain_agents.content import material, plain_text
@@ -86,9 +86,21 @@ class ResultGuard:
                 return [await self.settle(item) for item in output]
         return output
 
-    async def settle_parent(self, error: ParentCommand) -> ParentCommand:
-        """What a tool hands to the graph around its own, where it raises it."""
-        return ParentCommand(await self._settle_command(error.args[0]))
+    async def settle_signal(self, signal: GraphBubbleUp) -> GraphBubbleUp:
+        """What a tool tells LangGraph by raising it: a command for the graph around this one, or a question to a person."""
+        match signal:
+            case ParentCommand():
+                return ParentCommand(await self._settle_command(signal.args[0]))
+            case GraphInterrupt() if signal.args:
+                return GraphInterrupt([await self._settle_question(one) for one in signal.args[0]])
+        return signal
+
+    async def _settle_question(self, question: Interrupt) -> Interrupt:
+        text = plain_text(question.value)
+        if not text.strip() or await self.ledger.passes([text]):
+            return question
+        self._raise_or_trace("interrupt")
+        return replace(question, value=self.notice)
 
     async def error_may_be_shown(self, error: Exception) -> bool:
         """Whether an error's text passes, with those behind it; callbacks, tracers and the model get to see them."""
@@ -296,10 +308,8 @@ class GuardedTool(BaseTool):
         try:
             with quiet():
                 output = self.inner.invoke(self._call(tool_input, tool_call_id), without_callbacks(config))
-        except ParentCommand as error:
-            raise bridge.run(partial(guard.settle_parent, error)) from None
-        except GraphBubbleUp:
-            raise
+        except GraphBubbleUp as error:
+            raise bridge.run(partial(guard.settle_signal, error)) from None
         except Exception as error:
             if bridge.run(partial(guard.error_may_be_shown, error)):
                 raise
@@ -311,10 +321,8 @@ class GuardedTool(BaseTool):
         try:
             with quiet():
                 output = await self.inner.ainvoke(self._call(tool_input, tool_call_id), without_callbacks(config))
-        except ParentCommand as error:
-            raise await guard.settle_parent(error) from None
-        except GraphBubbleUp:
-            raise
+        except GraphBubbleUp as error:
+            raise await guard.settle_signal(error) from None
         except Exception as error:
             if await guard.error_may_be_shown(error):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from langchain_core.messages import (
 from langchain_core.tools import BaseTool, ToolException, tool
 from langgraph.errors import ParentCommand
 from langgraph.graph import MessagesState, StateGraph
-from langgraph.types import Command, Overwrite
+from langgraph.types import Command, Overwrite, interrupt
 from tta_langchain_agents import TTAMiddleware
 from tta_langchain_agents.middleware import TOOL_NOTICE
 
@@ -264,3 +265,22 @@ class TestNamedToBeChecked:
         run = watched([call("note", word="x")], tools=[note], middleware=[middleware], state_schema=WithAside)
         with pytest.raises(UnsafeAnswerError, match="state"):
             await run.agent.ainvoke(HELLO, run.config)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_what_a_tool_asks_a_person_is_judged(watched: Any, asynchronous: bool) -> None:
+    @tool
+    def asks(word: str) -> str:
+        """Asks somebody."""
+        return f"they said {interrupt({'question': ['flagme?']} if word == 'bad' else 'fine?')}"
+
+    run = watched([call("asks", word="bad"), "done"], tools=[asks], middleware=[guard()])
+    paused = (
+        await run.agent.ainvoke(HELLO, run.config)
+        if asynchronous
+        else await asyncio.to_thread(run.agent.invoke, HELLO, run.config)
+    )
+    assert paused["__interrupt__"][0].value == TOOL_NOTICE
+    assert not run.leaks()
+    await run.agent.ainvoke(Command(resume="yes"), run.config)
+    assert run.messages[2].text == "they said yes"

@@ -87,7 +87,7 @@ class ResultGuard:
         return output
 
     async def settle_signal(self, signal: GraphBubbleUp) -> GraphBubbleUp:
-        """What a tool tells LangGraph by raising it: a command for the graph around this one, or a question to a person."""
+        """What a tool tells LangGraph by raising it: a command for the graph around, or a question to a person."""
         match signal:
             case ParentCommand():
                 return ParentCommand(await self._settle_command(signal.args[0]))

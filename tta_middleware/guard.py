@@ -13,6 +13,7 @@ from tta_middleware.answering import Answering, Send
 from tta_middleware.attempt import Clock, Meter, Parts
 from tta_middleware.call_text import json_reading
 from tta_middleware.config import Windows
+from tta_middleware.coverage import covering
 from tta_middleware.events import StreamEvent
 from tta_middleware.holdback import Reading
 from tta_middleware.policy import Policy, StagePolicies
@@ -54,6 +55,9 @@ class Guard:
             ``all`` every message. It runs beside the first decode steps; a flagged prompt gets the fallback.
         reading: what consumers make of an answer, which is scored beside the answer as it was written; by default
             what a parser of JSON does.
+
+    Raises:
+        ConfigurationError: the policy has a threshold for a category that the moderator does not score.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class Guard:
         self._repair = repair or Repair()
         if self._repair.method is not None and not self._repair.method.needs.margin:
             policies = policies.without_default_margin()
-        self._parts = Parts(engine, moderator, quality or QualityGate(), policies, reading)
+        self._parts = Parts(engine, covering(moderator, policies), quality or QualityGate(), policies, reading)
         self._windows = windows or Windows()
         self._prompt_check: PromptCheck = prompt_check
         self._clock = clock

@@ -12,8 +12,10 @@ from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, signature
 from typing import Any, cast
 
+from tta_middleware.coverage import categories_of, check_scored, enforced
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.optimise.base import Method
+from tta_middleware.policy import StagePolicies
 from tta_middleware.protocols import Engine, Moderator
 
 ENGINES = "tta_middleware.engines"
@@ -98,6 +100,18 @@ def resolve_moderator(moderator: str | Moderator) -> Moderator:
     raise ConfigurationError(
         f"a moderator is a name or has name, default_threshold, moderate and aclose; {type(moderator).__name__} has not"
     )
+
+
+def check_policies(moderator: str | Moderator, policies: StagePolicies) -> None:
+    """Whether a moderator, or the one of that name, scores what ``policies`` enforce; none is made for it.
+
+    Raises:
+        ConfigurationError: it declares what it scores, and something is missing.
+    """
+    if not enforced(policies):
+        return
+    found = _load(MODERATORS, "moderator", moderator) if isinstance(moderator, str) else moderator
+    check_scored(policies, categories_of(found), moderator if isinstance(moderator, str) else moderator.name)
 
 
 def resolve_method(method: str | Method | None) -> Method | None:

@@ -7,9 +7,10 @@ from contextlib import aclosing
 
 from tta_middleware._streams import Send, owned
 from tta_middleware.config import Windows
+from tta_middleware.coverage import covering
 from tta_middleware.errors import FlaggedError
 from tta_middleware.holdback import Check, HoldBack
-from tta_middleware.policy import Policy
+from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import TextDelta, Verdict
 from tta_middleware.watch import Watch, verdict_on
@@ -31,14 +32,16 @@ async def moderated(
 
     Raises:
         FlaggedError: a window was flagged. What was yielded before it was checked and stays.
+        ConfigurationError: the policy has a threshold for a category that the moderator does not score.
         ModerationError: a window has no verdict and the policy is ``on_error="closed"``.
         Exception: what ``source`` raises.
     """
     in_force = (policy or Policy()).with_default(moderator.default_threshold)
+    scorer = covering(moderator, StagePolicies.of(in_force))
     cut = windows or Windows()
 
     async def check(window: Check) -> Verdict:
-        return await verdict_on(moderator, window.text, window.decoded, prompt=prompt)
+        return await verdict_on(scorer, window.text, window.decoded, prompt=prompt)
 
     async def produce(send: Send[str]) -> None:
         async def release(text: str) -> bool:

@@ -28,7 +28,7 @@ from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.config import Windows
 from tta_middleware.policy import StagePolicies
-from tta_middleware.registry import MODERATORS, check_known
+from tta_middleware.registry import MODERATORS, check_known, check_policies
 
 Messages = list[BaseMessage]
 
@@ -67,7 +67,7 @@ class GuardedChatModel(EndingBatches, BaseChatModel):
     def _usable(self) -> Self:
         if isinstance(self.moderator, str):
             check_known(MODERATORS, "moderator", self.moderator)
-        StagePolicies.of(self.policy)
+        check_policies(self.moderator, StagePolicies.of(self.policy))
         self._handover()
         return self
 

@@ -14,11 +14,16 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from tta_langchain_agents.content import material
+from tta_middleware.coverage import categories_of, covering, enforced
 from tta_middleware.errors import ModerationError
-from tta_middleware.policy import Decision, Policy
+from tta_middleware.moderation.parts import InParts
+from tta_middleware.policy import Decision, Policy, StagePolicies
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
 from tta_middleware.verdicts import verdicts_on
+
+LONGEST = 8_000
+"""Characters of one text for a moderator that does not say what it takes: a tool may bring a whole book."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,11 +43,18 @@ class Ledger:
     error: ModerationError | None = None
     name: str = field(init=False)
     default_threshold: float = field(init=False)
+    categories: tuple[str, ...] = field(init=False)
     _worst: tuple[Decision, Verdict] | None = None
     _started: float = 0.0
 
     def __post_init__(self) -> None:
+        stages = StagePolicies.of(self.policy)
+        if not hasattr(self.moderator, "max_characters"):
+            self.moderator = InParts(self.moderator, LONGEST)
+        self.moderator = covering(self.moderator, stages)
         self.name, self.default_threshold = self.moderator.name, self.moderator.default_threshold
+        # What is not declared was put under watch above, so whoever asks this ledger need not watch it again.
+        self.categories = categories_of(self.moderator) or tuple(enforced(stages))
         self._started = self.clock()
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

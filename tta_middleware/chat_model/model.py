@@ -43,7 +43,7 @@ from tta_middleware.optimise.base import Method
 from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
 from tta_middleware.protocols import Engine
-from tta_middleware.registry import MODERATORS, check_known, resolve_method
+from tta_middleware.registry import MODERATORS, check_known, check_policies, resolve_method
 from tta_middleware.types import Message, Sampling
 
 DEFAULT_METHOD = "race"
@@ -121,7 +121,7 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
 
     @model_validator(mode="after")
     def _usable_policy(self) -> TTAChatModel:
-        self._stages(self.policy)
+        check_policies(self.moderator, self._stages(self.policy))
         return self
 
     @field_validator("memory")

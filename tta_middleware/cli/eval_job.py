@@ -29,9 +29,9 @@ from tta_middleware.evaluation.runner import GROUP, Plan, evaluate, open_work
 from tta_middleware.evaluation.store import RunFolder
 from tta_middleware.evaluation.summary import summarise
 from tta_middleware.evaluation.tables import to_markdown
-from tta_middleware.policy import Policy
+from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.profiles import quality_for
-from tta_middleware.registry import resolve_moderator
+from tta_middleware.registry import check_policies, resolve_moderator
 from tta_middleware.types import Sampling
 
 
@@ -98,6 +98,7 @@ class Request:
 
     def with_threshold(self) -> Request:
         """The threshold that will be used, so that it is on record."""
+        check_policies(self.moderator, StagePolicies.of(self.policy))
         moderator = resolve_moderator(self.moderator)
         return replace(self, policy=self.policy.with_default(moderator.default_threshold))
 

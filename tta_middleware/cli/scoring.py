@@ -16,9 +16,10 @@ from tta_middleware import bridge
 from tta_middleware.cli.chunking import LONGEST, batches
 from tta_middleware.cli.failures import describe
 from tta_middleware.cli.output import emit, say
+from tta_middleware.coverage import covering
 from tta_middleware.errors import DataError
 from tta_middleware.evaluation.jsonl import Record, id_field, open_input, parse_object, text_field
-from tta_middleware.policy import Policy
+from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Verdict
 from tta_middleware.verdicts import verdicts_on
@@ -31,7 +32,7 @@ class Scorer:
     """A moderator behind a policy, for sync callers; closes the moderator at the end."""
 
     def __init__(self, moderator: str, policy: Policy) -> None:
-        self._moderator = resolve_moderator(moderator)
+        self._moderator = covering(resolve_moderator(moderator), StagePolicies.of(policy))
         self.policy = policy.with_default(self._moderator.default_threshold)
 
     def __enter__(self) -> Scorer:

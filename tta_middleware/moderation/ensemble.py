@@ -55,6 +55,7 @@ class Ensemble(Closing):
         self._weights = _weights(len(self._members), combine, weights)
         self._combine = combine
         self._undecided = undecided
+        self.categories = _categories(self._members, combine)
         self.name = f"{combine}({', '.join(member.name for member in self._members)})"
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
@@ -111,6 +112,16 @@ def mean_scores(scores: Sequence[Mapping[str, float]], *, weights: Sequence[floa
             totals[name] = totals.get(name, 0.0) + weight * score
             masses[name] = masses.get(name, 0.0) + weight
     return {name: min(1.0, totals[name] / mass) for name, mass in masses.items() if mass > 0.0}
+
+
+def _categories(members: Sequence[Moderator], combine: Combine) -> tuple[str, ...] | None:
+    """What is scored for every text: all that some member scores, or, where one may decide alone, what each does."""
+    declared: list[tuple[str, ...] | None] = [getattr(member, "categories", None) for member in members]
+    known = [names for names in declared if names is not None]
+    if len(known) < len(declared):
+        return None
+    names = dict.fromkeys(name for names in known for name in names)
+    return tuple(name for name in names if combine != "first-decisive" or all(name in one for one in known))
 
 
 def _weights(members: int, combine: Combine, weights: Sequence[float] | None) -> tuple[float, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from tta_middleware.errors import InvalidVerdictError, ModerationError, ModerationUnavailableError
+from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationError, ModerationUnavailableError
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
@@ -21,13 +21,25 @@ class WithFallback(Wrapper):
     Moderators differ in what a score means; with ``align`` (the default) the fallback's scores are mapped
     piecewise linearly so that its own default threshold falls on that of ``inner``, which policies are made for.
 
+    Args:
+        allow_fewer_categories: accept a fallback that leaves categories of ``inner`` unjudged while it answers. One
+            that scores ``unsafe``, as guard models do, judges all harm in one.
+
     Attributes:
         fallbacks: calls that the fallback answered.
+
+    Raises:
+        ConfigurationError: the fallback scores less than ``inner``. One that does not declare its categories is found
+            out, and this is raised, when it is asked.
     """
 
-    def __init__(self, inner: Moderator, fallback: Moderator, *, align: bool = True) -> None:
+    def __init__(
+        self, inner: Moderator, fallback: Moderator, *, align: bool = True, allow_fewer_categories: bool = False
+    ) -> None:
         super().__init__(inner)
         self._fallback = fallback
+        self._allow_fewer = allow_fewer_categories
+        self._check_covers(getattr(fallback, "categories", None))
         self._align = align
         self.fallbacks = 0
 
@@ -52,10 +64,23 @@ class WithFallback(Wrapper):
 
     async def _second(self, texts: Sequence[str], prompt: str | None, failure: ModerationError) -> list[Verdict]:
         try:
-            return await verdicts_on(self._fallback, texts, prompt=prompt)
+            verdicts = await verdicts_on(self._fallback, texts, prompt=prompt)
         except ModerationError as error:
             error.add_note(f"the fallback was asked because: {failure}")
             raise
+        if verdicts and getattr(self._fallback, "categories", None) is None:
+            self._check_covers(verdicts[0].scores)
+        return verdicts
+
+    def _check_covers(self, categories: Collection[str] | None) -> None:
+        """``categories`` are those of the fallback; None is not known yet."""
+        if self._allow_fewer or categories is None or "unsafe" in categories:
+            return
+        if missing := [name for name in self.categories or () if name not in categories]:
+            raise ConfigurationError(
+                f"the fallback {self._fallback.name!r} does not score {', '.join(missing)}, so nobody would judge that "
+                f"while {self.name!r} is down; take one that does, or set allow_fewer_categories=True"
+            )
 
 
 def aligned(verdict: Verdict, threshold: float, onto: float) -> Verdict:

@@ -46,6 +46,7 @@ class OpenAIModerator(Closing):
     """
 
     default_threshold = 0.1
+    categories: tuple[str, ...] = CATEGORIES
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class OpenAIModerator(Closing):
         self.name = f"openai/{model}"
         self._transport = Transport(base_url=base_url, api_key=api_key, timeout=timeout)
         self._limits = limits or BatchLimits()
-        self._categories = tuple(categories)
+        self.categories = tuple(categories)
         self.max_characters = checked_limit(max_characters)
         self._retrier = Retrier(retry)
 
@@ -77,7 +78,7 @@ class OpenAIModerator(Closing):
             ModerationRejectedError: the key, a permission or the request is at fault.
             InvalidVerdictError: the answer has not the shape of a moderation.
         """
-        score = partial(without_blanks, categories=self._categories, model=self.model, score=self._score)
+        score = partial(without_blanks, categories=self.categories, model=self.model, score=self._score)
         return await in_parts(texts, score, self.max_characters)
 
     async def aclose(self) -> None:
@@ -94,7 +95,7 @@ class OpenAIModerator(Closing):
         return parse_moderations(
             payload,
             len(texts),
-            categories=self._categories,
+            categories=self.categories,
             model=self.model,
             where=self._transport.where,
         )

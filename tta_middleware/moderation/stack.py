@@ -66,20 +66,27 @@ class StackSettings(Settings):
 
 
 def production_moderator(
-    settings: StackSettings | None = None, *, api_key: str | None = None, fallback: Moderator | None = None
+    settings: StackSettings | None = None,
+    *,
+    api_key: str | None = None,
+    fallback: Moderator | None = None,
+    allow_fewer_categories: bool = False,
 ) -> Wrapper:
     """The OpenAI moderator in its production stack; nothing is opened before the first text.
 
     Args:
         api_key: None takes OPENAI_API_KEY at the first request.
         fallback: answers when the API does not, for example the embedded moderator.
+        allow_fewer_categories: accept a fallback that scores less than the API.
 
     Raises:
-        ConfigurationError: a setting is unusable.
+        ConfigurationError: a setting is unusable, or the fallback scores less.
     """
     chosen = settings or StackSettings()
-    stack = Retrying(_attempt(chosen, api_key), Retrier(chosen.retry))
-    return _around(stack, chosen, fallback)
+    stack = _around(Retrying(_attempt(chosen, api_key), Retrier(chosen.retry)), chosen)
+    if fallback is None:
+        return stack
+    return WithFallback(stack, fallback, allow_fewer_categories=allow_fewer_categories)
 
 
 def shared_breaker(base_url: str | None, settings: BreakerSettings) -> CircuitBreaker:
@@ -113,10 +120,10 @@ def _attempt(settings: StackSettings, api_key: str | None) -> Wrapper:
     return WithBreaker(limited, shared_breaker(settings.base_url, settings.breaker))
 
 
-def _around(stack: Wrapper, settings: StackSettings, fallback: Moderator | None) -> Wrapper:
+def _around(stack: Wrapper, settings: StackSettings) -> Wrapper:
     """What stands outside the retries; the API does not read prompts, so calls for any may be shared."""
     if settings.coalescing:
         stack = Coalescing(stack, settings.coalescing, reads_prompt=False)
     if settings.cache:
         stack = Cached(stack, VerdictCache(settings.cache), reads_prompt=False)
-    return stack if fallback is None else WithFallback(stack, fallback)
+    return stack

@@ -27,7 +27,7 @@ class Closing:
 
 
 class Wrapper(Closing):
-    """Stands in for another moderator under its name, threshold and limits; closing it closes that one."""
+    """Stands in for another moderator under its name, threshold, limits and categories; closing it closes that one."""
 
     def __init__(self, inner: Moderator) -> None:
         self._inner = inner
@@ -35,6 +35,7 @@ class Wrapper(Closing):
         self.default_threshold = inner.default_threshold
         self.max_characters: int | None = getattr(inner, "max_characters", None)
         self.overlap: int | None = getattr(inner, "overlap", None)
+        self.categories: tuple[str, ...] | None = getattr(inner, "categories", None)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """The inner moderator's verdicts."""

@@ -38,6 +38,7 @@ class AzureContentSafetyModerator(HTTPModerator):
 
     default_threshold = 0.5
     max_characters = 10_000
+    categories = tuple(CATEGORY_NAMES.values())
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class AzureContentSafetyModerator(HTTPModerator):
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One verdict per text; ``prompt`` is not sent."""
         each = partial(self._each, score=self._score)
-        score = partial(without_blanks, categories=CATEGORY_NAMES.values(), model=self.name, score=each)
+        score = partial(without_blanks, categories=self.categories, model=self.name, score=each)
         return await in_parts(texts, score, self.max_characters)
 
     async def _score(self, text: str) -> Verdict:

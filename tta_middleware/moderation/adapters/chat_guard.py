@@ -55,6 +55,7 @@ class ChatGuardModerator(HTTPModerator):
         self.model = model
         self.name = f"{format.name}/{model}"
         self._format = format
+        self.categories = tuple(dict.fromkeys(["unsafe", *format.categories.values()]))
         self.max_characters = checked_limit(max_characters)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

@@ -25,7 +25,10 @@ CATEGORY_NAMES = {
     "dangerous_and_criminal_content": "illicit",
     "selfharm": "self-harm",
 }
-"""The categories that are about harm. The others (health, financial, law, pii) are about topics."""
+"""The categories that are about harm."""
+
+TOPICS = ("health", "financial", "law", "pii")
+"""Those that are about topics; the API's names are also ours."""
 
 
 class MistralModerator(HTTPModerator):
@@ -62,6 +65,7 @@ class MistralModerator(HTTPModerator):
         self.name = f"mistral/{model}"
         self._limits = limits or BatchLimits()
         self._topics = topics
+        self.categories = (*CATEGORY_NAMES.values(), *(TOPICS if topics else ()))
         self.max_characters = checked_limit(max_characters)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

@@ -35,6 +35,7 @@ class RunnableModerator(Closing):
             must be one of these. A ``ValueError``, ``KeyError`` or ``TypeError`` from it means an unusable answer.
         unavailable: exceptions of the scorer that mean it could not be reached; all others pass through.
         concurrency: texts scored at once.
+        categories: what it scores; without it, the first verdict shows whether a policy's categories are among them.
         max_characters: longer texts go as parts that overlap; None, the default, hands over texts of any length.
     """
 
@@ -47,6 +48,7 @@ class RunnableModerator(Closing):
         parse: Callable[[Any], Any] | None = None,
         unavailable: tuple[type[Exception], ...] = (TimeoutError, OSError),
         concurrency: int = 8,
+        categories: Sequence[str] | None = None,
         max_characters: int | None = None,
     ) -> None:
         if not (isinstance(scorer, RunnableLike) or callable(scorer)):
@@ -57,6 +59,7 @@ class RunnableModerator(Closing):
         self._parse = parse or (lambda output: output)
         self._unavailable = unavailable
         self._concurrency = concurrency
+        self.categories = None if categories is None else tuple(categories)
         self.max_characters = checked_limit(max_characters)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

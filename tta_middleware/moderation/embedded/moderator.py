@@ -43,6 +43,8 @@ class EmbeddedModerator:
 
     name = "local"
     default_threshold = 0.5
+    categories = CATEGORIES
+    max_characters = None
 
     def __init__(self, *, unsupported_language: LanguagePolicy = "flag", threshold: float = 0.5) -> None:
         if unsupported_language not in get_args(LanguagePolicy):

@@ -2,20 +2,25 @@
 
 Sync calls run on one event loop in a background thread of the process, which the first of them starts. That works
 inside a running loop, too (notebooks): the caller's thread blocks, the bridge's loop is another one. The thread is a
-daemon and ends with the process or with :func:`shutdown`, whichever comes first; both cancel what still runs.
+daemon and ends with the process or with :func:`shutdown`, whichever comes first; both cancel what still runs. A forked
+child starts a thread of its own with its first call; a stream that was begun before the fork stays the parent's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
+import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from tta_middleware import _process
+from tta_middleware.errors import EngineError
 
 T = TypeVar("T")
 
@@ -29,18 +34,21 @@ class _Bridge:
     """A portal that starts when first needed; safe to share between threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
         self._thread: int | None = None
+        _process.at_exit(_process.ASKING, self.shutdown)
+        _process.forget_after_fork(self)
 
     def portal(self) -> BlockingPortal:
+        if _process.ending():
+            _process.refuse()
         with self._lock:
             if self._portal is None:
                 self._portal = self._stack.enter_context(start_blocking_portal(name="tta-sync-bridge"))
                 self._thread = self._portal.call(threading.get_ident)
                 self._stack.callback(self._portal.call, self._portal.stop, True)
-                atexit.register(self.shutdown)
             return self._portal
 
     def here(self) -> bool:
@@ -51,7 +59,11 @@ class _Bridge:
         with self._lock:
             self._portal = None
             self._stack.close()
-            atexit.unregister(self.shutdown)
+
+    def after_fork(self) -> None:
+        _process.inherit(self._portal, self._stack, *_kept)
+        _kept.clear()
+        self._stack, self._portal, self._thread = ExitStack(), None, None
 
 
 _bridge = _Bridge()
@@ -67,12 +79,21 @@ def run(function: Callable[[], Awaitable[T]]) -> T:
     future = _bridge.portal().start_task_soon(function)
     try:
         return future.result()
+    except CancelledError:
+        if _process.ending():
+            _process.refuse()
+        raise
     finally:
         future.cancel()
 
 
 def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-    """Yield from an async generator; closing the result closes it."""
+    """Yield from an async generator; closing the result closes it.
+
+    Raises:
+        EngineError: the process was forked since it began.
+    """
+    process = os.getpid()
 
     async def step() -> T | object:
         return await anext(stream, _END)
@@ -83,8 +104,12 @@ def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     try:
         while (item := run(step)) is not _END:
             yield item  # type: ignore[misc]
+            if process != os.getpid():
+                raise EngineError("the process was forked while it read this stream, which is its parent's; ask again")
     finally:
-        if _bridge.here():
+        if _process.ending() or process != os.getpid():
+            pass  # closed with its loop, or the parent's
+        elif _bridge.here():
             closing = asyncio.ensure_future(_close(stream))
             _kept.add(closing)
             closing.add_done_callback(_kept.discard)

@@ -7,7 +7,6 @@ rows in float16. Who has a memory's file can still find out whether a prompt tha
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
+from tta_middleware import _process
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.optimise.base import Method, Needs, Start
@@ -42,7 +42,7 @@ class RepairMemory:
         if min(max_entries, max_bytes) < 1:
             raise ConfigurationError("a memory's limits must be at least 1")
         self._limits = (max_entries, max_bytes)
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._recipes: OrderedDict[str, Recipe] = OrderedDict()
         self._bytes = 0
 

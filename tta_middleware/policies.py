@@ -17,7 +17,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tta_middleware import _process
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import STAGES, StagePolicies
 
@@ -62,7 +62,7 @@ class PolicyFile:
         self.problem: str | None = None
         self._clock = clock
         # The lock's holder alone reads the file and writes what follows; `get` takes one whole mapping without it.
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._content = _read(self.path)
         self._refused: bytes | None = None
         self._policies = parse_policies(self.path, self._content)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable
 from typing import Any
 
+from tta_middleware import _process
 from tta_middleware.fingerprint import model_hash
 from tta_middleware.memory import scope_of
 from tta_middleware.optimise.base import Method
@@ -24,7 +24,7 @@ class Runtime:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._engines: dict[Hashable, Engine] = {}
         self._moderators: dict[str, Moderator] = {}
         self._methods: dict[tuple[str, str], Method | None] = {}

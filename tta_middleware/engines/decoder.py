@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tta_middleware import _process
 from tta_middleware.engines.admission import FairQueue
 from tta_middleware.engines.batch import Batch
 from tta_middleware.engines.capacity import is_out_of_memory
@@ -68,16 +69,32 @@ class Decoder:
         grace_seconds: float = 1.0,
     ) -> None:
         self._grace_seconds = grace_seconds
-        self._max_batch = self._places = max_batch
-        self._batch = Batch(model, max_batch, memory_budget)
-        self._queue: FairQueue[Row] = FairQueue(max_waiting)
+        self._max_batch = max_batch
+        self._model, self._max_waiting, self._memory_budget = model, max_waiting, memory_budget
+        self._tuner = ThreadTuner.for_model(model)
+        self._closed = False
+        self._steps = self._tokens = self._set_aside = self._calm = 0
+        self._begin_empty()
+        _process.at_exit(_process.ANSWERING, self.halt)
+        _process.forget_after_fork(self)
+
+    def _begin_empty(self) -> None:
+        self._places = self._max_batch
+        self._batch = Batch(self._model, self._max_batch, self._memory_budget)
+        self._queue: FairQueue[Row] = FairQueue(self._max_waiting)
         self._to_score: list[Scoring] = []
         self._chores: list[Chore[Any]] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._tuner = ThreadTuner.for_model(model)
-        self._closed = False
-        self._steps = self._tokens = self._set_aside = self._calm = 0
+
+    def after_fork(self) -> None:
+        """The sequences are the parent's and go on there; the weights are here as well, so a new thread can run them.
+
+        That thread multiplies with OpenMP threads of its own. The parent's did not survive, and whichever thread had
+        them would wait for them for ever.
+        """
+        _process.inherit(self._batch, self._queue, self._to_score, self._chores)
+        self._begin_empty()
 
     def submit(self, ticket: int, rows: Sequence[Row]) -> None:
         """Queue sequences of one request; thread-safe, does not wait.
@@ -88,8 +105,8 @@ class Decoder:
         """
         with self._changed:
             self._check_open()
-            self._queue.put(ticket, rows)
             self._wake()
+            self._queue.put(ticket, rows)
 
     def score(self, jobs: Sequence[Scoring]) -> None:
         """Queue texts to be scored; they need no place. Thread-safe, does not wait.
@@ -99,8 +116,8 @@ class Decoder:
         """
         with self._changed:
             self._check_open()
-            self._to_score += jobs
             self._wake()
+            self._to_score += jobs
 
     def run(self, chore: Chore[Any]) -> None:
         """Queue work that is done before the next pass; thread-safe, does not wait.
@@ -113,17 +130,12 @@ class Decoder:
         """
         with self._changed:
             self._check_open()
-            self._chores.append(chore)
             self._wake()
+            self._chores.append(chore)
 
     def close(self) -> None:
         """Stop within one step, fail what is unfinished, and wait for the thread; idempotent."""
-        with self._changed:
-            self._closed = True
-            thread = self._thread
-            self._changed.notify()
-        if thread is not None:
-            thread.join()
+        self.halt()
         closed = EngineError("the engine was closed while it decoded")
         self._batch.fail(closed)
         for row in self._queue.remove(lambda _: True):
@@ -134,19 +146,35 @@ class Decoder:
             asked.fail(closed)
         self._to_score, self._chores = [], []
 
+    def halt(self) -> None:
+        """Stop within one step and wait for the thread; whoever waits for it goes on waiting."""
+        with self._changed:
+            self._closed = True
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+
     def stats(self) -> DecoderStats:
         with self._changed:
             queued = len(self._queue)
         return DecoderStats(self._batch.places_taken, queued, self._steps, self._tokens, self._set_aside)
 
     def _check_open(self) -> None:
+        if _process.ended():
+            _process.refuse()
         if self._closed:
             raise EngineError("the engine is closed; build a new one")
 
     def _wake(self) -> None:
+        """Called with the lock, so that the thread finds what is queued next."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="tta-decode", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="tta-decode", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                raise EngineError(f"the decode thread does not start: {exc}") from exc
+            self._thread = thread
         self._changed.notify()
 
     def _run(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tta_middleware import _process
 from tta_middleware.engines.packing import can_pack
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import FloatMatrix, IntVector
@@ -35,7 +35,7 @@ class TableFacts:
 
     def __init__(self, table: Tensor) -> None:
         self._table = table
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._centre: Tensor | None = None
         self._inverse_norms: Tensor | None = None
         self._directions: OrderedDict[str, FloatMatrix] = OrderedDict()

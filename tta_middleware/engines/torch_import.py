@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tta_middleware import _process
 from tta_middleware.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 INSTALL_LOCAL = 'pip install "tta-middleware[local]"'
 
-_lock = threading.Lock()
+_lock = _process.Lock()
 
 # The second is how often GNU's library looks before a thread sleeps, which overrules the first where it is known.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import groupby
@@ -14,6 +13,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from tta_middleware import _process
 from tta_middleware.engines.counting import count_prompt, token_ids
 from tta_middleware.engines.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamSink
 from tta_middleware.engines.models import resolve_model
@@ -87,10 +87,13 @@ class TransformersEngine:
         self._cache_dir, self._allow_download = cache_dir, allow_download
         self.max_batch = max_batch
         self._max_waiting, self._cache_gib = max_waiting, cache_gib
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._loaded: LoadedModel | None = None
         self._decoder: Decoder | None = None
         self._closed = False
+        self._loading = False
+        self._lost = ""
+        _process.forget_after_fork(self)
 
     async def load(self) -> None:
         """Load the model now instead of at first use.
@@ -116,7 +119,8 @@ class TransformersEngine:
             ConfigurationError: no chat template, roles or tools that it refuses, or a prompt that fills the context.
         """
         model = await self._ready()
-        return await anyio.to_thread.run_sync(_embed, model, list(messages), assistant_prefix, list(tools))
+        embed = _process.finished_before_exit(_embed)
+        return await anyio.to_thread.run_sync(embed, model, list(messages), assistant_prefix, list(tools))
 
     async def tool_format(self) -> ToolFormat:
         """How the model writes a tool call, by its chat template; see :class:`tta_middleware.protocols.ToolEngine`.
@@ -262,7 +266,17 @@ class TransformersEngine:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._close)
 
+    def after_fork(self) -> None:
+        """A model in main memory is the child's, too; one on a device is not, and a half-read one is nobody's."""
+        loaded = self._loaded
+        if loaded is not None and loaded.device.type != "cpu":
+            self._lost = f"a model on {loaded.device} does not outlive a fork"
+        elif loaded is None and self._loading:
+            self._lost = "the process was forked while the model was being loaded"
+
     async def _ready(self) -> LoadedModel:
+        if self._lost:
+            raise EngineError(f"{self._lost}; load it after the fork, or start processes with 'spawn'")
         loaded = self._loaded
         if loaded is not None:
             return loaded
@@ -274,7 +288,11 @@ class TransformersEngine:
             if self._closed:
                 raise EngineError("the engine is closed; build a new one")
             if self._loaded is None:
-                self._loaded = in_a_thread_that_ends(self._load)
+                self._loading = True
+                try:
+                    self._loaded = in_a_thread_that_ends(self._load)
+                finally:
+                    self._loading = False
             return self._loaded
 
     def _load(self) -> LoadedModel:

@@ -8,7 +8,6 @@ without its dependencies. Nothing is loaded before the first measurement.
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
+from tta_middleware import _process
 from tta_middleware.engines.torch_import import (
     import_torch,
     import_transformers,
@@ -50,7 +50,7 @@ class Relevance:
             ConfigurationError: the package's weights are not the ones we know.
         """
         self._folder = folder or weights_folder()
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._loaded: tuple[Any, Any] | None = None
 
     async def similarity(self, prompt: str, texts: Sequence[str]) -> list[float]:

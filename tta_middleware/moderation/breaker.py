@@ -5,7 +5,6 @@ Source: M. Nygard, "Release It!" (2007), states closed, open and half-open.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from tta_middleware import _process
 from tta_middleware.config import Settings
 from tta_middleware.errors import (
     CircuitOpenError,
@@ -73,7 +73,7 @@ class CircuitBreaker:
     def __init__(self, settings: BreakerSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings or BreakerSettings()
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._state: State = "closed"
         self._calls: deque[tuple[float, bool]] = deque()
         self._failures = 0
@@ -83,6 +83,11 @@ class CircuitBreaker:
         self._succeeded = 0
         self.transitions: deque[Transition] = deque(maxlen=_REMEMBERED_TRANSITIONS)
         self.refused = 0
+        _process.forget_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A probe under way is the parent's, and what comes of it is not told here."""
+        self._probing = False
 
     @property
     def state(self) -> State:

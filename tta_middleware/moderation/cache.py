@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 import time
 import weakref
 from asyncio import AbstractEventLoop, get_running_loop
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import PositiveFloat, PositiveInt
 
+from tta_middleware import _process
 from tta_middleware.config import Settings
 from tta_middleware.moderation.shared import SharedCall, join_all
 from tta_middleware.moderation.wrapper import Wrapper
@@ -49,7 +49,7 @@ class VerdictCache:
     def __init__(self, settings: CacheSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings or CacheSettings()
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._entries: OrderedDict[bytes, tuple[float, Verdict]] = OrderedDict()
         self._secret = secrets.token_bytes(32)
         self.hits = 0
@@ -98,7 +98,7 @@ class Cached(Wrapper):
         super().__init__(inner)
         self.cache = VerdictCache() if cache is None else cache
         self._reads_prompt = reads_prompt
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._flights: weakref.WeakKeyDictionary[AbstractEventLoop, _Flights] = weakref.WeakKeyDictionary()
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from functools import partial
 import anyio
 from pydantic import NonNegativeFloat
 
+from tta_middleware import _process
 from tta_middleware.errors import ModerationRejectedError
 from tta_middleware.moderation.batching import BatchLimits, split
 from tta_middleware.moderation.concurrency import gather
@@ -50,7 +50,7 @@ class Coalescing(Wrapper):
         super().__init__(inner)
         self._settings = settings or CoalescingSettings()
         self._reads_prompt = reads_prompt
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._open: weakref.WeakKeyDictionary[AbstractEventLoop, dict[str | None, _Batch]] = weakref.WeakKeyDictionary()
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

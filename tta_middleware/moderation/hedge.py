@@ -5,7 +5,6 @@ Source: J. Dean and L. A. Barroso, "The Tail at Scale", CACM 56(2), 2013.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated
 import anyio
 from pydantic import Field, PositiveInt
 
+from tta_middleware import _process
 from tta_middleware._streams import sole
 from tta_middleware.config import Settings
 from tta_middleware.errors import ModerationError
@@ -42,7 +42,7 @@ class Latencies:
 
     def __init__(self, settings: HedgeSettings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._seen: deque[float] = deque(maxlen=settings.samples)
 
     def add(self, seconds: float) -> None:

@@ -6,7 +6,6 @@ the queue is fair, needs no wake-ups, and works across event loops and threads.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from contextlib import asynccontextmanager
 import anyio
 from pydantic import PositiveFloat, PositiveInt
 
+from tta_middleware import _process
 from tta_middleware.config import Settings
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.moderation.slots import Slots
@@ -92,11 +92,16 @@ class Limiter:
     ) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._requests = _bucket(limits.requests_per_minute, limits, clock())
         self._tokens = _bucket(limits.tokens_per_minute, limits, clock())
         self._slots = Slots(limits.max_in_flight) if limits.max_in_flight else None
         self._paused_until = clock()
+        self.waiting = 0
+        _process.forget_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Whoever waits is in the parent."""
         self.waiting = 0
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 
 import anyio
+
+from tta_middleware import _process
 
 T = TypeVar("T")
 
@@ -24,8 +25,14 @@ class PerLoop(Generic[T]):
     def __init__(self, create: Callable[[], T], close: Callable[[T], Awaitable[object]]) -> None:
         self._create = create
         self._close = close
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._lives: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[T, None]]] = {}
+        _process.forget_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The parent goes on using its sockets; the child opens its own."""
+        _process.inherit(self._lives)
+        self._lives = {}
 
     async def get(self) -> T:
         """The running loop's resource."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from tta_middleware import _process
 
 
 class _Ticket:
@@ -37,9 +38,15 @@ class Slots:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._queue: deque[_Ticket] = deque()
         self.taken = 0
+        _process.forget_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Whoever holds a slot or waits for one is in the parent."""
+        _process.inherit(self._queue)
+        self._queue, self.taken = deque(), 0
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:

@@ -16,10 +16,9 @@ The fallback stands outside the cache, so its verdicts are never kept under the 
 
 from __future__ import annotations
 
-import threading
-
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from tta_middleware import _process
 from tta_middleware.config import Settings
 from tta_middleware.moderation.batching import BatchLimits
 from tta_middleware.moderation.breaker import BreakerSettings, CircuitBreaker, WithBreaker
@@ -33,7 +32,7 @@ from tta_middleware.moderation.retry import Retrier, Retrying, RetryPolicy
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 
-_lock = threading.Lock()
+_lock = _process.Lock()
 _breakers: dict[tuple[str | None, BreakerSettings], CircuitBreaker] = {}
 
 

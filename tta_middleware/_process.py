@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import anyio.to_thread
+
 from tta_middleware.errors import EngineError
 
 T = TypeVar("T")
@@ -135,14 +137,17 @@ def refuse() -> None:
     raise EngineError("the interpreter is shutting down; answer before the program ends")
 
 
-def finished_before_exit(work: Callable[..., T]) -> Callable[..., T]:
-    """``work``, which a worker thread is to do: the interpreter waits for it, if it has begun, and ends after it."""
+async def calculate(work: Callable[..., T], *arguments: Any) -> T:
+    """Do ``work`` in a worker thread; the interpreter waits for it at its end.
 
-    def tracked(*arguments: Any) -> T:
+    The workers of an event loop are daemons where the loop's own thread is one.
+    """
+
+    def tracked() -> T:
         with _busy.one():
             return work(*arguments)
 
-    return tracked
+    return await anyio.to_thread.run_sync(tracked)
 
 
 def _end() -> None:

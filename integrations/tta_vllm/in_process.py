@@ -30,6 +30,8 @@ class VLLMEngine(RemoteEngine):
         MissingExtraError: at first use, if vLLM is not installed.
     """
 
+    _forkable = False
+
     def __init__(
         self,
         model: str = "smollm2",

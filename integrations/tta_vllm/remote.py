@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import math
 import os
-import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, aclosing
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import anyio
@@ -19,6 +17,7 @@ import anyio.to_thread
 import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from tta_middleware import _process
 from tta_middleware._streams import sole
 from tta_middleware.engines.counting import count_prompt, token_ids
 from tta_middleware.engines.detokenise import TextAssembler
@@ -26,6 +25,7 @@ from tta_middleware.engines.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.table import directions, nearest_tokens
 from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.torch_import import in_a_thread_that_ends
 from tta_middleware.engines.vocabulary import Vocabulary, load_vocabulary
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
@@ -68,11 +68,18 @@ class RemoteEngine(ABC):
     ) -> None:
         self.model_id = model
         self._cache_dir, self._allow_download = cache_dir, allow_download
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._stack = ExitStack()
         self._vocabulary: Vocabulary | None = None
         self._portal: BlockingPortal | None = None
         self._closed = False
+        self._lost = ""
+        # A forgotten aclose must not leave vLLM's process to die of a torn pipe, with its tracebacks.
+        _process.at_exit(_process.ANSWERING, self._close)
+        _process.forget_after_fork(self)
+
+    _forkable = True
+    """Whether a forked child may bring up for itself what its parent has brought up."""
 
     @abstractmethod
     def _start(self, folder: str, vocabulary: Vocabulary) -> None:
@@ -109,7 +116,7 @@ class RemoteEngine(ABC):
             ConfigurationError: no chat template, roles that it refuses, or a prompt that fills the context.
         """
         vocabulary = await self._ready()
-        rendered = await anyio.to_thread.run_sync(
+        rendered = await _process.calculate(
             render_prompt, vocabulary.tokenizer, list(messages), assistant_prefix, tools
         )
         if vocabulary.context is not None and len(rendered.token_ids) >= vocabulary.context:
@@ -126,12 +133,12 @@ class RemoteEngine(ABC):
     async def token_ids(self, text: str) -> list[int]:
         """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
         vocabulary = await self._ready()
-        return await anyio.to_thread.run_sync(token_ids, vocabulary.tokenizer, text)
+        return await _process.calculate(token_ids, vocabulary.tokenizer, text)
 
     async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
         """Tokens of a conversation with its template; see :class:`tta_middleware.protocols.TokenCounter`."""
         vocabulary = await self._ready()
-        return await anyio.to_thread.run_sync(count_prompt, vocabulary.tokenizer, list(messages), list(tools))
+        return await _process.calculate(count_prompt, vocabulary.tokenizer, list(messages), list(tools))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator, from any task, stops decoding.
@@ -206,18 +213,29 @@ class RemoteEngine(ABC):
         """For (n, d) rows, the (n,) ids of the vocabulary's nearest embeddings by cosine."""
         vocabulary = await self._ready()
         self._check_width(rows)
-        return await anyio.to_thread.run_sync(nearest_tokens, vocabulary, rows)
+        return await _process.calculate(nearest_tokens, vocabulary, rows)
 
     async def directions(self, words: Sequence[str]) -> FloatMatrix:
         """(n, d) rows of length 1: each word's mean token embedding less the mean of the whole table."""
-        return await anyio.to_thread.run_sync(directions, await self._ready(), list(words))
+        return await _process.calculate(directions, await self._ready(), list(words))
 
     async def aclose(self) -> None:
         """Stop decoding and release model or connections; idempotent. Later calls get an EngineError."""
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._close)
 
+    def after_fork(self) -> None:
+        """What decodes is the parent's; the child brings up its own where that can be had."""
+        if self._portal is None:
+            return
+        _process.inherit(self._portal, self._stack)
+        self._stack, self._portal, self._vocabulary = ExitStack(), None, None
+        if not self._forkable:
+            self._lost = "the process was forked after vLLM was started in it, and vLLM does not outlive a fork"
+
     async def _ready(self) -> Vocabulary:
+        if self._lost:
+            raise EngineError(f"{self._lost}; load it after the fork, or start processes with 'spawn'")
         if self._vocabulary is not None and not self._closed:
             return self._vocabulary
         return await anyio.to_thread.run_sync(self._load_once, abandon_on_cancel=True)
@@ -234,14 +252,13 @@ class RemoteEngine(ABC):
                 raise EngineError("the engine is closed; build a new one")
             if self._vocabulary is None:
                 folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
-                vocabulary = load_vocabulary(folder)
+                vocabulary = in_a_thread_that_ends(partial(load_vocabulary, folder))
                 with ExitStack() as stack:
                     self._portal = portal = stack.enter_context(start_blocking_portal(name="tta-vllm"))
                     stack.callback(portal.call, portal.stop, True)
                     stack.callback(portal.call, self._stop)
                     self._start(str(folder), vocabulary)
                     self._stack = stack.pop_all()
-                atexit.register(_close_at_exit, weakref.ref(self))
                 self._vocabulary = vocabulary
             return self._vocabulary
 
@@ -298,13 +315,6 @@ class RemoteEngine(ABC):
             raise EmbeddingShapeError(f"this model takes rows of {width} numbers, not an array of {rows.shape}")
         if not np.isfinite(rows).all():
             raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
-
-
-def _close_at_exit(engine: weakref.ref[RemoteEngine]) -> None:
-    """A forgotten ``aclose`` must not leave vLLM's process to die of a torn pipe, with its tracebacks."""
-    found = engine()
-    if found is not None:
-        found._close()
 
 
 def ending(reason: str | None) -> FinishReason | None:

@@ -15,6 +15,7 @@ import anyio
 import numpy as np
 import openai
 
+from tta_middleware import _process
 from tta_middleware.engines.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.types import FloatMatrix, GenerationRequest
@@ -143,6 +144,11 @@ class VLLMServerEngine(RemoteEngine):
         self._name = served_name
         self._api_key = api_key or os.environ.get("VLLM_API_KEY") or "none"
         self._timeout = timeout_seconds
+        self._pool = Pool(())
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        _process.inherit(self._pool)
         self._pool = Pool(())
 
     def _start(self, folder: str, vocabulary: Vocabulary) -> None:

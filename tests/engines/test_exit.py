@@ -1,4 +1,4 @@
-"""Programs that end in the middle of an answer: their exit code is their own, and nothing is said that they did not say.
+"""Programs that end in the middle of an answer: the exit code is their own, and nothing is said but what they say.
 
 Every case is a process of its own with the embedded model, which is inside torch most of the time.
 """
@@ -92,7 +92,11 @@ print("begun")
 }
 
 
-SELDOM = ("an exit in the middle", "several streams in several threads", "a daemon thread with an event loop of its own")
+SELDOM = (
+    "an exit in the middle",
+    "several streams in several threads",
+    "a daemon thread with an event loop of its own",
+)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SELDOM)) for case in QUIET])

@@ -138,8 +138,76 @@ loading.join()
         tiny_folder,
     )
     assert lines == [
-        "the process was forked while the model was being loaded; load it after the fork, or start processes with 'spawn'"
+        "the process was forked while the model was being loaded; "
+        "load it after the fork, or start processes with 'spawn'"
     ]
+
+
+def test_a_child_opens_connections_of_its_own(tiny_folder: Path) -> None:
+    lines = output(
+        """
+from tta_middleware import bridge
+from tta_middleware.moderation.stack import StackSettings, production_moderator
+from tta_middleware.testing.fault_server import FaultServer
+
+with FaultServer() as server:
+    moderator = production_moderator(
+        StackSettings(base_url=server.base_url, limits={"max_in_flight": 1}, cache=None), api_key="k"
+    )
+
+    async def ask():
+        return (await moderator.moderate(["Hello"]))[0].flagged
+
+    print(bridge.run(ask), server.connections)
+    forked(lambda: (bridge.run(ask), asyncio.run(ask())))
+    print(bridge.run(ask), len(server.requests))
+    bridge.run(moderator.aclose)
+""",
+        tiny_folder,
+    )
+    assert lines == ["False 1", "(False, False)", "False 4"]
+
+
+def test_a_slot_that_the_parent_holds_does_not_count_in_the_child(tiny_folder: Path) -> None:
+    lines = output(
+        """
+from tta_middleware.moderation.slots import Slots
+
+slots = Slots(1)
+
+async def hold(work):
+    async with slots.hold():
+        return work()
+
+asyncio.run(hold(lambda: forked(lambda: slots.taken)))
+""",
+        tiny_folder,
+    )
+    assert lines == ["0"]
+
+
+def test_a_child_asks_vllm_servers_anew(tiny_folder: Path) -> None:
+    lines = output(
+        f"""
+sys.path.insert(0, {str(Path(__file__).parents[1] / "integrations")!r})
+from test_vllm_server import Scripted, serving, wanted
+from tta_vllm import VLLMServerEngine
+
+with serving(Scripted([330, 8354, 28899], 0)) as url:
+    engine = VLLMServerEngine(sys.argv[1], urls=[url])
+
+    async def ask():
+        stream = engine.stream(await wanted(engine, 2))
+        return [delta.finish_reason async for delta in stream][-1]
+
+    print(asyncio.run(ask()))
+    forked(lambda: asyncio.run(ask()))
+    print(asyncio.run(ask()))
+    asyncio.run(engine.aclose())
+""",
+        tiny_folder,
+    )
+    assert lines == ["stop"] * 3
 
 
 @pytest.mark.slow

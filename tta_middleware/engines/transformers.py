@@ -119,8 +119,7 @@ class TransformersEngine:
             ConfigurationError: no chat template, roles or tools that it refuses, or a prompt that fills the context.
         """
         model = await self._ready()
-        embed = _process.finished_before_exit(_embed)
-        return await anyio.to_thread.run_sync(embed, model, list(messages), assistant_prefix, list(tools))
+        return await _process.calculate(_embed, model, list(messages), assistant_prefix, list(tools))
 
     async def tool_format(self) -> ToolFormat:
         """How the model writes a tool call, by its chat template; see :class:`tta_middleware.protocols.ToolEngine`.
@@ -134,12 +133,12 @@ class TransformersEngine:
     async def token_ids(self, text: str) -> list[int]:
         """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
         model = await self._ready()
-        return await anyio.to_thread.run_sync(token_ids, model.tokenizer, text)
+        return await _process.calculate(token_ids, model.tokenizer, text)
 
     async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
         """Tokens of a conversation with its template; see :class:`tta_middleware.protocols.TokenCounter`."""
         model = await self._ready()
-        return await anyio.to_thread.run_sync(count_prompt, model.tokenizer, list(messages), list(tools))
+        return await _process.calculate(count_prompt, model.tokenizer, list(messages), list(tools))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator, from any task, stops decoding within one step.

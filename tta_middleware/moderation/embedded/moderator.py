@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-import anyio.to_thread
-
+from tta_middleware import _process
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError
 from tta_middleware.moderation.embedded.artifact import Artifact, load
 from tta_middleware.moderation.embedded.language import Reading
@@ -67,7 +66,7 @@ class EmbeddedModerator:
         if self._warm and sum(map(len, texts)) <= INLINE_CHARACTERS:
             return self.score(texts)
         # The first call reads the artifact, which would hold the event loop as well.
-        verdicts = await anyio.to_thread.run_sync(self.score, texts)
+        verdicts = await _process.calculate(self.score, texts)
         self._warm = True
         return verdicts
 

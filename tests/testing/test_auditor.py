@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows, attempt
+from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows
 from tta_middleware.answering import Answering
 from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import FlaggedError, ModerationUnavailableError
@@ -18,6 +19,7 @@ from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.delays import UNEQUAL, Call, Unequal
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import Verdict
+from tta_middleware.watch import Watch
 
 pytestmark = pytest.mark.no_audit("these tests open auditors of their own")
 
@@ -88,25 +90,29 @@ async def test_the_callers_own_error_comes_first() -> None:
         raise ZeroDivisionError
 
 
-async def _unscored(*args: Any, **kwargs: Any) -> Verdict:
-    return Verdict({"illicit": 0.0}, flagged=False, model="nobody")
+def skip_checks(patch: pytest.MonkeyPatch, every: int = 1) -> None:
+    """Every so many-th check of a window or a whole answer is answered without the moderator."""
+    honest, checks = Watch._score, itertools.count(1)
+
+    async def score(self: Watch, asked: Any) -> None:
+        if next(checks) % every:
+            await honest(self, asked)
+        else:
+            asked.verdict = Verdict({"illicit": 0.0}, flagged=False, model="nobody")
+            asked.answered.set()
+
+    patch.setattr(Watch, "_score", score)
 
 
 @pytest.mark.parametrize("release", ["window", "end"])
 async def test_a_check_that_is_skipped_is_caught(monkeypatch: pytest.MonkeyPatch, release: str) -> None:
-    monkeypatch.setattr(attempt, "score", _unscored)
+    skip_checks(monkeypatch)
     with pytest.raises(AuditError, match=r"verdict|whole"), Auditor():
         await streamed(guard(), release=release)
 
 
 async def test_a_check_of_one_window_that_is_skipped_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, calls = attempt.score, list[str]()
-
-    async def every_third(parts: Any, question: Any, text: str, meter: Any) -> Verdict:
-        calls.append(text)
-        return await (_unscored() if len(calls) % 3 == 0 else honest(parts, question, text, meter))
-
-    monkeypatch.setattr(attempt, "score", every_third)
+    skip_checks(monkeypatch, every=3)
     narrow = Windows(first=20, largest=20, context=20)
     with pytest.raises(AuditError, match="before any verdict"), Auditor():
         await streamed(guard(TEXT + SAFE, windows=narrow))
@@ -223,7 +229,7 @@ async def test_a_consumer_that_leaves_half_way_is_audited_as_far_as_it_got(monke
     with Auditor() as audit:
         await first()
     assert 0 < audit.characters < len(TEXT)
-    monkeypatch.setattr(attempt, "score", _unscored)
+    skip_checks(monkeypatch)
     with pytest.raises(AuditError), Auditor():
         await first()
 
@@ -243,20 +249,16 @@ async def test_moderated_text_is_audited() -> None:
 
 
 async def test_moderated_text_that_is_released_unasked_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tta_middleware.streaming.verdicts_on", _unscored_list)
+    skip_checks(monkeypatch)
     with pytest.raises(AuditError), Auditor():
         [piece async for piece in moderated(words_of(TEXT), ScriptedModerator(), windows=WINDOWS)]
-
-
-async def _unscored_list(*args: Any, **kwargs: Any) -> list[Verdict]:
-    return [await _unscored()]
 
 
 async def test_what_one_request_had_scored_proves_nothing_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     async def twice() -> None:
         made = guard()
         await made.answer(ASK)
-        monkeypatch.setattr(attempt, "score", _unscored)
+        skip_checks(monkeypatch)
         await made.answer(ASK)
 
     with pytest.raises(AuditError), Auditor():

@@ -113,6 +113,29 @@ def readable(value: Any) -> Iterator[str]:
             yield from readable(item)
 
 
+def call_covered(name: str, arguments: Any, scored: Sequence[str]) -> bool:
+    """Whether one text says all that a tool call says once decoded: its name, every key and every string.
+
+    A name that is empty is the user's own. Where nothing hides behind an escape, the call as it was written says it.
+    """
+    words = [name, *said(arguments)]
+    return any(all(word in one for word in words) for one in scored)
+
+
+def said(arguments: Any) -> Iterator[str]:
+    """Every key and every string of a call's arguments, decoded to any depth."""
+    if isinstance(arguments, Mapping):
+        for key, item in arguments.items():
+            yield str(key)
+            yield from said(item)
+    elif isinstance(arguments, str):
+        inner = _decoded(arguments)
+        yield from (arguments,) if inner is None else said(inner)
+    elif isinstance(arguments, Sequence) and not isinstance(arguments, bytes):
+        for item in arguments:
+            yield from said(item)
+
+
 def _decoded(text: str) -> Any:
     """The list, mapping or string that a string holds as JSON."""
     if not text.lstrip().startswith(("{", "[", '"')):

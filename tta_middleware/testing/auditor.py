@@ -19,7 +19,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,7 +31,7 @@ from tta_middleware.events import Finished, Released, RepairFinished, RepairStar
 from tta_middleware.guard import Guard, Repair, last_user_text
 from tta_middleware.policy import Policy, Stage, StagePolicies
 from tta_middleware.protocols import Moderator
-from tta_middleware.testing.audit_rules import covered_loosely, covered_until, covered_whole, passes
+from tta_middleware.testing.audit_rules import call_covered, covered_loosely, covered_until, covered_whole, passes
 from tta_middleware.types import GuardedAnswer, Message, Verdict
 
 T = TypeVar("T")
@@ -40,6 +40,9 @@ SEAM = "\n\n"
 """What stands between the text that has left and the notice."""
 
 _EXCERPT = 80
+
+_OVERLAP = 1_000
+"""Characters that parts of a text share where the moderator does not say."""
 
 _request: ContextVar[Request | None] = ContextVar("tta_audited_request", default=None)
 _open: list[Auditor] = []
@@ -67,7 +70,7 @@ class Terms:
         prompts: the texts whose check had to pass first.
         notices: texts of the operator, which nobody scores.
         speaks: a fallback of the user's may stand in.
-        limit: characters beyond which a text is scored in parts; None if it never is.
+        limit: characters beyond which a text is scored in parts, which share ``shared``; None if it never is.
     """
 
     policies: StagePolicies
@@ -75,12 +78,24 @@ class Terms:
     prompts: tuple[str, ...] = ()
     notices: frozenset[str] = frozenset()
     speaks: bool = False
+    limit: int | None = None
+    shared: int = 0
 
     @classmethod
     def of(cls, policies: StagePolicies, **more: Any) -> Terms:
         """Terms with the notices of ``policies``, and those of ``more``."""
         notices = frozenset({policies.prompt.notice, policies.output.notice, policies.repair.notice})
         return cls(policies, notices=notices | more.pop("notices", frozenset()), **more)
+
+    def taken_by(self, moderator: Any, largest: int = 0) -> Terms:
+        """These terms with the longest text that the moderator takes; windows may go to it in parts, too."""
+        limit = getattr(moderator, "max_characters", None)
+        if limit is None:
+            return self
+        overlap = getattr(moderator, "overlap", None)
+        shared = min(_OVERLAP, limit // 4) if overlap is None else min(overlap, limit // 2)
+        context = self.context if self.context + largest <= limit else min(self.context, shared)
+        return replace(self, limit=limit, shared=shared, context=context)
 
 
 class Request:
@@ -92,8 +107,10 @@ class Request:
     def __init__(self, auditor: Auditor, label: str, terms: Terms | None, *, whole: bool = False) -> None:
         self.auditor, self.label, self.whole = auditor, label, whole
         self.parent = _request.get()
+        if self.parent is not None:
+            self.parent.inner.append(self)
         self.scored: list[Scored] = []
-        self.cleared: list[str] = []
+        self.inner: list[Request] = []
         self.failures = 0
         self.left = ""
         self.stage: Stage = "output"
@@ -108,6 +125,11 @@ class Request:
         self.terms = self.terms or terms
         if self.parent is not None and self.terms is not None:
             self.parent.take_terms(self.terms)
+
+    def stand_on(self, terms: Terms | None) -> None:
+        """This request's own terms, in place of what requests inside it were promised."""
+        if terms is not None:
+            self.terms, self._passing = terms, {}
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -132,12 +154,11 @@ class Request:
             request.failures += 1
             request = request.parent
 
-    def clear(self, text: str) -> None:
-        """Text that left and was found covered, so that outer requests may hand it on."""
-        request: Request | None = self
-        while request is not None:
-            request.cleared.append(text)
-            request = request.parent
+    def let_out(self) -> Iterator[str]:
+        """What the requests inside this one gave out; each of them is audited for it."""
+        for request in self.inner:
+            yield request.left
+            yield from request.let_out()
 
     def passing(self, stage: Stage) -> list[str]:
         """The texts that were scored and passed the policy of a stage."""
@@ -166,19 +187,21 @@ class Request:
 
     def piece(self, text: str) -> None:
         """The next piece of an answer left."""
-        terms, begin = self.terms, len(self.left)
+        terms, begin = self.terms, len(_encodable(self.left))
         self.left += text
         self.auditor.count(text)
         if terms is None or self._constant(text):
             return
         self._prompt_gate(text)
-        scored = self.passing(self.stage)
+        scored, left = self.passing(self.stage), _encodable(self.left)
         if self.whole and self.stage == "output":
-            covered = covered_whole(self.left, scored)
+            covered = covered_whole(left, scored, terms.limit, terms.shared)
         else:
-            covered = covered_until(self.left, begin, scored, terms.context) == len(self.left)
+            covered = covered_until(left, begin, scored, terms.context) == len(left)
         if not covered and terms.speaks:
-            covered = text.removeprefix(SEAM) in self.passing("output")
+            covered = covered_whole(
+                _encodable(text.removeprefix(SEAM)), self.passing("output"), terms.limit, terms.shared
+            )
         if not covered:
             what = "a whole answer was not scored whole" if self.whole else "released before any verdict covered it"
             self._unproven.append((what, text))
@@ -198,12 +221,29 @@ class Request:
         """Text left by a surface, which may have put it together from checked pieces."""
         if not text.strip() or self.terms is None or self._constant(text):
             return
-        bare = text
-        for notice in self.terms.notices:
-            bare = bare.replace(notice, "")
-        known = [*self.passing("output"), *self.cleared] if self.scored or self.cleared else self.auditor.passing(self)
-        if not covered_loosely(bare, known):
+        known = self._known()
+        if not all(covered_loosely(part.strip(), known) for part in self._between_notices(text)):
             self._unproven.append((f"{place} left without a verdict", text))
+
+    def call(self, name: str, arguments: Any) -> None:
+        """A tool call left, decoded; ``name`` is empty where it is one that the user gave."""
+        if self.terms is not None and not call_covered(name, arguments, self._known()):
+            self._unproven.append(("a tool call left without a verdict on what it says", f"{name} {arguments}"))
+
+    def _known(self) -> list[str]:
+        """What surfaces may be made of.
+
+        Where nothing was asked of anyone, the text comes out of a cache, and an earlier verdict has to cover it.
+        """
+        if not (self.inner or self.scored):
+            return self.auditor.passing(self)
+        return [*self.passing("output"), *self.let_out()]
+
+    def _between_notices(self, text: str) -> list[str]:
+        parts = [text]
+        for notice in self.terms.notices if self.terms else ():
+            parts = [piece for part in parts for piece in part.split(notice)]
+        return parts
 
     def _constant(self, text: str) -> bool:
         """Whether these are the operator's own words."""
@@ -214,12 +254,11 @@ class Request:
         terms = self.terms
         if terms is None or not terms.prompts:
             return
-        scored = self.passing("prompt")
-        if all(covered_whole(prompt, scored) for prompt in terms.prompts):
-            return
         known = [one.text for one in self.scored]
-        if terms.speaks and all(covered_whole(prompt, known) for prompt in terms.prompts):
-            return
+        for scored in [self.passing("prompt"), *([known] if terms.speaks else ())]:
+            prompts = map(_encodable, terms.prompts)
+            if all(covered_whole(prompt, scored, terms.limit, terms.shared) for prompt in prompts):
+                return
         if not (self.failures and terms.policies.prompt.on_error == "open"):
             self._find("left before the prompt had passed", text)
 
@@ -235,7 +274,6 @@ class Request:
                 self._find(what, text)
         self._unproven.clear()
         self._look_for_flagged()
-        self.clear(self.left)
 
     def _look_for_flagged(self) -> None:
         if self.terms is None or not self.left.strip():
@@ -267,6 +305,7 @@ class Auditor:
     scored: list[Scored] = field(default_factory=list)
     _terms: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
     _heard: dict[int, Any] = field(default_factory=dict)
+    _named: dict[str, Any] = field(default_factory=dict)
     _types: set[type] = field(default_factory=set)
     _undo: ExitStack = field(default_factory=ExitStack)
 
@@ -276,6 +315,10 @@ class Auditor:
         _open.append(self)
         _listen_to_guards(self)
         _listen_to_moderated(self)
+        if "tta_middleware.chat_model.model" in sys.modules:
+            from tta_middleware.testing.audit_langchain import listen
+
+            listen(self)
         return self
 
     def __exit__(
@@ -309,8 +352,10 @@ class Auditor:
         policy = request.terms.policies.output if request.terms else Policy(threshold=0.0)
         return [one.text for one in self.scored if passes(one.verdict, policy)]
 
-    def hear(self, moderator: Any) -> None:
-        """Listen to every call of this moderator, whoever makes it."""
+    def hear(self, moderator: Any, name: Any = None) -> None:
+        """Listen to every call of this moderator, whoever makes it; ``name`` is what it was asked for by."""
+        if isinstance(name, str):
+            self._named[name] = moderator
         if id(moderator) in self._heard or not hasattr(moderator, "moderate"):
             return
         self._heard[id(moderator)] = moderator
@@ -329,6 +374,10 @@ class Auditor:
         else:
             self._undo.callback(setattr, owner, name, own)
 
+    def named(self, name: str) -> Any:
+        """The moderator that was last made for this name; None if none was."""
+        return self._named.get(name)
+
     def hears(self, moderator: Any) -> bool:
         return id(moderator) in self._heard
 
@@ -337,6 +386,11 @@ class Auditor:
 
     def terms_of(self, owner: Any) -> Any:
         return self._terms.get(owner)
+
+
+def _encodable(text: str) -> str:
+    """``text`` as it can be sent: without halves of surrogate pairs."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _heard_moderate(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -373,6 +427,7 @@ class _Promise:
     windows: Windows
     prompt_check: str
     speaks: bool
+    moderator: Moderator
 
     def terms(self, messages: Sequence[Message]) -> Terms:
         prompts: Mapping[str, tuple[str, ...]] = {
@@ -380,7 +435,8 @@ class _Promise:
             "all": tuple(message.content for message in messages if message.content),
         }
         asked = prompts.get(self.prompt_check, ())
-        return Terms.of(self.policies, context=self.windows.context, prompts=asked, speaks=self.speaks)
+        terms = Terms.of(self.policies, context=self.windows.context, prompts=asked, speaks=self.speaks)
+        return terms.taken_by(self.moderator, self.windows.largest)
 
 
 def _listen_to_guards(auditor: Auditor) -> None:
@@ -416,7 +472,7 @@ def _register(
 ) -> None:
     policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
     speaks = callable((repair or Repair()).fallback)
-    auditor.keep_terms(guard, _Promise(policies, windows or Windows(), prompt_check, speaks))
+    auditor.keep_terms(guard, _Promise(policies, windows or Windows(), prompt_check, speaks, moderator))
     auditor.hear(moderator)
 
 
@@ -450,7 +506,10 @@ def _streamed(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., A
 
 
 async def heard(
-    request: Request, items: AsyncGenerator[T, None], take: Callable[[T], object]
+    request: Request,
+    items: AsyncGenerator[T, None],
+    take: Callable[[T], object],
+    end: Callable[[], object] | None = None,
 ) -> AsyncGenerator[T, None]:
     """What ``items`` yields, shown to ``take`` first; it runs as a part of ``request``, its consumer does not."""
     try:
@@ -464,7 +523,7 @@ async def heard(
                 take(item)
                 yield item
     finally:
-        request.end()
+        (end or request.end)()
 
 
 def _answered(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -496,8 +555,9 @@ def _moderated(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., 
         # A ledger of an agent's is no moderator but keeps books on one, which is heard itself.
         auditor.hear(getattr(moderator, "moderator", moderator))
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
-        context = (more.get("windows") or Windows()).context
-        request = auditor.request("moderated", Terms.of(policies, context=context), whole=bool(more.get("hold")))
+        windows = more.get("windows") or Windows()
+        terms = Terms.of(policies, context=windows.context).taken_by(moderator, windows.largest)
+        request = auditor.request("moderated", terms, whole=bool(more.get("hold")))
         return heard(request, original(source, moderator, policy, **more), request.piece)
 
     return moderated

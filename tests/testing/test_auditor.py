@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.outcomes import Failed
 
-from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows
+from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows, attempt
 from tta_middleware.answering import Answering
 from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import FlaggedError, ModerationUnavailableError
@@ -18,7 +22,7 @@ from tta_middleware.streaming import moderated
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.delays import UNEQUAL, Call, Unequal
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
-from tta_middleware.types import Verdict
+from tta_middleware.types import TextDelta, Verdict
 from tta_middleware.watch import Watch
 
 pytestmark = pytest.mark.no_audit("these tests open auditors of their own")
@@ -26,6 +30,7 @@ pytestmark = pytest.mark.no_audit("these tests open auditors of their own")
 ASK = [Message("user", "Please tell me about the old harbour town")]
 TEXT = "The old harbour town lies where the river meets the sea. Its market opens at dawn, and the boats come in."
 HARM = f"{TEXT} Then you do the forbidden thing in four steps and tell nobody about it at all."
+EARLY = "The forbidden thing comes first, and then the rest of it."
 SAFE = " Visitors like the lighthouse, the fish stalls and the quiet path along the dunes best."
 WINDOWS = Windows(first=20, largest=40)
 
@@ -34,6 +39,10 @@ def late_harm(call: ScriptedCall) -> str:
     if call.moved < 0.6:
         return HARM[len(call.prefix) :]
     return SAFE if call.prefix else f"{TEXT}{SAFE}"
+
+
+def early_harm(call: ScriptedCall) -> str:
+    return EARLY if call.moved < 0.6 else TEXT
 
 
 def guard(script: Any = TEXT, moderator: Any = None, **settings: Any) -> Guard:
@@ -140,15 +149,42 @@ async def test_a_flag_that_is_ignored_is_caught(monkeypatch: pytest.MonkeyPatch)
     assert audit.findings == []
 
 
-async def test_an_answer_before_its_prompt_has_passed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def at_once(self: Answering, text: str) -> bool:
-        await self._emit(text)
-        return True
+@pytest.mark.parametrize("step", ["_first_answer", "_repaired", "_fall_back"])
+async def test_what_leaves_before_the_prompt_has_passed_is_caught(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The first answer, a repair, or a fallback of one's own opens the gate by itself."""
+    honest = getattr(Answering, step)
 
-    monkeypatch.setattr(Answering, "_take", at_once)
-    slow = Unequal(ScriptedModerator(), UNEQUAL["slow prompt check"])
+    async def opening(self: Answering, *args: Any) -> Any:
+        self._prompt_passed.set()
+        return await honest(self, *args)
+
+    async def instead(messages: Any) -> str:
+        return "Let us talk about gardens."
+
+    monkeypatch.setattr(Answering, step, opening)
+    script = {"_first_answer": TEXT, "_repaired": early_harm, "_fall_back": EARLY}[step]
+    repair = {"method": None, "fallback": instead} if step == "_fall_back" else {}
+    slow = Unequal(ScriptedModerator(score=flagging("forbidden")), lambda call: 3_000 if call.prompt is None else 1)
     with pytest.raises(AuditError, match="before the prompt had passed"), Auditor():
-        await streamed(guard(TEXT + SAFE, slow, prompt_check="user"))
+        await streamed(guard(script, slow, prompt_check="user", repair=repair))
+
+
+async def test_a_broken_off_answer_that_is_called_whole_fails_a_named_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What an engine broke off is whole as far as verdicts go; tests/core/test_broken_off.py looks at the end."""
+
+    async def whole(source: Any, meter: Any, abort: Any, opening: str = "") -> AsyncIterator[Any]:
+        async for delta in source:
+            yield replace(delta, finish_reason=delta.finish_reason and "stop")
+        yield TextDelta("", (), "stop")
+
+    broken_off = runpy.run_path(str(Path(__file__).parents[1] / "core" / "test_broken_off.py"))
+    named = broken_off["TestBrokenOff"]().test_an_answer_raises
+    await named(broken_off["CALM"], "aborted")
+    monkeypatch.setattr(attempt, "metered", whole)
+    with pytest.raises(Failed, match="DID NOT RAISE"):
+        await named(broken_off["CALM"], "aborted")
 
 
 @pytest.mark.parametrize("delay", UNEQUAL)
@@ -246,6 +282,13 @@ async def test_moderated_text_is_audited() -> None:
     assert audit.characters == len("".join(pieces))
     with Auditor(), pytest.raises(FlaggedError):
         [piece async for piece in moderated(words_of(HARM), words, windows=WINDOWS)]
+
+
+async def test_a_stream_whose_whole_was_never_scored_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = HoldBack._check
+    monkeypatch.setattr(HoldBack, "_check", lambda self, end, **_: honest(self, end))
+    with pytest.raises(AuditError, match="not scored whole"), Auditor():
+        await streamed(guard(TEXT + SAFE, windows=Windows(first=20, largest=20, context=20)))
 
 
 async def test_moderated_text_that_is_released_unasked_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,17 @@ class Request:
             case Finished(answer):
                 if answer.text != self.left:
                     self._find("the last event says something else than what was released", answer.text)
+                if answer.trace.outcome != "blocked":
+                    self.ended()
                 self._conclude(unchecked=answer.trace.outcome == "unchecked")
+
+    def ended(self) -> None:
+        """All of an answer has left, and nothing stands in for any of it: its last check saw the whole of it."""
+        terms = self.terms
+        if terms is None or self.whole or self._over:
+            return
+        if not covered_whole(_encodable(self.left), self.passing(self.stage), terms.limit, terms.shared):
+            self._unproven.append(("a whole answer was not scored whole", self.left))
 
     def piece(self, text: str) -> None:
         """The next piece of an answer left."""
@@ -194,7 +204,7 @@ class Request:
             return
         self._prompt_gate(text)
         scored, left = self.passing(self.stage), _encodable(self.left)
-        if self.whole and self.stage == "output":
+        if self.whole:
             covered = covered_whole(left, scored, terms.limit, terms.shared)
         else:
             covered = covered_until(left, begin, scored, terms.context) == len(left)
@@ -519,6 +529,7 @@ async def heard(
                     try:
                         item = await anext(items)
                     except StopAsyncIteration:
+                        request.ended()
                         return
                 take(item)
                 yield item

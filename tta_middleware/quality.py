@@ -1,4 +1,4 @@
-"""Is an answer usable? Not empty, not degenerate, fluent (DESIGN section 3)."""
+"""Is an answer usable? Not empty, not degenerate, fluent (docs/concepts.md)."""
 
 from __future__ import annotations
 

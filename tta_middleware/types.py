@@ -246,7 +246,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class QualityReport:
-    """Whether an answer is usable, and if not, why (DESIGN section 3).
+    """Whether an answer is usable, and if not, why (docs/concepts.md).
 
     Attributes:
         problems: names of the checks that failed, empty when the answer is usable.

@@ -37,7 +37,7 @@ def reference(engine: TransformersEngine, prompt: PromptEmbeddings, tokens: int)
     """Greedy ids of model.generate from input_ids."""
     import torch
 
-    ids = torch.tensor(prompt.token_ids)[None]
+    ids = torch.tensor(prompt.token_ids, device=engine._loaded.device)[None]
     with torch.inference_mode(), plain(engine) as model:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
     return list(out[0, ids.shape[1] :].tolist())
@@ -183,10 +183,10 @@ async def test_likelihood_is_that_of_the_whole_forward_pass(smollm2: Transformer
     answers = [smollm2._loaded.tokenizer(text)["input_ids"] for text in ("Blue.", "A deep, calm blue sky", "x")]
     measured = await smollm2.mean_nll(prompt, answers)
     for ids, nll in zip(answers, measured, strict=True):
-        whole = torch.tensor([*prompt.token_ids.tolist(), *ids])[None]
+        whole = torch.tensor([*prompt.token_ids.tolist(), *ids], device=smollm2._loaded.device)[None]
         with torch.inference_mode(), plain(smollm2) as model:
             logits = model(whole).logits[0, len(prompt.token_ids) - 1 : -1]
-        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids)).item()
+        expected = torch.nn.functional.cross_entropy(logits, whole[0, -len(ids) :]).item()
         assert nll == pytest.approx(expected, rel=1e-4)
     assert measured[1] < measured[2]
 

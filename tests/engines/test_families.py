@@ -55,8 +55,10 @@ async def test_joining_and_leaving_rows_decode_like_generate(
         [GenerationRequest(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
     )
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    device = engine._loaded.device
+    model.to(device)
     for prompt, length, completion in zip(prompts, lengths, completions, strict=True):
-        ids = torch.tensor(prompt.token_ids)[None]
+        ids = torch.tensor(prompt.token_ids, device=device)[None]
         mask = torch.ones_like(ids)
         out = model.generate(ids, attention_mask=mask, max_new_tokens=length, do_sample=False, pad_token_id=2)
         assert list(completion.token_ids) == out[0, ids.shape[1] :].tolist()

@@ -119,6 +119,8 @@ class Batch:
         """Make room: the later half of the sequences, which have to begin again; none of one."""
         self._heads.clear()
         self._scored.clear()
+        if self._model.recorder is not None:
+            self._model.recorder.forget()
         self._suspects = []
         everyone = sorted([*self.rows, *(job.row for job in self._joining)], key=lambda row: row.ticket)
         leaving = everyone[(len(everyone) + 1) // 2 :]

@@ -21,11 +21,15 @@ def default_budget(device: torch.device) -> int:
     return int(min(free_here) * _SHARE) if free_here else _UNKNOWN
 
 
+# Allocations that torch's own allocator does not make: on CPUs, and CUDA's and cuBLAS's for themselves.
+_NO_MEMORY = ("allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch has no class of its own for that on CPUs."""
+    """Whether an allocation failed; torch has a class of its own for some of these errors only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _free_of_machine() -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tta_middleware.engines.packed import NAME, Pass, Segment
 from tta_middleware.engines.packing import can_pack, pack_linear_layers
+from tta_middleware.engines.recorded import Recorder, steady_kernels
 from tta_middleware.engines.slots import Slots, column_bytes
 from tta_middleware.engines.torch_import import quiet_transformers
 from tta_middleware.engines.vocabulary import Vocabulary
@@ -29,6 +30,7 @@ class LoadedModel(Vocabulary):
     Attributes:
         packed_weights: the linear layers keep their weights in the layout that the processor multiplies.
         column_bytes: keys and values of one column of one sequence, over all layers.
+        recorder: replays decode steps, on CUDA devices; else None.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -41,18 +43,26 @@ class LoadedModel(Vocabulary):
         self._layers: int = config.num_hidden_layers
         self.packed_weights = False
         self.column_bytes = 0
+        self.recorder = Recorder(self.compute) if self.device.type == "cuda" else None
 
     def forward(self, rows: Tensor, packed: Pass) -> Tensor:
-        """Logits (K, V) of the columns that ``packed`` keeps, of (1, T, d) embeddings.
+        """Logits (K, V) of the columns that ``packed`` keeps, of (1, T, d) embeddings; replayed where recorded.
+
+        The logits are to be read before the next pass.
 
         Raises:
             EngineError: a layer's attention did not come to the pass.
         """
+        replayed = self.recorder.step(rows, packed) if self.recorder is not None else None
+        return self.compute(rows, packed) if replayed is None else replayed
+
+    def compute(self, rows: Tensor, packed: Pass) -> Tensor:
+        """The same, layer by layer."""
         kept = packed.kept(self.device)
         arguments: dict[str, Any] = {"position_ids": packed.positions(self.device), "packed": packed}
         if trims := "logits_to_keep" in self._arguments:
             arguments["logits_to_keep"] = kept
-        with torch.inference_mode():
+        with torch.inference_mode(), steady_kernels(self.device):
             logits: Tensor = self.model(inputs_embeds=rows, use_cache=False, **arguments).logits[0]
         if packed.layers_run != self._layers:
             raise EngineError("not every layer of this model computes attention where sequences are kept apart")

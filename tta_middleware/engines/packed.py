@@ -100,8 +100,14 @@ class Pass:
 
     def __init__(self, slots: Slots, segments: Sequence[Segment]) -> None:
         self.layers_run = 0
-        self._slots, self._lengths, self._segments = slots, slots.lengths, segments
+        self.slots = slots
+        self._lengths, self._segments = slots.lengths, segments
         self._biases: dict[int | None, Tensor | None] = {}
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether nothing runs beside the slots."""
+        return bool(self._lengths) and not self._segments
 
     def positions(self, device: torch.device) -> Tensor:
         """(1, T) place of every column in its sequence."""
@@ -134,7 +140,7 @@ class Pass:
     def _decode(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: Settings) -> Tensor:
         count, heads = len(self._lengths), query.shape[1]
         new_keys, new_values = (new[0, :, :count].transpose(0, 1) for new in (keys, values))
-        all_keys, all_values = self._slots.write(layer, new_keys, new_values)
+        all_keys, all_values = self.slots.write(layer, new_keys, new_values)
         # Query heads that share a key head become rows of one product, so no key is copied for them.
         folded = query[0, :, :count].transpose(0, 1).reshape(count, all_keys.shape[1], -1, query.shape[-1])
         out = settings.attention(folded, all_keys, all_values, self._bias(settings.window, query))
@@ -150,6 +156,35 @@ class Pass:
                 newest = torch.tensor(self._lengths, device=like.device)[:, None]
                 self._biases[window] = _bias(_seen(places, newest, window), like)[:, None, None]
         return self._biases[window]
+
+
+class AnyStep(Pass):
+    """A decode step whose lengths stand in a tensor, so that what is computed does not depend on them.
+
+    Args:
+        slots: the sequences that decode.
+        lengths: (n,) of the first n slots; where fewer are taken, 0 for the others, whose columns mean nothing.
+        columns: how many every slot sees, at least the longest's and the new one.
+    """
+
+    def __init__(self, slots: Slots, lengths: Tensor, columns: int) -> None:
+        super().__init__(slots, ())
+        self._lengths = [0] * len(lengths)
+        self._newest, self._columns = lengths, columns
+        slots.place(lengths, columns)
+
+    def positions(self, device: torch.device) -> Tensor:
+        return self._newest[None].to(device)
+
+    def kept(self, device: torch.device) -> Tensor:
+        return torch.arange(len(self._newest), device=device)
+
+    def _bias(self, window: int | None, like: Tensor) -> Tensor:
+        if (bias := self._biases.get(window)) is None:
+            places = torch.arange(self._columns, device=like.device)[None]
+            bias = _bias(_seen(places, self._newest[:, None], window), like)[:, None, None]
+            self._biases[window] = bias
+        return bias
 
 
 def _seen(places: Tensor, asking: Tensor, window: int | None) -> Tensor:

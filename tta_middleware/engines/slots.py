@@ -51,13 +51,16 @@ class Slots:
 
     Attributes:
         lengths: columns in use, slot by slot.
+        version: another number whenever the buffers are others.
     """
 
     def __init__(self, most: int, column_bytes: int = 0, budget: int = 2**62) -> None:
         self.lengths: list[int] = []
+        self.version = 0
         self._most, self._column_bytes, self._budget = most, column_bytes, budget
         self._layers: list[tuple[Tensor, Tensor]] = []
         self._at: tuple[Tensor, Tensor] | None = None
+        self._view = (0, 0)
 
     @property
     def columns(self) -> int:
@@ -88,12 +91,24 @@ class Slots:
         self._reserve(len(self.lengths), max(self.lengths) + 1, self._layers)
         device = self._layers[0][0].device
         self._at = (torch.arange(len(self.lengths), device=device), torch.tensor(self.lengths, device=device))
+        self._view = (len(self.lengths), max(self.lengths) + 1)
+
+    def rounded(self) -> tuple[int, int]:
+        """Slots and columns that a step needs after :meth:`reserve`, rounded up within the buffers to few values."""
+        rows = 1 << (len(self.lengths) - 1).bit_length()
+        columns = -(-(max(self.lengths) + 1) // _BLOCK) * _BLOCK
+        return min(rows, self._layers[-1][0].shape[0]), min(columns, self.columns)
+
+    def place(self, lengths: Tensor, columns: int) -> None:
+        """Let the next step write behind ``lengths``, one for each of the first slots, and see ``columns`` columns."""
+        self._at = (torch.arange(len(lengths), device=lengths.device), lengths)
+        self._view = (len(lengths), columns)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put one column (slots, heads, head size) behind every slot; all columns (slots, heads, columns, size)."""
         if self._at is None:
             raise RuntimeError("reserve() comes before write()")
-        count, end = len(self.lengths), max(self.lengths) + 1
+        count, end = self._view
         all_keys, all_values = self._layers[layer]
         rows, columns = self._at
         all_keys[rows, :, columns] = keys
@@ -116,6 +131,7 @@ class Slots:
             self.lengths[slot] = length
         if not self.lengths:
             self._layers = []
+            self.version += 1
 
     def _allocation(self, slots: int, columns: int) -> tuple[int, int]:
         """Slots and columns of the buffers that hold so many."""
@@ -129,6 +145,7 @@ class Slots:
         have = self._layers[-1][0].shape[0] if self._layers else 0
         if slots <= have and columns <= self.columns:
             return
+        self.version += 1
         rows, width = self._allocation(slots, columns)
         if not self._layers:
             self._layers = [(_grown(keys, rows, width), _grown(values, rows, width)) for keys, values in like]

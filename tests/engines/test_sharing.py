@@ -342,3 +342,41 @@ async def test_many_scores_at_once_equal_each_alone(tiny: TransformersEngine) ->
     single = [(await tiny.mean_nll(prompt, [text]))[0] for text in texts]
     assert together[:-1] == pytest.approx(single, rel=1e-6)
     assert np.isnan(together[-1])
+
+
+async def test_memory_for_few_columns_at_a_time_still_gets_long_prompts_done(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompts = [await engine.embed([Message("user", "word " * count)]) for count in (1300, 9)]
+    prompts.append(await engine.embed([Message("system", "word " * 1300), Message("user", "Hi")]))
+    forward, calls = engine._loaded.forward, []
+
+    def scarce(rows: Any, packed: Any) -> Any:
+        calls.append(rows.shape[1])
+        if len(calls) > 1000:
+            raise RuntimeError("no end in sight")
+        if rows.shape[1] > 40:
+            raise MemoryError
+        return forward(rows, packed)
+
+    monkeypatch.setattr(engine._loaded, "forward", scarce)
+    done = await engine.generate_batch([request(prompt, 5) for prompt in prompts])
+    await engine.aclose()
+    assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 5)
+
+
+async def test_a_sequence_that_overflows_spoils_no_later_one_in_its_place(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float16", max_batch=2)
+    prompt = await engine.embed([Message("user", "Hi")])
+    long = await engine.embed([Message("user", "waves " * 60)])
+    beyond = long.moved(np.full_like(long.matrix, 1e6))  # more than a float16 holds
+    [expected] = await engine.generate_batch([request(prompt, 12)])
+    stream = engine.stream(request(long, 400))
+    await anext(stream)
+    with pytest.raises(EngineError, match="not finite"):
+        await engine.generate_batch([request(beyond, 5)])
+    [found] = await engine.generate_batch([request(prompt, 12)])
+    await stream.aclose()
+    await engine.aclose()
+    assert found.finish_reason == expected.finish_reason == "length"

@@ -116,8 +116,12 @@ class Batch:
         self.drop_finished()
 
     def shed(self) -> list[Row]:
-        """Make room: the later half of the sequences, which have to begin again; none of one."""
-        self._heads.clear()
+        """Make room: the later half of the sequences, which have to begin again; none of one.
+
+        Of the others' prompts and texts the first keeps what has run, and so does a beginning that is being built:
+        where memory is for few columns at a time, long ones would never get done otherwise.
+        """
+        self._heads.spare()
         self._scored.clear()
         if self._model.recorder is not None:
             self._model.recorder.forget()
@@ -128,7 +132,7 @@ class Batch:
         for index in range(len(self.rows) - 1, -1, -1):
             if self.rows[index] in leaving:
                 self._remove(index)
-        for job in self._jobs():
+        for job in self._jobs()[1:]:
             job.feed = None
         return leaving
 
@@ -191,9 +195,9 @@ class Batch:
         try:
             self._forward(Slots(0), [segment])
         except Exception as exc:
-            self._heads.clear()
             if is_out_of_memory(exc):
                 raise
+            self._heads.clear()
             # Whoever waits for it runs its rows by itself and meets the error, if it is there to be met.
             for job in self._jobs():
                 self._feed(job).head = 0
@@ -274,6 +278,7 @@ class Batch:
     def _hand_out(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
+                self._slots.blank(self.rows.index(row))
                 row.fail(EngineError("the model's output is not finite; are the embeddings too far out?"))
             else:
                 row.accept(token, self._model.eos_ids)

@@ -59,8 +59,12 @@ class Heads:
         while len(self._kept) > 1 and (len(self._kept) > _KEPT or self.nbytes > self._most_bytes):
             self._kept.popitem(last=False)
 
+    def spare(self) -> None:
+        """Forget what is kept, for memory; what is being built goes on."""
+        self._kept.clear()
+
     def clear(self) -> None:
-        """Forget everything, for memory or after an error."""
+        """Forget everything, after an error."""
         self._kept.clear()
         self._building = None
 

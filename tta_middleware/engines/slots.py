@@ -120,6 +120,12 @@ class Slots:
         self.lengths = [length + 1 for length in self.lengths]
         self._at = None
 
+    def blank(self, slot: int) -> None:
+        """Zero what a sequence has written that is not finite: even masked it would spoil those that come after it."""
+        for keys, values in self._layers:
+            keys[slot].zero_()
+            values[slot].zero_()
+
     def remove(self, slot: int) -> None:
         """Free a slot; the last sequence takes its place, and an empty cache gives its memory back."""
         last = len(self.lengths) - 1

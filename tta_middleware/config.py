@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
@@ -18,17 +20,42 @@ class Settings(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise ConfigurationError(_explain(type(self).__name__, error)) from None
+            raise ConfigurationError(explain(type(self).__name__, error, type(self).model_fields)) from None
 
 
-def _explain(name: str, error: ValidationError) -> str:
+def explain(name: str, error: ValidationError, known: Collection[str] = ()) -> str:
     """One line per mistake; the offending value is left out, since it may be a secret."""
     lines = []
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in item["loc"])
-        message = "unknown setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown setting; {nearest(where, known)}"
         lines.append(f"{name}.{where}: {message}" if where else f"{name}: {message}")
     return "; ".join(lines)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What to write instead of a name that is not known."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def refuse_unknown(
+    owner: str, given: Iterable[str], known: Collection[str], advice: Mapping[str, str] | None = None
+) -> None:
+    """Refuse settings that ``owner`` does not have, since one that is ignored is believed to be in force.
+
+    Args:
+        advice: what to write instead of names that users are likely to try.
+
+    Raises:
+        ConfigurationError: one of ``given`` is not ``known``; names the nearest that is.
+    """
+    for name in given:
+        if name not in known:
+            instead = (advice or {}).get(name) or nearest(name, known)
+            raise ConfigurationError(f"{owner} has no setting {name!r}; {instead}")
 
 
 class Budget(Settings):

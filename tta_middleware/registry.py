@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from inspect import Parameter, signature
+from inspect import Parameter, iscoroutinefunction, signature
 from typing import Any, cast
 
 from tta_middleware.coverage import categories_of, check_scored, enforced
@@ -65,7 +65,17 @@ def resolve_engine(model: str | Engine, **options: Any) -> Engine:
         return cast(Engine, _load(ENGINES, "engine", name)(reference, **options))
     if isinstance(model, Engine):
         return model
-    raise ConfigurationError(f"a model is a name, a folder or an Engine, not {type(model).__name__}")
+    raise ConfigurationError(f"a model is a name, a folder or an Engine, not {_described(model)}")
+
+
+def _described(model: Any) -> str:
+    """What somebody gave for a model, and what to give instead where that is known."""
+    kind = type(model).__name__
+    if callable(getattr(model, "generate", None)) and hasattr(model, "config"):
+        return f"a {kind}, which lacks its tokenizer; save_pretrained both into one folder and give that"
+    if callable(getattr(model, "ainvoke", None)):
+        return f"a {kind}; for a LangChain chat model there is tta_langchain_agents.GuardedChatModel"
+    return f"{kind!r}, which lacks members of tta_middleware.protocols.Engine"
 
 
 def check_options(model: str, options: Iterable[str]) -> None:
@@ -87,19 +97,26 @@ def _engine(model: str) -> tuple[str, str]:
     return (name, reference) if colon and name in names(ENGINES) else ("transformers", model)
 
 
-def resolve_moderator(moderator: str | Moderator) -> Moderator:
-    """A moderator for a name such as ``local`` or ``openai``, or the moderator itself.
+def resolve_moderator(moderator: str | Moderator | Any) -> Moderator:
+    """A moderator for a name such as ``local`` or ``openai``, or from any object with a ``moderate`` of texts.
+
+    What an object lacks is filled in: see :class:`~tta_middleware.moderation.adapters.plain.PlainModerator`.
 
     Raises:
-        ConfigurationError: an unknown name, or an object without the Moderator protocol (a judge, say).
+        ConfigurationError: an unknown name, or an object without ``moderate`` (a judge, say).
     """
     if isinstance(moderator, str):
         return cast(Moderator, _load(MODERATORS, "moderator", moderator)())
-    if isinstance(moderator, Moderator):
+    if isinstance(moderator, type) or not callable(getattr(moderator, "moderate", None)):
+        raise ConfigurationError(
+            f"a moderator is a name, or an object with moderate(texts) that gives a Verdict for each text; "
+            f"{getattr(moderator, '__name__', type(moderator).__name__)} is neither"
+        )
+    if isinstance(moderator, Moderator) and iscoroutinefunction(moderator.moderate):
         return moderator
-    raise ConfigurationError(
-        f"a moderator is a name or has name, default_threshold, moderate and aclose; {type(moderator).__name__} has not"
-    )
+    from tta_middleware.moderation.adapters.plain import PlainModerator
+
+    return PlainModerator(moderator)
 
 
 def check_policies(moderator: str | Moderator, policies: StagePolicies) -> None:
@@ -110,8 +127,11 @@ def check_policies(moderator: str | Moderator, policies: StagePolicies) -> None:
     """
     if not enforced(policies):
         return
-    found = _load(MODERATORS, "moderator", moderator) if isinstance(moderator, str) else moderator
-    check_scored(policies, categories_of(found), moderator if isinstance(moderator, str) else moderator.name)
+    if isinstance(moderator, str):
+        check_scored(policies, categories_of(_load(MODERATORS, "moderator", moderator)), moderator)
+    else:
+        found = resolve_moderator(moderator)
+        check_scored(policies, categories_of(found), found.name)
 
 
 def resolve_method(method: str | Method | None) -> Method | None:

@@ -45,18 +45,46 @@ CATEGORIES: tuple[str, ...] = (
 """The category names of the OpenAI moderation API, in alphabetical order."""
 
 
+def valid_text(text: str) -> str:
+    """The text with U+FFFD in place of every lone surrogate, which no encoding, tokenizer or API takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # By UTF-16, so that two halves of one character find each other.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def valid_value(value: Any) -> Any:
+    """As :func:`valid_text`, for every text in a plain value; the same object where nothing is replaced."""
+    match value:
+        case str():
+            return valid_text(value)
+        case Mapping():
+            made: Any = {valid_value(key): valid_value(item) for key, item in value.items()}
+        case list() | tuple():
+            made = type(value)(map(valid_value, value))
+        case _:
+            return value
+    return value if made == value else made
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a tool, as an assistant turn asked for it."""
+    """One call of a tool, as an assistant turn asked for it; its texts are made valid as those of a message."""
 
     name: str
     arguments: Mapping[str, Any] = field(hash=False)
     id: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("name", "arguments", "id"):
+            object.__setattr__(self, name, valid_value(getattr(self, name)))
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation.
+    """One turn of a conversation. Lone surrogates in its texts become U+FFFD.
 
     Attributes:
         tool_calls: what an assistant turn asked for, besides its text.
@@ -69,6 +97,10 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     tool_call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("content", "name", "tool_call_id"):
+            object.__setattr__(self, name, valid_value(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +208,11 @@ class AbortSignal:
         return self._event.is_set()
 
 
+def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One string, or several, as a tuple; a string's letters are no stop strings."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How one sequence is decoded.
@@ -185,7 +222,7 @@ class Sampling:
         temperature: 0 means greedy.
         top_p: nucleus mass in (0, 1].
         seed: makes a sampled sequence reproducible, whatever else is in its batch.
-        stop: the text ends before the first of these strings.
+        stop: the text ends before the first of these strings; one string stands for itself.
 
     Raises:
         ConfigurationError: a value is out of its range.
@@ -198,6 +235,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", stop_strings(self.stop))
         if self.max_new_tokens < 1:
             raise ConfigurationError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):

@@ -25,6 +25,8 @@ from tta_langchain_agents.stream import WatchedStream, WithheldError
 from tta_middleware import bridge
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.batching import EndingBatches
+from tta_middleware.chat_model.caching import CachesChecked, name_of
+from tta_middleware.chat_model.call_settings import refuse_unknown_settings
 from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.config import Windows
 from tta_middleware.policy import StagePolicies
@@ -33,7 +35,7 @@ from tta_middleware.registry import MODERATORS, check_known, check_policies
 Messages = list[BaseMessage]
 
 
-class GuardedChatModel(EndingBatches, BaseChatModel):
+class GuardedChatModel(CachesChecked, EndingBatches, BaseChatModel):
     """A chat model whose messages are checked, text, reasoning and tool calls, before they leave it.
 
     The inner model is called without callbacks, so what it says raw reaches no callback, event stream or tracer; its
@@ -47,6 +49,7 @@ class GuardedChatModel(EndingBatches, BaseChatModel):
             the moderated text of ``replacement``, ``raise`` raises UnsafeAnswerError. None takes the one that
             ``repair_model`` or ``replacement`` is for, else ``block``.
         release: ``window`` streams text as it is checked, cut as in Windows; ``end`` holds it until all was checked.
+        streaming: True makes ``invoke`` stream to callbacks, too; False makes ``stream`` give one piece.
         books: told of every call; for the agent middleware.
 
     Raises:
@@ -60,8 +63,16 @@ class GuardedChatModel(EndingBatches, BaseChatModel):
     repair_model: Any = Field(None, exclude=True, repr=False)
     replacement: Any = Field(None, exclude=True, repr=False)
     release: Literal["window", "end"] | Windows = "window"
+    streaming: bool | None = None
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
     books: Books | None = Field(None, exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_settings(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            refuse_unknown_settings(cls.__name__, given, cls.model_fields)
+        return given
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -109,9 +120,21 @@ class GuardedChatModel(EndingBatches, BaseChatModel):
             **base._identifying_params,
             "inner_type": base._llm_type,
             "bound": bound_settings(self.inner),
-            "moderator": self.moderator if isinstance(self.moderator, str) else self.moderator.name,
+            "moderator": self.moderator if isinstance(self.moderator, str) else type(self.moderator).__name__,
             "policy": StagePolicies.of(self.policy).model_dump(),
             "on_flagged": self._handover().action,
+        }
+
+    def _decisive(self, stop: list[str] | None, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+        moderator = self.runtime.moderator(self.moderator)
+        return {
+            "inner": self.base._get_llm_string(stop, **(bound_settings(self.inner) | dict(overrides))),
+            "moderator": (name_of(self.moderator), moderator.name, moderator.default_threshold),
+            "policy": StagePolicies.of(self.policy).with_default(moderator.default_threshold).model_dump(),
+            "on_flagged": self._handover().action,
+            "repair_model": self.repair_model._get_llm_string() if self.repair_model else None,
+            "replacement": name_of(self.replacement),
+            "release": self.release,
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

@@ -194,13 +194,17 @@ _DRAINS = "LangChain reads a sync chain's input to its end"
 _THREAD = "LangGraph waits for a sync node to end"
 _SIBLINGS = "LangChain lets the batch go on"
 _ALL_LEAVING = frozenset({"close", "walk"})
-_PARSING = "OutputParserException"
+_PARSING = "ModelRefusalError"
 _UNPARSED = _seen(
     moderator_down=_PARSING, moderator_down_half_way=f"{_PARSING}|beginning, rest",
     moderator_down_in_the_repair=_PARSING, no_repair_method=_PARSING, budget_used_up=_PARSING,
 )  # fmt: skip
 # An unfinished JSON string is read as far as it goes.
-_PARTLY_PARSED = _seen(moderator_down="nothing", moderator_down_half_way="beginning, notice|nothing")
+_REFUSED = f"beginning, notice, {_PARSING}"
+_PARTLY_PARSED = _seen(
+    moderator_down=_PARSING, moderator_down_half_way=f"{_REFUSED}|{_PARSING}",
+    moderator_down_in_the_repair=_REFUSED, no_repair_method=_REFUSED, budget_used_up=_REFUSED,
+)  # fmt: skip
 _ONE_LEFT_OUT = _seen(
     engine_fails="EngineError|beginning, rest, EngineError|beginning, rest",
     moderator_down_half_way="beginning, rest, notice",
@@ -209,7 +213,7 @@ _NO_TEXT = {
     case.name: frozenset(
         {"EngineError"}
         if case.fail_at
-        else {"UnsafeAnswerError"}
+        else {"RefusedAnswerError"}
         if case.model.get("fallback") == "raise"
         else {"CancelledError"}
         if case.leaving
@@ -220,7 +224,7 @@ _NO_TEXT = {
 # A tool call is given out whole or not at all.
 _UNCALLED = _seen(
     moderator_down_half_way="notice", moderator_down_in_the_repair="notice", no_repair_method="notice",
-    budget_used_up="notice", engine_fails="EngineError", fallback_raises="UnsafeAnswerError",
+    budget_used_up="notice", engine_fails="EngineError", fallback_raises="RefusedAnswerError",
     consumer_is_cancelled="CancelledError",
 )  # fmt: skip
 _STOOD_IN = _seen(engine_fails="substitute", fallback_raises="substitute")

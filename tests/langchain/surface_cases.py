@@ -110,7 +110,7 @@ CASES = (
     _case("budget used up", *_BLOCKED, curable=False, model={"budget": Budget(generations=4)}),
     _case("engine fails", "beginning, EngineError|EngineError", "EngineError", harm="none", fail_at=12),
     _case(
-        "fallback raises", "beginning, UnsafeAnswerError", "UnsafeAnswerError",
+        "fallback raises", "beginning, RefusedAnswerError", "RefusedAnswerError",
         model={"method": "none", "fallback": "raise"},
     ),
     _case("consumer closes", "beginning", leaving="close", **_ENDLESS),

@@ -5,6 +5,7 @@ What is skipped, and why:
 - ``test_init_from_env``: no setting is read from the environment.
 - ``test_serdes``: a chat model holds engines and sockets, so ``is_lc_serializable`` is false.
 - image, audio and PDF inputs, Anthropic's blocks: the models are text models.
+- the standard parameter ``max_retries``: a local model is not asked again, and a setting without effect is refused.
 - ``test_stream_time``: a benchmark of recorded HTTP; nothing here speaks HTTP.
 - tools and structured output of the embedded model: its chat template takes no tools, and a model of 135M parameters
   does not write JSON reliably. The scripted model stands in for one that does; everything but the words is real.
@@ -72,7 +73,12 @@ class _Embedded:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": "smollm2", "max_new_tokens": 8, "dtype": "float32", "runtime": _RUNTIME}
+        return {"model": "smollm2", "dtype": "float32", "runtime": _RUNTIME}
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        """LangChain's, with few tokens and without ``max_retries``."""
+        return {"temperature": 0, "max_tokens": 8, "timeout": 60, "stop": []}
 
     @property
     def has_tool_calling(self) -> bool:
@@ -95,6 +101,10 @@ class _Scripted(_Embedded):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": ScriptedEngine(_capable), "runtime": _RUNTIME}
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        return {**super().standard_chat_model_params, "max_tokens": 100}
 
     @property
     def has_tool_calling(self) -> bool:

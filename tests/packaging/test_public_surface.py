@@ -91,7 +91,7 @@ def test_nothing_is_validated_by_assert() -> None:
 def test_house_sizes() -> None:
     for path in sources():
         text = path.read_text()
-        assert len(text.splitlines()) <= 400, path.name
+        assert len(text.splitlines()) <= 600, path.name
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert (node.end_lineno or node.lineno) - node.lineno < 60, f"{path.name}: {node.name}"

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from tta_middleware import bridge
 from tta_middleware.chat_model.batching import EndingBatches
+from tta_middleware.chat_model.caching import CachesChecked, name_of
+from tta_middleware.chat_model.call_settings import (
+    PER_CALL,
+    CallSettings,
+    refuse_unknown_settings,
+    with_timeout,
+    with_usual_names,
+)
 from tta_middleware.chat_model.counting import CountsTokens
 from tta_middleware.chat_model.events import Run, announce
-from tta_middleware.chat_model.messages import from_langchain, to_langchain
+from tta_middleware.chat_model.fallbacks import as_fallback
+from tta_middleware.chat_model.fields import (
+    FallbackSetting,
+    MemorySetting,
+    MethodSetting,
+    ModelSetting,
+    ModeratorSetting,
+    PolicyFileSetting,
+    StopStrings,
+)
+from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
+from tta_middleware.chat_model.refusal import as_refusals
 from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.chat_model.structured import Schema, json_output, with_response_format
 from tta_middleware.chat_model.tools import (
@@ -36,106 +57,98 @@ from tta_middleware.chat_model.tools import (
 )
 from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep
-from tta_middleware.guard import Fallback, Guard, Repair
-from tta_middleware.memory import Remembered, RepairMemory
+from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
+from tta_middleware.guard import Guard, PromptCheck, Release, Repair
+from tta_middleware.memory import Remembered
 from tta_middleware.optimise.base import Method
 from tta_middleware.policies import DEFAULT_NAME, PolicyFile
 from tta_middleware.policy import StagePolicies
-from tta_middleware.protocols import Engine
-from tta_middleware.registry import MODERATORS, check_known, check_policies, resolve_method
-from tta_middleware.types import Message, Sampling
+from tta_middleware.protocols import Engine, Moderator
+from tta_middleware.registry import check_policies
+from tta_middleware.repair import BRIDGES
+from tta_middleware.types import Message, Sampling, stop_strings
 
 DEFAULT_METHOD = "race"
 """What measured best; see the results table in the README."""
 
 
-class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
+class TTAChatModel(CachesChecked, EndingBatches, CountsTokens, BaseChatModel):
     """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
 
-    Everything is loaded at the first call. Any setting below but ``moderator``, how it streams and the loading options
-    can be given per call (``model.invoke(..., policy=0.3)``), bound (``model.bind(method="tsa")``) or made configurable
-    (``configurable_fields``).
+    Everything is loaded at the first call. Any setting below but ``moderator``, ``policies``, ``memory`` and the
+    loading options can be given per call (``model.invoke(..., policy=0.3)``), bound (``model.bind(method="tsa")``) or
+    made configurable (``configurable_fields``). ``max_tokens``, ``model_name``, ``stop_sequences`` and ``timeout``
+    (the budget's seconds), as other chat models call them, are understood; any other name is refused.
 
     Attributes:
         model: ``smollm2``, a local folder, a Hugging Face id, or an Engine.
-        moderator: ``local``, ``openai``, or a Moderator.
+        moderator: ``local``, ``openai``, a Moderator, or any object with a ``moderate`` of texts.
         method: how a flagged answer is repaired: ``race``, ``noise``, ``resample``, ``tsa``, ``none``, or a Method.
         policy: a threshold, thresholds per category, a Policy, StagePolicies, or a name in ``policies``.
         policies: a TOML or YAML file of named policies, which is read anew when it changes; its ``default``, if there
             is one, is in force where ``policy`` is not given.
-        fallback: ``refuse``, ``raise``, an async function of the messages, or a Runnable from messages to text or a
-            message; its text is moderated, too.
+        max_new_tokens: most tokens of an answer.
+        temperature: 0 answers greedily.
+        top_p: nucleus mass that is sampled from.
+        stop: an answer ends before the first of these; one string, or several.
+        seed: fixes what is sampled, of answers and of repairs; None draws one for every call, and the trace says which.
+        budget: what one answer may cost, its repair included.
+        fallback: ``refuse``, ``raise``, a function of the messages, async or not, or a Runnable from messages to text
+            or a message; its text is moderated, too.
         release: ``window`` streams text as it is checked, window by window, and repairs a late flag by going on from
             what has left; ``end`` holds the answer until all of it was checked. Calls that do not stream are always
             answered whole.
+        streaming: True makes ``invoke`` stream to callbacks, too; False makes ``stream`` give one piece.
         windows: how a streaming answer is cut.
-        memory: a :class:`~tta_middleware.memory.RepairMemory`: what repaired a prompt before is tried first when the
-            same prompt is flagged again. None remembers nothing.
+        bridges: turns of phrase that may lead from what has left to something safe; none where it is empty.
         prompt_check: whether the prompt is moderated, too, by the policy's ``prompt`` stage: ``user`` the last user
             turn, ``all`` every message, ``off``.
+        memory: a :class:`~tta_middleware.memory.RepairMemory`: what repaired a prompt before is tried first when the
+            same prompt is flagged again. None remembers nothing.
+        device: where the model runs.
+        dtype: the numbers it runs in.
         allow_download: whether a Hugging Face id may be fetched from the hub.
 
     Raises:
-        ConfigurationError: through pydantic's ValidationError, when a value is out of range or unknown.
+        ConfigurationError: through pydantic's ValidationError, when a value is out of range or a name unknown.
     """
 
-    model: Any = "smollm2"
-    moderator: Any = "local"
-    method: Any = DEFAULT_METHOD
+    model: ModelSetting = "smollm2"
+    moderator: ModeratorSetting = "local"
+    method: MethodSetting = DEFAULT_METHOD
     policy: Any = None
-    policies: Any = None
+    policies: PolicyFileSetting = None
     max_new_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0.0, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    stop: list[str] | None = None
-    seed: int = 0
+    stop: StopStrings | None = None
+    seed: int | None = None
     budget: Budget = Field(default_factory=Budget)
-    fallback: Any = "refuse"
-    release: Literal["window", "end"] = "window"
+    fallback: FallbackSetting = "refuse"
+    release: Release = "window"
+    streaming: bool | None = None
     windows: Windows = Field(default_factory=Windows)
-    prompt_check: Literal["off", "user", "all"] = "off"
-    memory: Any = Field(None, exclude=True, repr=False)
+    bridges: tuple[str, ...] = BRIDGES
+    prompt_check: PromptCheck = "off"
+    memory: MemorySetting = Field(None, exclude=True, repr=False)
     device: str = "auto"
     dtype: str = "auto"
     allow_download: bool = False
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
 
-    @field_validator("moderator")
+    @model_validator(mode="before")
     @classmethod
-    def _known_moderator(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            check_known(MODERATORS, "moderator", value)
-        return value
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, value: Any) -> Any:
-        resolve_method(value)
-        return value
-
-    @field_validator("policies")
-    @classmethod
-    def _policy_file(cls, value: Any) -> PolicyFile | None:
-        return value if value is None or isinstance(value, PolicyFile) else PolicyFile(value)
+    def _known_settings(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        settings = with_timeout(with_usual_names(given))
+        refuse_unknown_settings(cls.__name__, settings, cls.model_fields)
+        return settings
 
     @model_validator(mode="after")
     def _usable_policy(self) -> TTAChatModel:
         check_policies(self.moderator, self._stages(self.policy))
         return self
-
-    @field_validator("memory")
-    @classmethod
-    def _usable_memory(cls, value: Any) -> Any:
-        if value is not None and not isinstance(value, RepairMemory):
-            raise ConfigurationError(f"memory is a RepairMemory or None, not {type(value).__name__}")
-        return value
-
-    @field_validator("fallback")
-    @classmethod
-    def _usable_fallback(cls, value: Any) -> Any:
-        _fallback(value)
-        return value
 
     @property
     def _llm_type(self) -> str:
@@ -158,7 +171,7 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
         method = self.runtime.method(self.method, self.model)
         return {
             "model": self._model_name,
-            "moderator": self.moderator if isinstance(self.moderator, str) else self.moderator.name,
+            "moderator": self.moderator if isinstance(self.moderator, str) else self._moderator.name,
             "method": repr(method) if method else "none",
             "policy": self.policy if isinstance(self.policy, str) else self._stages(self.policy).model_dump(),
             "budget": self.budget.model_dump(),
@@ -167,15 +180,49 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
             "top_p": self.top_p,
             "stop": self.stop,
             "seed": self.seed,
+            "fallback": self.fallback if isinstance(self.fallback, str) else type(self.fallback).__name__,
+            "release": self.release,
+            "windows": self.windows.model_dump(),
+            "bridges": self.bridges,
+            "prompt_check": self.prompt_check,
         }
+
+    def _decisive(self, stop: list[str] | None, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+        settings = self._settings({**overrides, "stop": stop} if stop else overrides)
+        model, moderator = settings["model"], self._moderator
+        return settings | {
+            "model": (self.runtime.hash(model), model if isinstance(model, str) else name_of(model)),
+            "loading": (self.device, self.dtype),
+            "moderator": (name_of(self.moderator), moderator.name, moderator.default_threshold),
+            "policy": self._stages(settings["policy"]).with_default(moderator.default_threshold).model_dump(),
+            "method": self.runtime.method(settings["method"], model),
+            "quality": self.runtime.gate(model).bounds,
+            "fallback": name_of(settings["fallback"]),
+            "memory": name_of(self.memory),
+            "call": {name: value for name, value in overrides.items() if name not in settings},
+        }
+
+    def _pinned(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        # A policy file may change between the key and the answer, which then would be kept under another's key.
+        return dict(overrides) | {"policy": self._stages(self._settings(overrides)["policy"])}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "tta_middleware"
-        params["ls_model_name"] = kwargs.get("model", self._model_name)
-        params["ls_temperature"] = kwargs.get("temperature", self.temperature)
-        params["ls_max_tokens"] = kwargs.get("max_new_tokens", self.max_new_tokens)
+        call = with_usual_names(kwargs)
+        params["ls_model_name"] = call.get("model", self._model_name)
+        params["ls_temperature"] = call.get("temperature", self.temperature)
+        params["ls_max_tokens"] = call.get("max_new_tokens", self.max_new_tokens)
         return params
+
+    def bind(self, **kwargs: Any) -> Any:
+        """This model with settings for every call.
+
+        Raises:
+            ConfigurationError: a call has no such setting.
+        """
+        _call_settings(type(self)).check_names(kwargs)
+        return super().bind(**kwargs)
 
     def bind_tools(
         self,
@@ -199,7 +246,9 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
             ConfigurationError: ``tool_choice`` names no tool. Whether the model takes tools shows at the first call.
         """
         described = describe(tools, strict=strict)
-        return self.bind(tools=described, tool_choice=settle_choice(tool_choice, tool_names(described)), **kwargs)
+        choice = settle_choice(tool_choice, tool_names(described))
+        bound: Runnable[LanguageModelInput, AIMessage] = self.bind(tools=described, tool_choice=choice, **kwargs)
+        return bound
 
     def with_structured_output(
         self,
@@ -246,15 +295,16 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None, run: Run, overrides: Mapping[str, Any]
     ) -> ChatResult:
         """The answer as a whole; a flagged one is replaced from its first word, since nothing has left."""
-        guard, turns, sampling, answers = await self._request(messages, stop, overrides)
+        call = await self._request(messages, stop, overrides)
         generations: list[ChatGeneration] = []
-        async with aclosing(guard.stream(turns, sampling, release="end")) as events:
-            async for event in events:
-                match event:
-                    case Finished(answer):
-                        generations.append(ChatGeneration(message=answers.read(answer)))
-                    case RepairStarted() | RepairStep() | RepairFinished():
-                        await announce(event, run)
+        with as_refusals(call.notice):
+            async with aclosing(call.events(release="end")) as events:
+                async for event in events:
+                    match event:
+                        case Finished(answer):
+                            generations.append(ChatGeneration(message=call.reader.read(answer)))
+                        case RepairStarted() | RepairStep() | RepairFinished():
+                            await announce(event, run)
         return ChatResult(generations=generations)
 
     def _stream(
@@ -287,62 +337,69 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
         overrides: Mapping[str, Any],
         reader: asyncio.Task[Any] | None = None,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        guard, turns, sampling, answers = await self._request(messages, stop, overrides)
-        async with aclosing(guard.stream(turns, sampling, release=self.release, reader=reader)) as events:
-            async for event in events:
-                match event:
-                    case Released(text):
-                        for chunk in answers.feed(text):
-                            yield ChatGenerationChunk(message=chunk)
-                    case Finished(answer):
-                        for chunk in answers.finish(answer):
-                            yield ChatGenerationChunk(message=chunk)
-                    case _:
-                        await announce(event, run)
+        call = await self._request(messages, stop, overrides)
+        with as_refusals(call.notice):
+            async with aclosing(call.events(release=call.release, task=reader)) as events:
+                async for event in events:
+                    match event:
+                        case Released(text):
+                            for chunk in call.reader.feed(text):
+                                yield ChatGenerationChunk(message=chunk)
+                        case Finished(answer):
+                            for chunk in call.reader.finish(answer):
+                                yield ChatGenerationChunk(message=chunk)
+                        case _:
+                            await announce(event, run)
 
     async def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: Mapping[str, Any]
-    ) -> tuple[Guard, list[Message], Sampling, AnswerReader]:
-        settings = self._settings(overrides)
+    ) -> _Call:
+        settings = self._settings({**overrides, "stop": stop} if stop else overrides)
+        seed = secrets.randbits(31) if settings["seed"] is None else settings["seed"]
+        settings["seed"] = seed
         sampling = Sampling(
             max_new_tokens=settings["max_new_tokens"],
             temperature=settings["temperature"],
             top_p=settings["top_p"],
-            seed=settings["seed"],
-            stop=tuple(stop or settings["stop"] or ()),
+            seed=seed,
+            stop=stop_strings(settings["stop"] or ()),
         )
         turns = from_langchain(with_response_format(messages, overrides.get("response_format")))
         engine, parallel = self._engine(settings["model"]), overrides.get("parallel_tool_calls")
         use = await ToolUse.of(engine, overrides.get("tools") or (), overrides.get("tool_choice"), parallel=parallel)
-        return self._guard(settings, engine, use), turns, sampling, AnswerReader(use, call_ids(turns))
+        stages = self._stages(settings["policy"])
+        notice = stages.output.notice
+        reader = AnswerReader(use, call_ids(turns), notice)
+        return _Call(self._guard(settings, stages, engine, use), turns, sampling, reader, settings["release"], notice)
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """This model's per-call settings with the call's own on top."""
-        unknown = sorted(set(overrides) - set(_PER_CALL) - _TOOL_SETTINGS - _IGNORED)
-        if unknown:
-            raise ConfigurationError(f"unknown call setting {', '.join(unknown)}; known are {', '.join(_PER_CALL)}")
-        own = {name: getattr(self, name) for name in _PER_CALL}
-        return own | {name: value for name, value in overrides.items() if name in own and value is not None}
+        settings = _call_settings(type(self))
+        return {name: getattr(self, name) for name in PER_CALL} | settings.of(overrides, self.budget)
+
+    @property
+    def _moderator(self) -> Moderator:
+        return self.runtime.moderator(self.moderator)
 
     def _engine(self, model: Any) -> Engine:
         return self.runtime.engine(model, device=self.device, dtype=self.dtype, allow_download=self.allow_download)
 
-    def _guard(self, settings: Mapping[str, Any], engine: Engine, use: ToolUse | None) -> Guard:
-        gate = self.runtime.gate(settings["model"])
-        stages = self._stages(settings["policy"])
+    def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, engine: Engine, use: ToolUse | None) -> Guard:
+        gate, bridges = self.runtime.gate(settings["model"]), settings["bridges"]
         return Guard(
             with_tools(engine, use) if use else engine,
-            self.runtime.moderator(self.moderator),
-            quality=CallQuality(use, gate=gate) if use else gate,
+            self._moderator,
+            quality=CallQuality(use, bridges, gate) if use else gate,
             policy=stages,
             repair=Repair(
                 method=self._method(settings, stages),
                 budget=settings["budget"],
-                fallback=_fallback(settings["fallback"]),
+                fallback=as_fallback(settings["fallback"]),
                 seed=settings["seed"],
+                bridges=bridges,
             ),
-            windows=self.windows,
-            prompt_check=self.prompt_check,
+            windows=settings["windows"],
+            prompt_check=settings["prompt_check"],
             reading=reading_of(use),
         )
 
@@ -368,37 +425,21 @@ class TTAChatModel(EndingBatches, CountsTokens, BaseChatModel):
         await self.runtime.aclose()
 
 
-_PER_CALL = (
-    "model",
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "seed",
-    "stop",
-    "policy",
-    "method",
-    "budget",
-    "fallback",
-)
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request, ready to run."""
 
-_TOOL_SETTINGS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
-"""Call settings that ``bind_tools`` and agents make; the tools are in OpenAI's form."""
+    guard: Guard
+    turns: list[Message]
+    sampling: Sampling
+    reader: AnswerReader
+    release: Release
+    notice: str
 
-_IGNORED = frozenset({"ls_structured_output_format", "stream", "stream_usage"})
-"""Call settings that LangChain adds for its own use."""
+    def events(self, *, release: Release, task: asyncio.Task[Any] | None = None) -> AsyncGenerator[StreamEvent, None]:
+        return self.guard.stream(self.turns, self.sampling, release=release, reader=task)
 
 
-def _fallback(value: Any) -> Fallback:
-    if value in ("refuse", "raise"):
-        return value  # type: ignore[no-any-return]
-    if isinstance(value, Runnable):
-        return partial(_run_fallback, value)
-    if callable(value):
-        return value  # type: ignore[no-any-return]
-    raise ConfigurationError(f"fallback is 'refuse', 'raise', an async function or a Runnable, not {value!r:.40}")
-
-
-async def _run_fallback(runnable: Runnable[Any, Any], messages: list[Message]) -> str:
-    """The runnable's text. Callbacks are cut off, since its raw tokens are not checked yet."""
-    output = await runnable.ainvoke(to_langchain(messages), config={"callbacks": []})
-    return output.text if isinstance(output, BaseMessage) else str(output)
+@cache
+def _call_settings(model: type[TTAChatModel]) -> CallSettings:
+    return CallSettings(model)

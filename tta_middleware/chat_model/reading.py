@@ -13,6 +13,7 @@ from langchain_core.messages.tool import tool_call_chunk
 
 from tta_middleware.call_text import call_text, decoded_parts, decodings, escapes_from, json_reading, whole
 from tta_middleware.chat_model.messages import metadata, usage
+from tta_middleware.chat_model.refusal import REFUSAL, ending
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
 from tta_middleware.chat_model.tools import ToolUse
 from tta_middleware.holdback import Reading
@@ -25,9 +26,11 @@ class AnswerReader:
     Args:
         use: the tools that the model was shown; None reads everything as text.
         call_id: the id of the answer's n-th call.
+        notice: the text that stands for a refusal.
     """
 
-    def __init__(self, use: ToolUse | None, call_id: Callable[[int], str]) -> None:
+    def __init__(self, use: ToolUse | None, call_id: Callable[[int], str], notice: str = "") -> None:
+        self._notice = notice
         self._parser = tool_parser(use.kind, use.names) if use else tool_parser(None)
         self._opening = use.opening if use else ""
         self._most = None if use is None or use.parallel else 1
@@ -61,7 +64,10 @@ class AnswerReader:
 
     def _metadata(self, answer: GuardedAnswer) -> dict[str, Any]:
         called = self._callable and answer.finish_reason == "stop"
-        return metadata(answer) | ({"finish_reason": "tool_calls"} if called else {})
+        # A fallback's own words are an answer; only the notice is a refusal.
+        refused = answer.finish_reason == "content_filter" and self._notice and answer.text.endswith(self._notice)
+        about = metadata(answer) | ending("tool_calls" if called else answer.finish_reason)
+        return about | ({REFUSAL: self._notice} if refused else {})
 
     def _chunks(self, pieces: list[Piece]) -> list[AIMessageChunk]:
         return [self._chunk(piece) for piece in pieces if piece and not self._surplus(piece)]

@@ -74,11 +74,15 @@ class Runtime:
 
     def scope(self, model: str | Engine, policy: Policy) -> str:
         """What a remembered repair holds for: this model under this policy."""
+        return scope_of(self.hash(model), policy)
+
+    def hash(self, model: str | Engine) -> str:
+        """What identifies the model's weights; read once."""
         reference = _reference(model)
         with self._lock:
             if reference not in self._hashes:
                 self._hashes[reference] = model_hash(reference)
-            return scope_of(self._hashes[reference], policy)
+            return self._hashes[reference]
 
     async def aclose(self) -> None:
         """Close what was made here; objects that the user passed in stay open."""

@@ -186,6 +186,15 @@ class TestConformance(ChatModelUnitTests):
     def chat_model_params(self) -> dict[str, Any]:
         return {"inner": ScriptedChatModel(answers=["fine"]), "moderator": ScriptedModerator()}
 
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        """None: temperature, limits and the like are settings of the inner model, and refused here."""
+        return {}
+
+    @pytest.mark.xfail(reason="it gives max_tokens and stop, which are settings of the inner model and refused here")
+    def test_standard_params(self, model: Any) -> None:
+        super().test_standard_params(model)
+
 
 def test_the_question_is_passed_on_as_it_is() -> None:
     inner = ScriptedChatModel(answers=["fine"])
@@ -195,13 +204,13 @@ def test_the_question_is_passed_on_as_it_is() -> None:
 
 async def test_a_cache_holds_what_was_checked_and_knows_the_tools() -> None:
     cache = InMemoryCache()
-    model = guarded(BAD, "second", inner=ScriptedChatModel(answers=[BAD, "second"], cache=cache))
-    first, again = await model.ainvoke("hello"), await model.ainvoke("hello")
-    assert first.text == again.text == DEFAULT_NOTICE
+    model = guarded(inner=ScriptedChatModel(answers=[BAD, "second", "third"], cache=cache))
+    answers = [(await model.ainvoke("hello")).text for _ in range(3)]
+    assert answers == [DEFAULT_NOTICE, "second", "second"]
     assert len(cache._cache) == 1
     assert "flagme" not in repr(cache._cache)
     other = model.model_copy(update={"inner": model.inner.bind(tools=["a tool"])})
-    assert (await other.ainvoke("hello")).text == "second"
+    assert (await other.ainvoke("hello")).text == "third"
 
 
 async def test_what_observed_the_inner_model_observes_the_guard() -> None:

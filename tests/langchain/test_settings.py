@@ -1,0 +1,232 @@
+"""What the chat models can be told: names, other models' names for them, and values, in every place alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from pydantic import ValidationError
+from tta_langchain_agents import GuardedChatModel
+
+from tta_middleware import Budget, TTAChatModel
+from tta_middleware.config import Windows
+from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
+
+ALPHABET = "a b c d e f g h i j k l m n o p END r s t"
+
+
+def scripted(script: Any = ALPHABET, **settings: Any) -> TTAChatModel:
+    return TTAChatModel(model=ScriptedEngine(script), moderator=ScriptedModerator(), **settings)
+
+
+MISTAKES = [
+    ({"polcy": 0.1}, "no setting 'polcy'; did you mean 'policy'"),
+    ({"threshold": 0.1}, "no setting 'threshold'; write policy=0.1"),
+    ({"temprature": 1.0}, "did you mean 'temperature'"),
+    ({"max_retries": 2}, "no setting 'max_retries'; a local model is not asked again"),
+    ({"nothing_like_it": 1}, "known are .*policy"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), MISTAKES)
+async def test_an_unknown_setting_is_refused_wherever_it_is_given(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        scripted(**settings)
+    model = scripted()
+    with pytest.raises(ConfigurationError, match=says):
+        await model.ainvoke("Hello", **settings)
+    with pytest.raises(ConfigurationError, match=says):
+        model.invoke("Hello", **settings)
+    with pytest.raises(ConfigurationError, match=says):
+        model.bind(**settings)
+    with pytest.raises(ConfigurationError, match=says):
+        model.bind_tools([], **settings)
+
+
+def test_the_guard_around_another_model_refuses_unknown_settings() -> None:
+    inner = FakeListChatModel(responses=["Hello."])
+    with pytest.raises(ValidationError, match="GuardedChatModel has no setting 'polcy'; did you mean 'policy'"):
+        GuardedChatModel(inner=inner, moderator=ScriptedModerator(), polcy=0.1)
+    with pytest.raises(ValidationError, match="no setting 'threshold'; write policy"):
+        GuardedChatModel(inner=inner, moderator=ScriptedModerator(), threshold=0.1)
+
+
+def test_an_unknown_limit_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigurationError, match=r"Budget\.second: unknown setting; did you mean 'seconds'"):
+        Budget(second=3)  # type: ignore[call-arg]
+
+
+def test_other_models_names_for_settings_are_understood() -> None:
+    model = TTAChatModel(model_name="smollm2", max_tokens=7, stop_sequences="END", timeout=9)
+    assert (model.model, model.max_new_tokens, model.stop) == ("smollm2", 7, ["END"])
+    assert model.budget == Budget(seconds=9)
+    assert TTAChatModel(timeout=9, budget={"generations": 3}).budget == Budget(generations=3, seconds=9)
+    assert TTAChatModel(timeout=None).budget == Budget()
+    for settings in ({"timeout": 9, "budget": {"seconds": 8}}, {"max_tokens": 7, "max_new_tokens": 8}):
+        with pytest.raises(ValidationError, match="give one of them"):
+            TTAChatModel(**settings)
+
+
+async def test_a_call_understands_them_too() -> None:
+    model = scripted()
+    for settings in ({"max_tokens": 3}, {"max_new_tokens": 3}):
+        answer = await model.ainvoke("Go on", **settings)
+        assert answer.response_metadata["finish_reason"] == "length"
+        assert answer.usage_metadata is not None
+        assert answer.usage_metadata["output_tokens"] == 3
+    asked = await model.bind(stop_sequences=["END"]).ainvoke("Go on")
+    assert asked.text == "a b c d e f g h i j k l m n o p "
+    assert (await model.bind(model_name=ScriptedEngine("Another.")).ainvoke("Go on")).text == "Another."
+    assert model._get_ls_params(max_tokens=3)["ls_max_tokens"] == 3
+
+
+async def test_a_timeout_of_one_call_limits_that_call() -> None:
+    slow = ScriptedEngine(ALPHABET, step_seconds=3600.0)
+    model = TTAChatModel(model=slow, moderator=ScriptedModerator())
+    answer = await model.ainvoke("Go on", timeout=0.01)
+    assert answer.response_metadata["tta"]["stop_reason"] == "budget: seconds"
+
+
+def test_langchains_own_settings_keep_working() -> None:
+    class Handler(BaseCallbackHandler):
+        pass
+
+    own: dict[str, Any] = {
+        "name": "mine", "tags": ["a"], "metadata": {"b": 1}, "callbacks": [Handler()], "verbose": False,
+        "cache": InMemoryCache(), "rate_limiter": InMemoryRateLimiter(), "disable_streaming": True,
+        "output_version": "v1", "profile": {"max_input_tokens": 3}, "custom_get_token_ids": lambda text: [1],
+    }  # fmt: skip
+    model = scripted(**own)
+    assert {name: getattr(model, name) for name in own if name != "metadata"} == {
+        name: value for name, value in own.items() if name != "metadata"
+    }
+    assert (model.metadata or {})["b"] == 1
+
+
+def test_a_class_of_the_users_has_settings_of_its_own() -> None:
+    class Mine(TTAChatModel):
+        flavour: str = "plain"
+
+    assert Mine(flavour="sweet").flavour == "sweet"
+    with pytest.raises(ValidationError, match="Mine has no setting 'flavor'; did you mean 'flavour'"):
+        Mine(flavor="sweet")
+
+
+@pytest.mark.parametrize("stop", ["END", ["END"], ("END",)])
+async def test_one_stop_string_is_one_wherever_it_is_given(stop: Any) -> None:
+    cut = "a b c d e f g h i j k l m n o p "
+    assert (await scripted(stop=stop).ainvoke("Go on")).text == cut
+    model = scripted()
+    assert (await model.ainvoke("Go on", stop=stop)).text == cut
+    assert (await model.bind(stop=stop).ainvoke("Go on")).text == cut
+    assert "".join([chunk.text async for chunk in model.astream("Go on", stop=stop)]) == cut
+    assert model.invoke("Go on", stop=stop).text == cut
+
+
+BAD_VALUES = [
+    ({"budget": {"generations": 0}}, "generations: Input should be greater than 0"),
+    ({"budget": {"generation": 3}}, "did you mean 'generations'"),
+    ({"budget": 3}, "budget"),
+    ({"windows": {"frist": 3}}, "did you mean 'first'"),
+    ({"method": "rase"}, "unknown method 'rase'"),
+    ({"fallback": "shrug"}, "fallback is 'refuse'"),
+    ({"policy": {"violent": 0.2}}, "did you mean 'violence"),
+    ({"policy": 2.0}, "less than or equal to 1"),
+    ({"temperature": -1.0}, "greater than or equal to 0"),
+    ({"max_tokens": 0}, "greater than or equal to 1"),
+    ({"release": "word"}, "'end'"),
+    ({"prompt_check": "system"}, "'user'"),
+    ({"stop": [3]}, "valid string"),
+    ({"timeout": -1}, "greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), BAD_VALUES)
+async def test_a_calls_values_are_checked_as_in_the_constructor(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises((ValidationError, ConfigurationError), match=says):
+        scripted(**settings)
+    engine = ScriptedEngine("Hello.")
+    model = TTAChatModel(model=engine, moderator=ScriptedModerator())
+    with pytest.raises(ConfigurationError, match=says):
+        await model.ainvoke("Hello", **settings)
+    assert engine.steps == 0
+
+
+async def test_a_calls_settings_may_be_plain_values() -> None:
+    model = scripted("Then flagme, yes.", method="resample")
+    answer = await model.ainvoke("Go on", budget={"generations": 3})
+    assert answer.response_metadata["tta"]["generations"] == 3
+    chunks = [chunk.text async for chunk in scripted().astream("Go on", windows={"first": 4, "largest": 4})]
+    assert len([chunk for chunk in chunks if chunk]) > 5
+    assert Windows(first=4, largest=4) == scripted(windows={"first": 4, "largest": 4}).windows
+
+
+async def test_without_a_seed_samples_vary_and_the_trace_says_which_seed() -> None:
+    model = scripted(lambda call: f"The seed was {call.seed}.", temperature=1.0)
+    first, second = [await model.ainvoke("Which?") for _ in range(2)]
+    assert first.text != second.text
+    for answer in (first, second):
+        seed = answer.response_metadata["tta"]["seed"]
+        assert answer.text == f"The seed was {seed}."
+        assert (await model.ainvoke("Which?", seed=seed)).text == answer.text
+    fixed = scripted(lambda call: f"The seed was {call.seed}.", temperature=1.0, seed=7)
+    assert {(await fixed.ainvoke("Which?")).text for _ in range(2)} == {"The seed was 7."}
+
+
+async def test_the_drawn_seed_moves_the_search_as_well() -> None:
+    def script(call: ScriptedCall) -> str:
+        return "A calm answer about gardens." if call.moved else "Then flagme, yes."
+
+    model = scripted(script, method="noise")
+    answers = [await model.ainvoke("Which?", seed=seed) for seed in (None, None, 5, 5)]
+    first, second, fixed, again = [answer.response_metadata["tta"]["cosine"] for answer in answers]
+    assert first != second
+    assert fixed == again
+
+
+async def test_streaming_can_be_switched_on_for_invoke_and_off_for_stream() -> None:
+    class Hears(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.tokens: list[str] = []
+
+        def on_llm_new_token(self, token: Any, **_: Any) -> None:
+            self.tokens.append(token)
+
+    hears, windows = Hears(), {"first": 4, "largest": 4}
+    on = scripted(streaming=True, windows=windows)
+    assert (await on.ainvoke("Go on", {"callbacks": [hears]})).text == ALPHABET
+    assert len(hears.tokens) > 5
+    off = scripted(streaming=False, windows=windows)
+    assert [chunk.text async for chunk in off.astream("Go on") if chunk.text] == [ALPHABET]
+
+
+class PreTrainedLike:
+    """What transformers hands out."""
+
+    config: Any = None
+
+    def generate(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (object(), "a model is a name, a folder or an Engine, not 'object', which lacks members"),
+        (PreTrainedLike(), "a PreTrainedLike, which lacks its tokenizer; save_pretrained both into one folder"),
+        (FakeListChatModel(responses=[""]), "GuardedChatModel"),
+        (None, "a name, a folder or an Engine"),
+        ("", "empty text"),
+    ],
+)
+async def test_what_is_no_model_is_refused_at_once_and_says_what_to_give(model: Any, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        TTAChatModel(model=model)
+    if model is not None:
+        with pytest.raises(ConfigurationError, match=says):
+            await scripted().ainvoke("Hello", model=model)

@@ -2,7 +2,7 @@
 
 It upholds the guarantee of docs/concepts.md: every released character was scored below the threshold, as it was written
 and as a consumer decodes it, together with the text before it: with ``Windows.context`` characters of it while the
-answer goes on, and with all of it in the last check. So that is the bound: a text which is harmful only as a whole, over
+answer goes on, and with all of it in the last check. So that is the bound: a text that is harmful only as a whole, over
 more than one window and its context, shows at its end, and what is withheld then is its last part. An answer that is
 held to its end (no windows) leaves only after it was scored whole.
 

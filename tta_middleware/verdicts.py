@@ -10,12 +10,12 @@ Texts are put into a form that the moderator takes, and its answer is counted:
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import TypeAlias
 
+from tta_middleware import _process
 from tta_middleware.errors import InvalidVerdictError, ModerationRejectedError
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict, stricter
@@ -40,7 +40,7 @@ class _Refusals:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _process.Lock()
         self._of_setup: dict[str, str] = {}
         self._of_texts: set[str] = set()
 

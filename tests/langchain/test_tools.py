@@ -423,3 +423,9 @@ async def test_calls_that_must_not_be_parallel_are_one(parallel: bool | None, co
     for message in (await both_ways(bound))[:2]:
         assert [call["name"] for call in message.tool_calls] == ["get_weather", "mail"][:count]
         assert message.invalid_tool_calls == []
+
+
+@pytest.mark.parametrize("setting", [{"strict": True}, {"functions": []}, {"function_call": "auto"}])
+async def test_settings_of_other_providers_tools_are_refused_with_what_to_use(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="bind_tools"):
+        await chat("Fine.").ainvoke(ASK, **setting)

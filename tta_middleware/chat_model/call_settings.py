@@ -40,6 +40,9 @@ IGNORED: Final = frozenset({"ls_structured_output_format", "stream", "stream_usa
 
 _ADVICE: Final = {
     "threshold": "write policy=0.1",
+    "strict": "write bind_tools(tools, strict=True); decoding is not constrained in either case",
+    "functions": "write bind_tools(tools)",
+    "function_call": "write bind_tools(tools, tool_choice=...)",
     "max_retries": "a local model is not asked again; how often the moderator is, its own settings say "
     "(tta_middleware.moderation.stack.production_moderator)",
     "request_timeout": "write timeout=60, or budget={'seconds': 60}",

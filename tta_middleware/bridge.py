@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from tta_middleware import _process
-from tta_middleware.errors import EngineError
+from tta_middleware.errors import ConfigurationError, EngineError
 
 T = TypeVar("T")
 
@@ -75,7 +75,16 @@ def here() -> bool:
 
 
 def run(function: Callable[[], Awaitable[T]]) -> T:
-    """Run an async function to its end and return its result; an interrupt of the caller cancels it."""
+    """Run an async function to its end and return its result; an interrupt of the caller cancels it.
+
+    Raises:
+        ConfigurationError: this is called on the bridge's own loop, by an async fallback or callback of a sync call.
+    """
+    if _bridge.here():
+        raise ConfigurationError(
+            "a sync call was made from async code that itself answers a sync call, and would wait for itself for ever; "
+            "await the async call, such as ainvoke, or let an ordinary function make it"
+        )
     future = _bridge.portal().start_task_soon(function)
     try:
         return future.result()

@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tta_middleware.types import valid_text
+
 LEVELS = 8
 """Encodings within encodings that are read one by one; what lies deeper is read at its innermost."""
 
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 _MEANT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _NESTED = re.compile(r"\\(?:\\|u005[cC])+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # The beginning of an escape, where a text is cut in the middle of one.
 _CUT_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{0,4})?\Z")
 _NUMBERED_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
@@ -95,9 +96,7 @@ def _character(escape: re.Match[str]) -> str:
 
 def whole(text: str) -> str:
     """``text`` with pairs of surrogates joined and lone ones replaced, which no encoding could carry."""
-    if not _SURROGATE.search(text):
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return valid_text(text)
 
 
 def escapes_from(text: str, begin: int) -> str:

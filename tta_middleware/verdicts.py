@@ -18,7 +18,7 @@ from typing import TypeAlias
 from tta_middleware import _process
 from tta_middleware.errors import InvalidVerdictError, ModerationRejectedError
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict, stricter
+from tta_middleware.types import Verdict, stricter, valid_text
 
 OVERLAP = 1_000
 """Characters that two parts of a long text share: a phrase up to this length lies whole within one of them."""
@@ -155,6 +155,4 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 def encodable(text: str) -> str:
     """``text`` with surrogate pairs joined and their lost halves replaced by U+FFFD."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return valid_text(text)

@@ -49,7 +49,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         stages = StagePolicies.of(self.policy)
-        if not hasattr(self.moderator, "max_characters"):
+        if getattr(self.moderator, "max_characters", None) is None:
             self.moderator = InParts(self.moderator, LONGEST)
         self.moderator = covering(self.moderator, stages)
         self.name, self.default_threshold = self.moderator.name, self.moderator.default_threshold

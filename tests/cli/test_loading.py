@@ -87,3 +87,13 @@ def test_a_command_may_have_a_default_of_its_own():
     commands = typer.main.get_command(app).commands
     defaults = {name: {each.name: each.default for each in commands[name].params} for name in ("bench", "chat")}
     assert (defaults["bench"]["max_new_tokens"], defaults["chat"]["max_new_tokens"]) == (64, 256)
+
+
+def test_what_loading_takes_is_told_apart_from_the_answer(tta, words, monkeypatch):
+    from tta_middleware.cli import parts
+
+    assert "loaded in" not in tta(*words("chat")).err
+    monkeypatch.setattr(parts, "_NOTICEABLE_SECONDS", 0.0)
+    ran = tta(*words("chat"))
+    assert ran.err.splitlines()[1] == "settable:plain loaded in 0.0 s"
+    assert "loaded in" not in ran.out

@@ -175,8 +175,12 @@ def test_two_processes_that_need_the_model_at_once_convert_it_once(tmp_path: Pat
         "print(resolve_model('smollm2', cache_dir=sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    folders = {process.communicate()[0].strip() for process in processes}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    said = [process.communicate() for process in processes]
+    folders = {out.strip() for out, _ in said}
     assert [process.returncode for process in processes] == [0, 0]
+    # Where stderr is no terminal nothing is drawn there, least of all by a library.
+    assert [err for _, err in said] == ["", ""]
     assert len(folders) == 1
     assert [path.name for path in (tmp_path / "models").iterdir() if path.is_dir()] == [Path(folders.pop()).name]

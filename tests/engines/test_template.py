@@ -170,3 +170,22 @@ def test_templates_that_cannot_be_used_say_why(tokenizer: Any) -> None:
 def test_a_conversation_without_a_question_is_refused(tokenizer: Any, turns: list[Message]) -> None:
     with pytest.raises(EmptyPromptError):
         render_prompt(tokenizer, turns)
+
+
+@pytest.mark.parametrize("half", [chr(0xD83D), chr(0xDE00)], ids=["high", "low"])
+def test_half_a_surrogate_pair_is_replaced_wherever_it_stands(tokenizer: Any, half: str) -> None:
+    def talk(mark: str) -> list[Message]:
+        return [
+            Message("system", f"Be kind{mark}"),
+            Message("user", "Hello"),
+            Message("assistant", f"Hi{mark}"),
+            Message("user", f"What{mark} is a lighthouse?"),
+        ]
+
+    rendered = render_prompt(tokenizer, talk(half), f"A{half}")
+    assert rendered == render_prompt(tokenizer, talk("\ufffd"), "A\ufffd")
+    assert user_text(tokenizer, talk(half)) == "What\ufffd is a lighthouse?"
+
+
+def test_both_halves_of_a_surrogate_pair_are_one_character(tokenizer: Any) -> None:
+    assert user_text(tokenizer, [Message("user", "A \ud83d\ude00 indeed")]) == "A \U0001f600 indeed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import anyio
 
 from tta_middleware.cli.options import Loading
+from tta_middleware.cli.output import note
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard import Guard, Repair
@@ -21,6 +23,8 @@ from tta_middleware.profiles import quality_for, tuned_for
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
+
+_NOTICEABLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +58,17 @@ class Answering(Loading):
 
 @asynccontextmanager
 async def opened(loading: Loading, moderator: str) -> AsyncIterator[tuple[Engine, Moderator]]:
-    """Engine and moderator by name; the model is loaded, so that its mistakes show before any work."""
+    """Engine and moderator by name; the model is loaded, so that its mistakes show before any work.
+
+    What that takes is told by itself where it is noticeable, since it counts in no answer's time.
+    """
     scorer = resolve_moderator(moderator)
     engine = loading.engine()
     try:
-        await engine.embed([Message("user", "Hello")])
+        begun = time.monotonic()
+        await engine.load()
+        if (seconds := time.monotonic() - begun) >= _NOTICEABLE_SECONDS:
+            note(f"{loading.model} loaded in {seconds:.1f} s")
         yield engine, scorer
     finally:
         with anyio.CancelScope(shield=True):

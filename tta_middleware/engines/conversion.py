@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _convert_into(gguf: Path, folder: Path) -> None:
 def _save_as_safetensors(gguf: Path, target: Path) -> None:
     torch, transformers = import_torch(), import_transformers()
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    with quiet_transformers():
+    with quiet_transformers(), _without_its_own_bar():
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
@@ -73,6 +74,19 @@ def _save_as_safetensors(gguf: Path, target: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(str(target))
         tokenizer.save_pretrained(str(target))
+
+
+@contextmanager
+def _without_its_own_bar() -> Iterator[None]:
+    """transformers draws a bar over the tensors of a GGUF whether bars are wanted or not; ours stands there."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    shown = getattr(reader, "tqdm", None)
+    reader.tqdm = partial(shown, disable=True) if shown else None
+    try:
+        yield
+    finally:
+        reader.tqdm = shown
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tta_middleware.call_text import whole
 from tta_middleware.engines.control_tokens import ControlTokens, spelled_in
 from tta_middleware.engines.template import chat_template, render_prompt
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
@@ -20,6 +21,7 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     Raises:
         ConfigurationError: the tokenizer has no chat template, or is not a fast one.
     """
+    text = whole(text)
     control = ControlTokens(tokenizer, chat_template(tokenizer))
     return [token_id for token_id, _ in control.encode(tokenizer, text, spelled_in(control.all, text))]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tta_middleware.call_text import whole
 from tta_middleware.engines.control_tokens import ControlTokens, Span, Veil, spelled_in
 from tta_middleware.engines.tool_template import as_turns, is_asked, no_tools
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
@@ -41,11 +42,22 @@ def render_prompt(
     last_user_turn(messages)
     template = chat_template(tokenizer, tools=bool(tools))
     control = ControlTokens(tokenizer, template)
-    text, spelled, (start, end) = _Rendering(tokenizer, control, as_turns(messages, template), tools).run()
+    turns = _whole(as_turns(messages, template))
+    assistant_prefix = whole(assistant_prefix)
+    text, spelled, (start, end) = _Rendering(tokenizer, control, turns, _whole(list(tools))).run()
     tokens = control.encode(tokenizer, text, spelled)
     mask = [start <= first < last <= end for _, (first, last) in tokens]
     prefix = control.encode(tokenizer, assistant_prefix, spelled_in(control.special, assistant_prefix))
     return RenderedPrompt([token_id for token_id, _ in tokens + prefix], [*mask, *(False for _ in prefix)])
+
+
+def _whole(value: Any) -> Any:
+    """The same JSON-like value; halves of surrogate pairs, which no tokenizer takes, are replaced in its strings."""
+    if isinstance(value, Mapping):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return whole(value) if isinstance(value, str) else value
 
 
 def last_user_turn(messages: Sequence[Message]) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "langchain"))
 from surface_calls import SURFACES, Surface
-from surface_cases import CASES, MARK, Case, Oracle, serving
-from surface_cell import Result, Stage, applies, expected
+from surface_cases import CASES, DELAYED, DELAYS, MARK, Case, Oracle, serving
+from surface_cell import Result, Stage, applies, delayed_cells, expected
 
 _PACKAGES = ("tta-middleware", "langchain-core", "langchain", "langgraph", "openai")
 
@@ -28,7 +28,29 @@ def main() -> None:
     with serving(oracle) as server:
         stage = Stage(oracle, server)
         rows = {surface: _row(stage, surface) for surface in SURFACES}
-    print("\n".join(_report(rows)))
+        slow = [(surface, case, stage.play(surface, case)) for surface, case in delayed_cells()]
+    print("\n".join([*_report(rows), "", *_delays(slow)]))
+
+
+def _delays(played: list[tuple[Surface, Case, Result]]) -> list[str]:
+    """What the same surfaces let out while one part is slower than it usually is."""
+    lines = ["| what is slow | cells | leaked characters | tasks | threads | sockets | not as they should be |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in DELAYS:
+        some = [(surface, case, result) for surface, case, result in played if case.name.endswith(name)]
+        results = [result for _, _, result in some]
+        counts = (
+            len(results),
+            sum(result.leaked_characters for result in results),
+            sum(len(result.tasks) for result in results),
+            sum(len(result.threads) for result in results),
+            sum(result.sockets for result in results),
+            sum(not _as_wanted(*one) for one in some),
+        )
+        lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+    odd = [(s, c, r) for s, c, r in played if not _as_wanted(s, c, r)]
+    notes = [f"- Not as it should be: {s.name}, {c.name}: {r.seen}; {_left(r)}." for s, c, r in odd]
+    return ["## With unequal delays", "", f"Every surface, with {', '.join(DELAYED)}.", "", *lines, "", *notes]
 
 
 def _row(stage: Stage, surface: Surface) -> dict[Case, Result | None]:

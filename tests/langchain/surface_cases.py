@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import anyio
@@ -75,6 +75,9 @@ class Case:
         leaving: how the consumer leaves half way; None stays to the end.
         model: settings of the chat model.
         streamed: what consumers of a stream may see; ``whole``: those of a whole answer.
+        slow: seconds that the moderator takes for a request, by its number in the cell; nothing is left to chance by
+            it, since no verdict and no text depends on them.
+        pause: seconds that the consumer takes for an item.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Case:
     fail_at: int | None = None
     leaving: Leaving | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
+    slow: Callable[[int], float] = lambda _number: 0.001
+    pause: float = 0.0
 
 
 def _case(name: str, streamed: str, whole: str | None = None, **settings: Any) -> Case:
@@ -123,6 +128,27 @@ def case(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
+DELAYS: dict[str, Mapping[str, Any]] = {
+    "slow prompt check": {"slow": lambda number: 0.001 if number else 0.03, "model": {"prompt_check": "user"}},
+    "slow first window": {"slow": lambda number: 0.001 if number else 0.03},
+    "checks overtake each other": {"slow": lambda number: 0.001 if number % 2 else 0.01},
+    "slow consumer": {"pause": 0.002},
+}
+"""What takes longer than what it is usually faster than."""
+
+DELAYED = ("clean", "early flag", "late flag", "flag over a boundary", "flag in the last window", "no repair method")
+"""The cases that run under each of them: all in which the moderator stays up and the consumer stays to the end."""
+
+
+def delayed() -> list[Case]:
+    """Every one of these cases under every delay."""
+    return [
+        replace(one, name=f"{one.name}, {name}", **{**delay, "model": {**one.model, **delay.get("model", {})}})
+        for one in map(case, DELAYED)
+        for name, delay in DELAYS.items()
+    ]
+
+
 class Oracle:
     """Behind the moderation server: flags the marker, and remembers what it found safe."""
 
@@ -155,7 +181,8 @@ def plan(case: Case, server: FaultServer, oracle: Oracle) -> Plan:
     def fault(index: int) -> Fault:
         if case.down == "flag":
             return UNAVAILABLE if oracle.flagged else LATENCY
-        return LATENCY if case.down is None or index - begun < case.down else UNAVAILABLE
+        up = case.down is None or index - begun < case.down
+        return Fault(latency=case.slow(index - begun)) if up else UNAVAILABLE
 
     return fault
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surface_calls import SUBSTITUTE, SURFACES, Scene, Surface
-from surface_cases import CASES, NOTICE, SAFE, START, Case, Oracle, engine, plan, said, secrets, settings
+from surface_cases import CASES, NOTICE, SAFE, START, Case, Oracle, delayed, engine, plan, said, secrets, settings
 from surface_record import AsyncHandler, Handler, LogHandler, Record, Tracer, spelt
 
 from tta_middleware import Policy, TTAChatModel, bridge
@@ -65,12 +65,17 @@ def applies(surface: Surface, case: Case) -> bool:
     return surface.kind in ("astream", "stream") and case.leaving not in surface.unleavable
 
 
+def delayed_cells() -> list[tuple[Surface, Case]]:
+    """Every surface under unequal delays."""
+    return [(surface, case) for surface in SURFACES for case in delayed()]
+
+
 def cells() -> list[tuple[Surface, Case]]:
     return [(surface, case) for surface in SURFACES for case in CASES if applies(surface, case)]
 
 
 def expected(surface: Surface, case: Case) -> frozenset[str]:
-    return surface.expects.get(case.name, case.streamed if surface.streams else case.whole)
+    return surface.expects.get(case.name.split(",")[0], case.streamed if surface.streams else case.whole)
 
 
 class Stage:
@@ -198,6 +203,7 @@ async def _read(opened: AsyncIterator[Any], case: Case, scene: Scene) -> None:
             await stack.enter_async_context(opened)  # type: ignore[arg-type]
         async for item in opened:
             scene.record.item(item)
+            await asyncio.sleep(case.pause)
             if case.leaving in ("close", "walk") and said(spelt(item)):
                 break
         if case.leaving == "close" and hasattr(opened, "aclose"):
@@ -234,6 +240,7 @@ def _consumed(surface: Surface, case: Case, scene: Scene) -> BaseException | Non
             return None
         for item in opened:
             scene.record.item(item)
+            time.sleep(case.pause)
             if case.leaving and said(spelt(item)):
                 break
         if case.leaving == "close" and hasattr(opened, "close"):

@@ -20,7 +20,7 @@ from langchain_core.messages import HumanMessage
 sys.path.insert(0, str(Path(__file__).parent))
 from surface_calls import Surface, agent, surface
 from surface_cases import ENDLESS, NOTICE, START, Case, Oracle, case, engine, said, secrets, serving, texts
-from surface_cell import EVENTS, Result, Stage, cells, expected, listening
+from surface_cell import EVENTS, Result, Stage, cells, delayed_cells, expected, listening
 
 from tta_middleware import Policy
 
@@ -39,6 +39,13 @@ def _parameters() -> Iterator[Any]:
         marks: list[Any] = []
         if staged.name not in _QUICK_CASES and called.name not in _QUICK_SURFACES:
             marks.append(pytest.mark.slow)
+        yield pytest.param(called, staged, id=f"{called.name}-{staged.name}", marks=marks)
+
+
+def _delayed() -> Iterator[Any]:
+    for called, staged in delayed_cells():
+        quick = called.name in _QUICK_SURFACES and staged.name.startswith("late flag")
+        marks = [] if quick else [pytest.mark.slow]
         yield pytest.param(called, staged, id=f"{called.name}-{staged.name}", marks=marks)
 
 
@@ -64,6 +71,14 @@ def test_nothing_leaks_and_nothing_is_left(stage: Stage, called: Surface, staged
     if staged.leaving and not called.limit:
         assert result.steps < len(ENDLESS)
     _check_events(called, staged, result)
+
+
+@pytest.mark.parametrize(("called", "staged"), list(_delayed()))
+def test_nothing_leaks_whatever_is_slow(stage: Stage, called: Surface, staged: Case) -> None:
+    result = stage.play(called, staged)
+    assert result.leaked == {}
+    assert result.seen in expected(called, staged)
+    assert (result.tasks, result.threads, result.sockets, result.complaints) == ((), (), 0, ())
 
 
 def _check_events(called: Surface, staged: Case, result: Result) -> None:

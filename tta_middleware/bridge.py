@@ -59,6 +59,8 @@ class _Bridge:
         with self._lock:
             self._portal = None
             self._stack.close()
+            # A thread's number is given to another one when it has ended.
+            self._thread = None
 
     def after_fork(self) -> None:
         _process.inherit(self._portal, self._stack, *_kept)

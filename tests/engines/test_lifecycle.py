@@ -258,3 +258,15 @@ def test_nonsense_settings_are_refused(tiny_folder: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=told):
             asyncio.run(TransformersEngine(str(tiny_folder), **options).load())
+
+
+async def test_a_model_on_a_device_does_not_outlive_a_fork(tiny_folder: Path) -> None:
+    import torch
+
+    engine = TransformersEngine(str(tiny_folder))
+    await engine.load()
+    engine._loaded.device = torch.device("cuda")
+    engine.after_fork()
+    with pytest.raises(EngineError, match=r"model on cuda does not outlive a fork; load it after the fork.*'spawn'"):
+        await prompt_of(engine)
+    await engine.aclose()

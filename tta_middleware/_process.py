@@ -39,6 +39,10 @@ class Lock:
 
     __slots__ = ("__weakref__", "_lock")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of what it guards has a lock of its own."""
+        return Lock, ()
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         forget_after_fork(self)

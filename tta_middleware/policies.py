@@ -67,6 +67,10 @@ class PolicyFile:
         self._refused: bytes | None = None
         self._policies = parse_policies(self.path, self._content)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy reads the file by itself, and has to find it where it is opened."""
+        return PolicyFile, (self.path.absolute(),)
+
     def names(self) -> list[str]:
         """The policies in force, sorted."""
         self._refresh()

@@ -27,6 +27,7 @@ from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.caching import CachesChecked, name_of
 from tta_middleware.chat_model.call_settings import refuse_unknown_settings
+from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.config import Windows
 from tta_middleware.policy import StagePolicies
@@ -35,7 +36,7 @@ from tta_middleware.registry import MODERATORS, check_known, check_policies
 Messages = list[BaseMessage]
 
 
-class GuardedChatModel(CachesChecked, EndingBatches, BaseChatModel):
+class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatModel):
     """A chat model whose messages are checked, text, reasoning and tool calls, before they leave it.
 
     The inner model is called without callbacks, so what it says raw reaches no callback, event stream or tracer; its

@@ -42,6 +42,10 @@ class Settings:
     handover: Handover = field(init=False)
     policies: StagePolicies = field(init=False)
 
+    def __deepcopy__(self, memo: Any) -> Settings:
+        """Shared by the copies of a middleware: nothing but what they may share changes in it."""
+        return self
+
     def __post_init__(self) -> None:
         self.handover = Handover.of(self.on_flagged, self.repair_model, self.replacement)
         self.policies = StagePolicies.of(self.policy)

@@ -27,6 +27,7 @@ from tta_middleware.chat_model.call_settings import (
     with_timeout,
     with_usual_names,
 )
+from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.counting import CountsTokens
 from tta_middleware.chat_model.events import Run, announce
 from tta_middleware.chat_model.fallbacks import as_fallback
@@ -72,7 +73,7 @@ DEFAULT_METHOD = "race"
 """What measured best; see the results table in the README."""
 
 
-class TTAChatModel(CachesChecked, EndingBatches, CountsTokens, BaseChatModel):
+class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, BaseChatModel):
     """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
 
     Everything is loaded at the first call. Any setting below but ``moderator``, ``policies``, ``memory`` and the

@@ -20,8 +20,18 @@ class Runtime:
     """Engines, moderators and methods by what they were asked for, each made once.
 
     LangChain's ``configurable_fields`` builds a new chat model per call. It hands the fields on, so a model that is
-    held in this shared field is loaded once, while one in a private attribute would be loaded with every call.
+    held in this shared field is loaded once, while one in a private attribute would be loaded with every call. Copies,
+    deep ones too, are this very object; what is pickled is an empty one, which loads where it is opened.
     """
+
+    def __copy__(self) -> Runtime:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Runtime:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Runtime, ()
 
     def __init__(self) -> None:
         self._lock = _process.Lock()

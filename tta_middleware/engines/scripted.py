@@ -60,6 +60,11 @@ class ScriptedCall:
 Script: TypeAlias = str | Mapping[str, str] | Callable[[ScriptedCall], str]
 
 
+def _fluent(_text: str) -> float:
+    """A mean negative log-likelihood that passes the gate."""
+    return 2.0
+
+
 @dataclass(eq=False)
 class ScriptedEngine:
     """Implements :class:`tta_middleware.protocols.Engine` deterministically, one word a step.
@@ -79,7 +84,7 @@ class ScriptedEngine:
     width: int = 16
     step_seconds: float = 0.0
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
-    nll: Callable[[str], float] = lambda _text: 2.0
+    nll: Callable[[str], float] = _fluent
     fail_at_step: int | None = None
     model_id: str = "scripted"
     tools: ToolFormat | None = "hermes"

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,6 +95,19 @@ class TransformersEngine:
         self._loading = False
         self._lost = ""
         _process.forget_after_fork(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has the same settings and loads the model by itself."""
+        settings: dict[str, Any] = {
+            "device": self._device,
+            "dtype": self._dtype,
+            "cache_dir": self._cache_dir,
+            "allow_download": self._allow_download,
+            "max_batch": self.max_batch,
+            "max_waiting": self._max_waiting,
+            "cache_gib": self._cache_gib,
+        }
+        return partial(type(self), **settings), (self.model_id,)
 
     async def load(self) -> None:
         """Load the model now instead of at first use.

@@ -44,6 +44,12 @@ class QuietText(str):
         return cls(encodable(text))
 
 
+NO_COPY = (
+    "a moderator that holds connections, and perhaps a key, cannot be pickled or copied in depth; give it by name "
+    "(moderator='openai'), or make it in the process that uses it"
+)
+
+
 class Transport:
     """Posts JSON to one server, with one openai client per event loop and no retries of its own.
 
@@ -56,6 +62,9 @@ class Transport:
     Raises:
         ConfigurationError: ``base_url`` is no http(s) URL or ``timeout`` not positive.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise ConfigurationError(NO_COPY)
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,28 @@ async def test_a_step_that_cannot_be_recorded_is_computed(
     tried, count = await answers(folder, requests, recorded=True, dtype="float64")
     assert count == 0
     assert tried == computed
+
+
+def test_a_forked_child_says_that_it_has_no_model(tiny_folder: Path) -> None:
+    program = """
+import asyncio, os, sys
+from tta_middleware.engines.transformers import TransformersEngine
+
+engine = TransformersEngine(sys.argv[1], device="cuda")
+asyncio.run(engine.load())
+if os.fork() == 0:
+    try:
+        asyncio.run(engine.load())
+    except Exception as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_folder)], capture_output=True, text=True, timeout=120
+    )
+    assert "does not outlive a fork" in done.stdout
+    assert done.returncode == 0
 
 
 @pytest.fixture

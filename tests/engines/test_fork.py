@@ -15,7 +15,8 @@ BEGIN = """
 import asyncio, os, sys, threading, traceback
 from tta_middleware import TTAChatModel
 
-model = TTAChatModel(model=sys.argv[1], moderator="local", policy=1.0, max_new_tokens=12, dtype="float32")
+settings = {"moderator": "local", "policy": 1.0, "max_new_tokens": 12, "dtype": "float32", "device": "cpu"}
+model = TTAChatModel(model=sys.argv[1], **settings)
 
 def forked(work):
     child = os.fork()

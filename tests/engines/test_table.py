@@ -75,7 +75,7 @@ def assert_nearest(model: Vocabulary, rows: FloatMatrix) -> None:
 def moved(model: Vocabulary, count: int) -> FloatMatrix:
     """Token rows: steps along words from none to past the reach, noise, and steps halfway to another token."""
     rng = np.random.default_rng(7)
-    table, steps = model.table.float().numpy(), directions(model, WORDS)
+    table, steps = model.table.float().cpu().numpy(), directions(model, WORDS)
     rows = table[rng.integers(0, len(table), count)]
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     along = rows + rng.uniform(0.0, 1.5, (count, 1)) * lengths * steps[rng.integers(0, len(steps), count)]

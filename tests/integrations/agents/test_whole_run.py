@@ -160,6 +160,18 @@ async def test_first_in_the_list_nothing_of_it_is_seen_but_by_its_own_node(
     assert not any("flagme" in message.text for message in run.messages)
 
 
+async def test_what_comes_after_the_last_hook_is_replaced_by_the_next_run(watched: Any) -> None:
+    """As docs/agents.md says; and an earlier checkpoint keeps what it held."""
+    run = watched(["fine"], middleware=[AfterTheAgent(), guard()])
+    await run.agent.ainvoke(HELLO, run.config)
+    assert run.messages[-1].text == BAD
+    run.agent = watched(["fine"], middleware=[guard()], model=run.model).agent
+    run.agent.checkpointer = run.saver
+    done = await run.agent.ainvoke(HELLO, run.config)
+    assert [message.text for message in done["messages"]][2] == DEFAULT_NOTICE
+    assert run.leaks()
+
+
 async def test_a_rewritten_message_is_stood_in_for_like_any_other(watched: Any) -> None:
     run = watched(["fine"], middleware=[AfterTheModel(), guard(repair_model=local_model())])
     await both_ways(run)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from pydantic import ValidationError
@@ -16,8 +19,10 @@ from tta_middleware import Budget, TTAChatModel
 from tta_middleware.config import Windows
 from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.repair import BRIDGES
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
+README = Path(__file__).parents[2] / "README.md"
 ALPHABET = "a b c d e f g h i j k l m n o p END r s t"
 
 
@@ -204,6 +209,27 @@ async def test_streaming_can_be_switched_on_for_invoke_and_off_for_stream() -> N
     assert len(hears.tokens) > 5
     off = scripted(streaming=False, windows=windows)
     assert [chunk.text async for chunk in off.astream("Go on") if chunk.text] == [ALPHABET]
+
+
+def test_the_table_in_the_readme_has_every_setting_and_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", README.read_text(), flags=re.M)
+    named = {name: eval(default, {"Budget": Budget, "Windows": Windows, "BRIDGES": BRIDGES}) for name, default in rows}
+    fields = {name for name in TTAChatModel.model_fields if name not in BaseChatModel.model_fields} - {"runtime"}
+    assert named == {name: TTAChatModel.model_fields[name].get_default(call_default_factory=True) for name in fields}
+
+
+async def test_bridges_can_be_switched_off() -> None:
+    bridged: list[str] = []
+
+    def script(call: ScriptedCall) -> str:
+        bridged.extend(text for text in BRIDGES if text in call.prefix)
+        return "A calm beginning that goes on for quite a while before it turns, and then flagme, yes."
+
+    for bridges in (BRIDGES, ()):
+        bridged.clear()
+        model = scripted(script, bridges=bridges, budget={"generations": 8})
+        [chunk async for chunk in model.astream("Which?")]
+        assert bool(bridged) == bool(bridges)
 
 
 class PreTrainedLike:

@@ -163,27 +163,28 @@ class _Streamed:
 def message_left(request: Request, message: BaseMessage, names: Collection[str] = ()) -> None:
     """A message left: its text, its calls, and what else in it can be read. Tools called ``names`` are the user's."""
     request.loose("text", message.text)
-    for place, text in _parts(message):
+    for place, text in _parts(message, names):
         request.loose(place, text)
     for call in message.tool_calls if isinstance(message, AIMessage) else ():
         request.call("" if call["name"] in names else call["name"], call["args"])
 
 
-def _parts(message: BaseMessage) -> Iterator[tuple[str, str]]:
+def _parts(message: BaseMessage, names: Collection[str]) -> Iterator[tuple[str, str]]:
     blocks: Sequence[Any] = [] if isinstance(message.content, str) else message.content
     for block in blocks:
         if isinstance(block, dict) and block.get("type") != "text":
-            yield from (("content block", text) for text in readable(_block(block)))
+            yield from (("content block", text) for text in readable(_block(block, names)))
     yield from (("additional argument", text) for text in readable(message.additional_kwargs))
     if isinstance(message, AIMessage):
         yield from (("invalid tool call", broken["args"] or "") for broken in message.invalid_tool_calls)
 
 
-def _block(block: dict[str, Any]) -> Any:
-    """Blocks that repeat a call of the message have its arguments, which are looked at there."""
+def _block(block: dict[str, Any], names: Collection[str]) -> Any:
+    """Blocks that repeat a call of the message have its arguments, which are looked at there, and the user's name."""
     repeated = {"tool_use": "input", "tool_call": "args", "tool_call_chunk": "args", "input_json_delta": "partial_json"}
     left_out = repeated.get(str(block.get("type")))
-    return {key: value for key, value in block.items() if key != left_out}
+    own = {"name"} if left_out and block.get("name") in names else set()
+    return {key: value for key, value in block.items() if key not in {left_out, *own}}
 
 
 @dataclass(frozen=True, slots=True)

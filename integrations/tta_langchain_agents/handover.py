@@ -16,7 +16,8 @@ from tta_langchain_agents.content import text_only
 from tta_langchain_agents.ledger import Ledger
 from tta_langchain_agents.quiet import quiet, quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.errors import ConfigurationError, UnsafeAnswerError
+from tta_middleware.chat_model.refusal import RefusedAnswerError, refused
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import Trace
 
 OnFlagged: TypeAlias = Literal["block", "repair", "replace", "raise"]
@@ -78,12 +79,15 @@ class StandIn:
         """Checked text, in pieces.
 
         Raises:
-            UnsafeAnswerError: where a flagged message is to raise.
+            RefusedAnswerError: an UnsafeAnswerError, where a flagged message is to raise.
         """
         reason = self.ledger.reason(self.part)
         if self.handover.action == "raise":
             trace = self._trace()
-            raise UnsafeAnswerError(f"a message was withheld ({reason}); catch this or set on_flagged='block'", trace)
+            said = refused(self.ledger.policy.notice, trace)
+            raise RefusedAnswerError(
+                f"a message was withheld ({reason}); catch this or set on_flagged='block'", trace, said
+            )
         # Without a moderator nothing can be checked, so nothing but the notice can stand in.
         if self.handover.action == "repair" and self.ledger.error is None:
             async with aclosing(self._repaired()) as pieces:

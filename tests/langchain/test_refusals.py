@@ -12,6 +12,7 @@ from langchain_core.exceptions import ModelRefusalError
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel
+from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
@@ -134,3 +135,12 @@ async def test_structured_output_of_a_blocked_answer_is_a_refusal_and_no_parsing
     for method in ("function_calling", "json_schema"):
         with pytest.raises(ModelRefusalError):
             await scripted().with_structured_output(Joke, method=method).ainvoke(QUESTION)
+
+
+async def test_the_guard_around_another_model_raises_what_langchain_understands() -> None:
+    inner = FakeListChatModel(responses=["Then flagme, yes."])
+    guarded = GuardedChatModel(inner=inner, moderator=ScriptedModerator(), on_flagged="raise")
+    chain = guarded.with_fallbacks([scripted("The other's answer.")], exceptions_to_handle=(ModelRefusalError,))
+    assert (await chain.ainvoke(QUESTION)).text == "The other's answer."
+    with pytest.raises(UnsafeAnswerError):
+        guarded.invoke(QUESTION)

@@ -3,8 +3,8 @@
     python benchmarks/surfaces.py > docs/results/surfaces.md
 
 Runs every cell of tests/langchain/test_surfaces.py on the scripted engine, with the openai client against a moderation
-server on the loopback interface; then every surface again while one part is slower than usual. About five minutes on two
-cores.
+server on the loopback interface; then every surface again while one part is slower than usual. About five minutes on
+two cores.
 """
 
 from __future__ import annotations

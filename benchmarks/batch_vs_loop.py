@@ -18,13 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tta_middleware import TTAChatModel
-from tta_middleware.cli.batch_flow import Flow
-from tta_middleware.cli.batch_input import Item, Source
-from tta_middleware.cli.batch_options import Order, Shard
+from tta_middleware.batch.flow import Flow
+from tta_middleware.batch.input import Item, Source
+from tta_middleware.batch.options import Order, Shard
 from tta_middleware.cli.batch_output import output_to
 from tta_middleware.cli.bench_prompts import harmless_prompts
 from tta_middleware.cli.narrate import as_record
-from tta_middleware.guard import Guard
+from tta_middleware.guard.guard import Guard
 from tta_middleware.types import Sampling
 
 

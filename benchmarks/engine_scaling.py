@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from typing import IO, Any, cast
 
 from tta_middleware.engines.models import resolve_model
-from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.protocols import Engine
 from tta_middleware.types import GenerationRequest, Message, Sampling
 

@@ -27,7 +27,7 @@ from tta_middleware import Guard, Message, Repair, Sampling
 from tta_middleware.cli.bench_load import Load, guarded, peak_memory, raw
 from tta_middleware.cli.bench_prompts import harmless_prompts
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.evaluation.datasets import read_prompts
+from tta_middleware.files.prompts import read_prompts
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.policy import Policy
 from tta_middleware.registry import resolve_method

@@ -26,7 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tta_middleware.cli.bench_prompts import harmless_prompts
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 
 COMMAND = [sys.executable, "-c", "import sys; from tta_middleware.cli import main; sys.exit(main())"]
 STEP_SECONDS = 0.01

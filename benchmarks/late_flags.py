@@ -20,7 +20,7 @@ import anyio
 
 from tta_middleware import Finished, Guard, Message, Released, Repair, RepairStarted, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.evaluation.datasets import Prompt, read_prompts
+from tta_middleware.files.prompts import Prompt, read_prompts
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.registry import resolve_method
 from tta_middleware.types import GuardedAnswer

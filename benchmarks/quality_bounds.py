@@ -23,11 +23,11 @@ import numpy as np
 
 from tta_middleware import Message, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.evaluation.datasets import read_prompts
+from tta_middleware.files.prompts import read_prompts
+from tta_middleware.guard.quality import text_problems
+from tta_middleware.methods.geometry import gaussian, mean_row_norm, unit_step
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.optimise.geometry import gaussian, mean_row_norm, unit_step
-from tta_middleware.profiles import quality_for
-from tta_middleware.quality import text_problems
+from tta_middleware.profiles.store import quality_for
 from tta_middleware.types import Completion, GenerationRequest, PromptEmbeddings
 
 PROMPTS = (

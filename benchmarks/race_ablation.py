@@ -26,14 +26,14 @@ import numpy as np
 
 from tta_middleware import TSA, Budget, Guard, Noise, Policy, Repair, Resample, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.evaluation.datasets import Prompt, read_prompts
 from tta_middleware.evaluation.first import SharedFirst
 from tta_middleware.evaluation.relevance import Relevance
-from tta_middleware.guard import Report, last_user_text
+from tta_middleware.files.prompts import Prompt, read_prompts
+from tta_middleware.guard.guard import Report, last_user_text
+from tta_middleware.methods import Method, Move, Race
+from tta_middleware.methods.race import ALTERNATIVE, CARE, RESPONSIBLE
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.moderation.embedded.judge import Judge
-from tta_middleware.optimise import Method, Move, Race
-from tta_middleware.optimise.race import ALTERNATIVE, CARE, RESPONSIBLE
 from tta_middleware.policy import StagePolicies
 
 T = TypeVar("T")

@@ -23,15 +23,15 @@ import numpy as np
 
 from tta_middleware import Budget, Guard, Message, Repair, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.evaluation.datasets import read_prompts
-from tta_middleware.guard import Report
-from tta_middleware.memory import Remembered, RememberedOptimiser, RepairMemory
+from tta_middleware.files.prompts import read_prompts
+from tta_middleware.guard.guard import Report
+from tta_middleware.methods.base import Method, Needs, Start
+from tta_middleware.methods.memory import Remembered, RememberedOptimiser, RepairMemory
+from tta_middleware.methods.moves import Recipe, recipe_of
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.optimise.base import Method, Needs, Start
 from tta_middleware.policy import Policy
-from tta_middleware.profiles import quality_for
+from tta_middleware.profiles.store import quality_for
 from tta_middleware.protocols import Learner, Optimiser
-from tta_middleware.recipes import Recipe, recipe_of
 from tta_middleware.registry import resolve_method
 from tta_middleware.types import FloatMatrix, PromptEmbeddings, Proposal
 

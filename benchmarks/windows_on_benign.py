@@ -16,8 +16,8 @@ import anyio
 
 from tta_middleware import Policy, Sampling, Windows
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.evaluation.datasets import read_prompts
-from tta_middleware.holdback import Check, HoldBack
+from tta_middleware.files.prompts import read_prompts
+from tta_middleware.guard.holdback import Check, HoldBack
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.types import GenerationRequest
 

@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from tta_middleware import Budget, Guard, Message, Policy, Repair, Sampling
-from tta_middleware.evaluation.datasets import Prompt, read_prompts
-from tta_middleware.guard import Report
+from tta_middleware.files.prompts import Prompt, read_prompts
+from tta_middleware.guard.guard import Report
+from tta_middleware.methods import TSA
+from tta_middleware.methods.presets import PAPER_STEPS, paper_preset
 from tta_middleware.moderation.openai import OpenAIModerator
-from tta_middleware.optimise import TSA
-from tta_middleware.optimise.presets import PAPER_STEPS, paper_preset
-from tta_middleware.profiles import quality_for
+from tta_middleware.profiles.store import quality_for
 from tta_middleware.protocols import Engine
 from tta_middleware.registry import resolve_engine
 
@@ -220,7 +220,7 @@ def moderation_server() -> Iterator[str]:
     import uvicorn
 
     from tta_middleware.moderation.embedded import EmbeddedModerator
-    from tta_middleware.server import create_app
+    from tta_middleware.moderation.server import create_app
 
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(EmbeddedModerator()), log_level="warning"))

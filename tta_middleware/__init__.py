@@ -12,36 +12,36 @@ if TYPE_CHECKING:
     from tta_middleware.chat_model import TTAChatModel
     from tta_middleware.config import Budget, Windows
     from tta_middleware.errors import TTAError, UnsafeAnswerError
-    from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep
-    from tta_middleware.guard import Guard, Repair
-    from tta_middleware.memory import RepairMemory
-    from tta_middleware.optimise import TSA, Noise, Race, Resample
+    from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep
+    from tta_middleware.guard.guard import Guard, Repair
+    from tta_middleware.guard.quality import QualityBounds, QualityGate
+    from tta_middleware.methods import TSA, Noise, Race, Resample
+    from tta_middleware.methods.memory import RepairMemory
     from tta_middleware.policy import Policy
-    from tta_middleware.quality import QualityBounds, QualityGate
     from tta_middleware.types import CATEGORIES, GuardedAnswer, Message, Sampling, Trace, Verdict
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CATEGORIES": "types",
-    "TSA": "optimise",
+    "TSA": "methods",
     "Budget": "config",
-    "Finished": "events",
-    "Guard": "guard",
+    "Finished": "guard.events",
+    "Guard": "guard.guard",
     "GuardedAnswer": "types",
     "Message": "types",
-    "Noise": "optimise",
-    "Policy": "policy",
-    "QualityBounds": "quality",
-    "QualityGate": "quality",
-    "Race": "optimise",
-    "Released": "events",
-    "Repair": "guard",
-    "RepairFinished": "events",
-    "RepairMemory": "memory",
-    "RepairStarted": "events",
-    "RepairStep": "events",
-    "Resample": "optimise",
+    "Noise": "methods",
+    "Policy": "policy.policy",
+    "QualityBounds": "guard.quality",
+    "QualityGate": "guard.quality",
+    "Race": "methods",
+    "Released": "guard.events",
+    "Repair": "guard.guard",
+    "RepairFinished": "guard.events",
+    "RepairMemory": "methods.memory",
+    "RepairStarted": "guard.events",
+    "RepairStep": "guard.events",
+    "Resample": "methods",
     "Sampling": "types",
     "TTAChatModel": "chat_model",
     "TTAError": "errors",

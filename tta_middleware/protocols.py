@@ -127,8 +127,8 @@ class Moderator(Protocol):
     """A black box that scores texts.
 
     Further attributes are optional. ``max_characters`` is the longest text that it takes: longer ones are handed over
-    in parts that overlap by ``overlap`` characters (:mod:`tta_middleware.verdicts`). ``categories`` are those that it
-    scores; a policy with a threshold for another one is refused (:mod:`tta_middleware.coverage`).
+    in parts that overlap by ``overlap`` characters (:mod:`tta_middleware.policy.verdicts`). ``categories`` are those
+    that it scores; a policy with a threshold for another one is refused (:mod:`tta_middleware.policy.coverage`).
     """
 
     name: str

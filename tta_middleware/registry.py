@@ -12,10 +12,10 @@ from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, iscoroutinefunction, signature
 from typing import Any, cast
 
-from tta_middleware.coverage import categories_of, check_scored, enforced
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.optimise.base import Method
+from tta_middleware.methods.base import Method
 from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.coverage import categories_of, check_scored, enforced
 from tta_middleware.protocols import Engine, Moderator
 
 ENGINES = "tta_middleware.engines"

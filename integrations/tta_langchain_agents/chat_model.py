@@ -22,7 +22,7 @@ from tta_langchain_agents.inner import base_model, bound_settings, handlers, mod
 from tta_langchain_agents.ledger import Books, Ledger
 from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, spanned, without_callbacks
 from tta_langchain_agents.stream import WatchedStream, WithheldError
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.caching import CachesChecked, name_of

@@ -14,13 +14,13 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from tta_langchain_agents.content import material
-from tta_middleware.coverage import categories_of, covering, enforced
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.policy import Decision, Policy, StagePolicies
+from tta_middleware.policy.coverage import categories_of, covering, enforced
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
-from tta_middleware.verdicts import verdicts_on
 
 LONGEST = 8_000
 """Characters of one text for a moderator that does not say what it takes: a tool may bring a whole book."""

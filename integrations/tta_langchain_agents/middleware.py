@@ -28,7 +28,7 @@ from tta_langchain_agents.quiet import unspanned
 from tta_langchain_agents.settings import Settings
 from tta_langchain_agents.tools import GuardedTool, ResultChecks, ResultGuard
 from tta_langchain_agents.whole_run import WholeRun, updates
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError

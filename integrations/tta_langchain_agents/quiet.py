@@ -23,7 +23,7 @@ from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback
 from langgraph.pregel._tools import _tool_call_writer
 from langsmith.run_helpers import get_tracing_context, tracing_context
 
-from tta_middleware._streams import Send, owned
+from tta_middleware.aio.streams import Send, owned
 
 T = TypeVar("T")
 

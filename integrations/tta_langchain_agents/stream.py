@@ -13,7 +13,7 @@ from tta_langchain_agents.content import Text, held_material, own_id, tail_mater
 from tta_langchain_agents.ledger import Ledger
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError, ModerationError
-from tta_middleware.streaming import moderated
+from tta_middleware.guard.moderated import moderated
 
 
 class WithheldError(Exception):

@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field
 from tta_langchain_agents.content import material, plain_text
 from tta_langchain_agents.ledger import Approvals, Ledger
 from tta_langchain_agents.quiet import quiet, spanned, without_callbacks
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.call_text import call_text
 from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.types import Trace

@@ -14,7 +14,7 @@ from tta_langchain_agents.content import material
 from tta_langchain_agents.handover import Handover
 from tta_langchain_agents.settings import Settings, settled
 from tta_langchain_agents.tools import ResultChecks, ResultGuard
-from tta_middleware._streams import sole
+from tta_middleware.aio.streams import sole
 
 Checked: TypeAlias = list[BaseMessage | None]
 """A conversation in which flagged messages are replaced; None where one was taken out."""

@@ -17,15 +17,15 @@ import ray
 import ray.data
 import ray.exceptions
 
-from tta_middleware.cli.batch_input import Item, Source
-from tta_middleware.cli.batch_options import Shard
+from tta_middleware.batch.input import Item, Source
+from tta_middleware.batch.options import Shard
 from tta_middleware.cli.batch_output import Output, output_to
 from tta_middleware.cli.failures import describe
 from tta_middleware.cli.parts import Answering
 from tta_middleware.cli.progress import Advance, progress
 from tta_middleware.errors import ConfigurationError, DataError, EngineError
-from tta_middleware.evaluation.datasets import Prompt, note_id
-from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.files.jsonl import Record
+from tta_middleware.files.prompts import Prompt, note_id
 from tta_middleware.registry import ENGINES, METHODS, MODERATORS, check_known, check_options, names
 from tta_ray.dataset import COLUMN, Pool, answered
 from tta_ray.worker import as_line

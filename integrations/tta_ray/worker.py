@@ -14,8 +14,8 @@ from tta_middleware.cli.failures import describe, unwrapped
 from tta_middleware.cli.narrate import as_record
 from tta_middleware.cli.parts import Answering
 from tta_middleware.errors import ConfigurationError, DataError
-from tta_middleware.evaluation.datasets import parse_prompt
-from tta_middleware.evaluation.jsonl import Record, dump, parse_object
+from tta_middleware.files.jsonl import Record, dump, parse_object
+from tta_middleware.files.prompts import parse_prompt
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Message, Sampling
 

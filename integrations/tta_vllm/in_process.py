@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tta_middleware.engines.vocabulary import Vocabulary
+from tta_middleware.engines.prompt.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError, MissingExtraError
 from tta_middleware.types import GenerationRequest
 from tta_vllm.remote import RemoteEngine, Step, ending

@@ -17,16 +17,16 @@ import anyio.to_thread
 import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from tta_middleware import _process
-from tta_middleware._streams import sole
-from tta_middleware.engines.counting import count_prompt, token_ids
-from tta_middleware.engines.detokenise import TextAssembler
-from tta_middleware.engines.handoff import Mailbox
+from tta_middleware.aio import process as _process
+from tta_middleware.aio.streams import sole
+from tta_middleware.engines.decoding.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
-from tta_middleware.engines.table import directions, nearest_tokens
-from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.prompt.counting import count_prompt, token_ids
+from tta_middleware.engines.prompt.detokenise import TextAssembler
+from tta_middleware.engines.prompt.table import directions, nearest_tokens
+from tta_middleware.engines.prompt.template import render_prompt
+from tta_middleware.engines.prompt.vocabulary import Vocabulary, load_vocabulary
 from tta_middleware.engines.torch_import import in_a_thread_that_ends
-from tta_middleware.engines.vocabulary import Vocabulary, load_vocabulary
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
     Completion,

@@ -15,8 +15,8 @@ import anyio
 import numpy as np
 import openai
 
-from tta_middleware import _process
-from tta_middleware.engines.vocabulary import Vocabulary
+from tta_middleware.aio import process as _process
+from tta_middleware.engines.prompt.vocabulary import Vocabulary
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.types import FloatMatrix, GenerationRequest
 from tta_vllm.remote import RemoteEngine, Step, ending

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.testing.fault_server import FaultServer
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "streaming"
 FLAGGED = "All is well until flagme comes and goes."

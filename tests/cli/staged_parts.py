@@ -6,8 +6,8 @@ from itertools import chain, repeat
 
 import anyio
 
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ModerationUnavailableError
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import Verdict
 

@@ -175,7 +175,7 @@ def test_an_interrupt_keeps_what_is_done_and_exits_with_130(tta_process, jsonl, 
 
 
 def test_a_fault_that_nobody_foresaw_costs_one_record_and_tells_no_secret(tta, jsonl, tmp_path, monkeypatch):
-    import tta_middleware.engines.scripted as scripted
+    import tta_middleware.testing.scripted_engine as scripted
 
     plain = scripted.ScriptedEngine._call
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tta_middleware.cli.batch_bytes import Gunzip
 from tta_middleware.errors import DataError
+from tta_middleware.files.gzip import Gunzip
 
 STAGED = ("--model", "staged:plain", "--moderator", "words")
 PROMPTS = [{"id": f"p{i}", "prompt": f"About tree{i}"} for i in range(12)]
@@ -123,7 +123,7 @@ def test_an_empty_pipe(tta):
 
 
 def test_a_line_without_end_in_sight_is_an_error_and_the_next_is_read(tta, monkeypatch):
-    monkeypatch.setattr("tta_middleware.cli.chunking.Lines.__init__.__defaults__", (100,))
+    monkeypatch.setattr("tta_middleware.files.lines.Lines.__init__.__defaults__", (100,))
     ran = tta("batch", "-", "-", *STAGED, stdin=lines({"prompt": "x" * 200}, PROMPTS[0]))
     assert ran.code == 2
     broken, answered = ran.objects

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tta_middleware.calibration import Answer, Measurements, bounds_from
 from tta_middleware.cli.calibrate_job import harmless_prompts
 from tta_middleware.errors import EngineError
-from tta_middleware.fingerprint import model_hash
-from tta_middleware.profiles import Profile, load_profile, save_profile
-from tta_middleware.quality import QualityBounds, text_problems
+from tta_middleware.guard.quality import QualityBounds, text_problems
+from tta_middleware.profiles.calibration import Answer, Measurements, bounds_from
+from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.store import Profile, load_profile, save_profile
 
 PROSE = "The garden is quiet in the morning, and the birds begin to sing before the sun is up."
 LOOP = "no no no no no no no no no no no no no no no"

@@ -4,7 +4,7 @@ import subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tta_middleware.cli.chunking import Lines, batches
+from tta_middleware.files.lines import Lines, batches
 
 MILD = {"id": "a", "text": "Water the tomatoes in the morning."}
 

@@ -22,7 +22,7 @@ def test_the_server_answers_and_ends_on_an_interrupt(tta_process):
 
 def test_a_server_without_its_extra_names_the_command(tta, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "tta_middleware.server", raising=False)
+    monkeypatch.delitem(sys.modules, "tta_middleware.moderation.server", raising=False)
     ran = tta("serve-moderation")
     assert ran.code == 1
     assert re.search(r"pip install .tta-middleware\[server\]", ran.err)

@@ -9,8 +9,8 @@ from tta_middleware import Noise, Trace
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.evaluation.spaces import SPACES, space_of
 from tta_middleware.evaluation.tuning import Study, Trial, front, winner
-from tta_middleware.fingerprint import model_hash
-from tta_middleware.profiles import load_profile, tuned_for
+from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.store import load_profile, tuned_for
 from tta_middleware.registry import METHODS, names, resolve_method
 
 STAGED = ("--model", "staged:plain", "--moderator", "words")

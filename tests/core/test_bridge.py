@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Noise, Repair, TTAChatModel, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import EngineError
-from tta_middleware.events import Released
+from tta_middleware.guard.events import Released
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import GenerationRequest, TextDelta
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tta_middleware.call_text import call_text, decodings, json_reading
 from tta_middleware.config import Windows
-from tta_middleware.holdback import Check, HoldBack
+from tta_middleware.guard.holdback import Check, HoldBack
 from tta_middleware.types import Verdict, stricter
 
 HIDDEN = "\\u0066orbidden"

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware import TSA, Budget, Guard, Message, Noise, Policy, QualityBounds, QualityGate, Repair, Resample
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import (
     EmptyPromptError,
     EngineError,
@@ -23,8 +22,9 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
     UnsafeAnswerError,
 )
-from tta_middleware.optimise.base import Method
+from tta_middleware.methods.base import Method
 from tta_middleware.policy import StagePolicies
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import GuardedAnswer, Verdict
 

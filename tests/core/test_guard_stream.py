@@ -14,10 +14,10 @@ import anyio.lowlevel
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Sampling, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import EngineError, ModerationUnavailableError, UnsafeAnswerError
-from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
+from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.policy import StagePolicies
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.types import Verdict
 
 ASK = [Message("user", "Please tell me about the old harbour town")]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tta_middleware import Windows
 from tta_middleware.errors import StreamProtocolError
-from tta_middleware.holdback import Action, Check, End, Flagged, HoldBack, Release
+from tta_middleware.guard.holdback import Action, Check, End, Flagged, HoldBack, Release
 
 BAD = "X"
 LATIN = "ab X"

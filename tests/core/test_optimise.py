@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from tta_middleware import TSA, Noise, Resample
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.optimise.base import Start
-from tta_middleware.optimise.geometry import cosine, project_to_cone, relative_move, unit_step
+from tta_middleware.methods.base import Start
+from tta_middleware.methods.geometry import cosine, project_to_cone, relative_move, unit_step
 from tta_middleware.protocols import Optimiser
 from tta_middleware.types import FloatMatrix, PromptEmbeddings
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tta_middleware import TSA, Budget, Guard, Message, Noise, Policy, QualityBounds, QualityGate, Repair, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.evaluation.comparators.random_step import RandomStep
-from tta_middleware.optimise.base import Method, Start
+from tta_middleware.methods.base import Method, Start
 from tta_middleware.policy import StagePolicies
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import CATEGORIES, GuardedAnswer, PromptEmbeddings
 

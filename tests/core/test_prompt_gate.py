@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ModerationUnavailableError, UnsafeAnswerError
-from tta_middleware.events import Finished, Released, StreamEvent
+from tta_middleware.guard.events import Finished, Released, StreamEvent
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.virtual_time import now, run_in_virtual_time
 from tta_middleware.types import Verdict
 

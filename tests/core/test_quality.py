@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tta_middleware.quality import QualityBounds, text_problems
+from tta_middleware.guard.quality import QualityBounds, text_problems
 
 USABLE = [
     "I'm sorry, but I can't assist with that.",

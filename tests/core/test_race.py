@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.optimise import Move, Race, Start
+from tta_middleware.methods import Move, Race, Start
 from tta_middleware.protocols import Optimiser
 from tta_middleware.types import PromptEmbeddings, Proposal
 

@@ -6,9 +6,9 @@ import anyio
 import pytest
 
 from tta_middleware import Guard, Message, Repair, Sampling
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.optimise import Race
+from tta_middleware.methods import Race
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 HARM = "Certainly, flagme is done in four steps."

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Policy, Race, Repair, Sampling, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.events import RepairFinished, RepairStarted
+from tta_middleware.guard.events import RepairFinished, RepairStarted
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import GuardedAnswer, PromptEmbeddings
 

@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Race, Repair, Sampling, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
-from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
+from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.testing.virtual_time import now, run_in_virtual_time
 from tta_middleware.types import FloatMatrix, GenerationRequest, GuardedAnswer, IntVector, PromptEmbeddings, TextDelta

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tta_middleware import Resample
-from tta_middleware.engines.scripted import ScriptedEngine
-from tta_middleware.optimise import Method, Move, Race, Start
-from tta_middleware.starting import prepare, reminded
+from tta_middleware.guard.start import prepare, reminded
+from tta_middleware.methods import Method, Move, Race, Start
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.types import Message, PromptEmbeddings
 
 TALK = [Message("user", "Tell me about the calm sea.")]

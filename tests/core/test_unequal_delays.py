@@ -9,9 +9,9 @@ from typing import Any, Literal
 import pytest
 
 from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
-from tta_middleware.events import Finished, Released
+from tta_middleware.guard.events import Finished, Released
 from tta_middleware.testing.delays import UNEQUAL, Call, Unequal, slowly
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 ASK = [Message("user", "Please tell me about the old harbour town")]

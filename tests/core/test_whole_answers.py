@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Noise, Policy, QualityBounds, QualityGate, Repair, Sampling, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import FlaggedError
-from tta_middleware.events import Released
-from tta_middleware.streaming import moderated
+from tta_middleware.guard.events import Released
+from tta_middleware.guard.moderated import moderated
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import CATEGORIES, GuardedAnswer
 

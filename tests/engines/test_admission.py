@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tta_middleware.engines.admission import FairQueue
+from tta_middleware.engines.decoding.admission import FairQueue
 from tta_middleware.errors import EngineBusyError, EngineError
 
 groups = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), max_size=12)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.testing.engine import EngineContract
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 
 
 class TestTransformers(EngineContract):

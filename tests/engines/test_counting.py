@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tta_middleware.engines.counting import count_prompt, token_ids
-from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.prompt.counting import count_prompt, token_ids
+from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import Message, ToolCall
 

@@ -129,7 +129,7 @@ async def test_a_seed_gives_the_same_answer_in_any_batch(tiny: TransformersEngin
 async def test_rows_that_join_and_leave_in_any_order_do_not_disturb_each_other(
     tiny_folder: Path, plan_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tta_middleware.engines.slots as slots
+    import tta_middleware.engines.decoding.kv_slots as slots
 
     # Small blocks make the cache grow often.
     monkeypatch.setattr(slots, "_BLOCK", 5)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tta_middleware.engines.detokenise import Detokeniser, StopFilter, TextAssembler
+from tta_middleware.engines.prompt.detokenise import Detokeniser, StopFilter, TextAssembler
 
 # SmolLM2's vocabulary lacks a few control characters and drops them.
 unicode_text = st.text(

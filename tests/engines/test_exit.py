@@ -126,7 +126,7 @@ def test_its_own_ending_is_the_only_one(program: str, code: int, last: str | Non
 
 def test_a_call_after_the_end_is_refused_with_a_reason() -> None:
     done = ended(
-        "import atexit, tta_middleware._process as process\n"
+        "import atexit, tta_middleware.aio.process as process\n"
         "atexit.unregister(process._end)\n"
         "def late():\n"
         "    try:\n"

@@ -81,7 +81,7 @@ print(begun + "".join(chunk.content for chunk in chunks) == first)
 def test_a_child_of_a_process_whose_threads_hold_every_lock_answers(tiny_folder: Path) -> None:
     lines = output(
         """
-import tta_middleware._process as process
+import tta_middleware.aio.process as process
 
 first = model.invoke("Hello").content
 held, done = threading.Event(), threading.Event()
@@ -147,7 +147,7 @@ loading.join()
 def test_a_child_opens_connections_of_its_own(tiny_folder: Path) -> None:
     lines = output(
         """
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.moderation.stack import StackSettings, production_moderator
 from tta_middleware.testing.fault_server import FaultServer
 
@@ -172,7 +172,7 @@ with FaultServer() as server:
 def test_a_slot_that_the_parent_holds_does_not_count_in_the_child(tiny_folder: Path) -> None:
     lines = output(
         """
-from tta_middleware.moderation.slots import Slots
+from tta_middleware.aio.semaphore import Slots
 
 slots = Slots(1)
 

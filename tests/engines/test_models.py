@@ -159,7 +159,7 @@ def test_describing_and_constructing_load_no_torch_and_change_no_environment() -
         "import os, sys; before = dict(os.environ)\n"
         "from tta_middleware.engines.models import describe_model\n"
         "from tta_middleware.engines.transformers import TransformersEngine\n"
-        "from tta_middleware.engines.scripted import ScriptedEngine\n"
+        "from tta_middleware.testing.scripted_engine import ScriptedEngine\n"
         "import tta_middleware.testing.engine\n"
         "TransformersEngine(); describe_model('smollm2')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'\n"

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tta_middleware.engines.sampling import next_tokens, seeded
+from tta_middleware.engines.decoding.sampling import next_tokens, seeded
 from tta_middleware.types import Sampling
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tta_middleware.engines.scored import Scored
-from tta_middleware.engines.slots import Prefix
+from tta_middleware.engines.decoding.kv_slots import Prefix
+from tta_middleware.engines.decoding.scored import Scored
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.types import Message
 

@@ -7,8 +7,8 @@ import math
 import anyio
 import pytest
 
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import EngineError
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
 
 

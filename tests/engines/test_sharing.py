@@ -77,7 +77,7 @@ async def test_a_beginning_with_other_embeddings_is_another_beginning(tiny_folde
 async def test_a_long_prompt_runs_in_parts_between_the_steps_of_others(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tta_middleware.engines.batch as batch
+    import tta_middleware.engines.decoding.batch as batch
 
     monkeypatch.setattr(batch, "_STEP_TOKENS", 40)
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
@@ -142,8 +142,8 @@ async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
 async def test_memory_may_run_out_anywhere(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, fails_at: int
 ) -> None:
-    import tta_middleware.engines.batch as batch
-    import tta_middleware.engines.slots as slots
+    import tta_middleware.engines.decoding.batch as batch
+    import tta_middleware.engines.decoding.kv_slots as slots
 
     engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=6)
     prompts = [await engine.embed([SYSTEM, Message("user", "word " * count)]) for count in (1, 9, 3, 20)]
@@ -212,7 +212,7 @@ async def test_sequences_that_do_not_fit_into_memory_wait(tiny_folder: Path) -> 
 async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], most: int
 ) -> None:
-    from tta_middleware.engines import batch
+    from tta_middleware.engines.decoding import batch
 
     narrow = TransformersEngine(str(tiny_folder), dtype="float64")
     prompts = [await narrow.embed([Message("user", "word " * count)]) for count in lengths]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from tta_middleware.engines import table as module
+from tta_middleware.engines.decoding.packing import can_pack
 from tta_middleware.engines.models import resolve_model
-from tta_middleware.engines.packing import can_pack
-from tta_middleware.engines.table import directions, nearest_tokens
+from tta_middleware.engines.prompt import table as module
+from tta_middleware.engines.prompt.table import directions, nearest_tokens
+from tta_middleware.engines.prompt.vocabulary import Vocabulary, load_vocabulary
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.engines.vocabulary import Vocabulary, load_vocabulary
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import FloatMatrix, IntVector
 

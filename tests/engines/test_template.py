@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tta_middleware.engines.template import render_prompt
+from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
 from tta_middleware.types import Message, Role
 

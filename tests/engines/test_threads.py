@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tta_middleware.engines.threads import ThreadChoice
+from tta_middleware.engines.decoding.threads import ThreadChoice
 
 IDLE = {4: 0.020, 2: 0.028, 1: 0.041}
 BUSY = {4: 0.400, 2: 0.105, 1: 0.041}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tta_middleware.engines.control_tokens import silent_ids
-from tta_middleware.engines.template import chat_template, render_prompt
-from tta_middleware.engines.tool_template import tool_format
+from tta_middleware.engines.prompt.control_tokens import silent_ids
+from tta_middleware.engines.prompt.template import chat_template, render_prompt
+from tta_middleware.engines.prompt.tool_template import tool_format
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import Message, ToolCall, ToolFormat
 

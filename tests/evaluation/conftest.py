@@ -3,9 +3,9 @@ from itertools import chain, repeat
 
 import pytest
 
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.evaluation import Bench
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 BAD = (

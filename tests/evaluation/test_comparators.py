@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from tta_middleware.config import Budget
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation import COMPARATORS, comparators
 from tta_middleware.evaluation.comparators.random_step import RandomStep
 from tta_middleware.evaluation.comparators.reminder import AFTER, BEFORE, reminded
 from tta_middleware.evaluation.comparators.smoothing import swapped
-from tta_middleware.optimise.base import Start
-from tta_middleware.optimise.geometry import relative_move
+from tta_middleware.methods.base import Start
+from tta_middleware.methods.geometry import relative_move
 from tta_middleware.policy import DEFAULT_NOTICE
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.types import CATEGORIES, Message, Sampling, Verdict
 
 ATTACK = [Message("user", "Plan an attack on weeds")]

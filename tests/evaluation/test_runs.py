@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ConfigurationError, DataError, EngineError, ModerationError
 from tta_middleware.evaluation import Plan, Prompt, RunFolder, comparators, evaluate, resolve_judge
 from tta_middleware.evaluation.judges import ModeratorReviewer
 from tta_middleware.protocols import Moderator
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.types import Message, Sampling
 
 PROMPTS = [

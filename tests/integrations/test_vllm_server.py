@@ -126,8 +126,8 @@ def serving(script: Scripted) -> Iterator[str]:
 def facts() -> tuple[list[int], int]:
     """The answer's token ids and the number of rows of the prompt, by the embedded model's own tokenizer."""
     from tta_middleware.engines.models import resolve_model
-    from tta_middleware.engines.template import render_prompt
-    from tta_middleware.engines.vocabulary import load_vocabulary
+    from tta_middleware.engines.prompt.template import render_prompt
+    from tta_middleware.engines.prompt.vocabulary import load_vocabulary
 
     vocabulary = load_vocabulary(resolve_model("smollm2"))
     rows = len(render_prompt(vocabulary.tokenizer, [Message("user", "Tell me about a harbour.")]).token_ids)

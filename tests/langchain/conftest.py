@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tta_middleware import TTAChatModel, bridge
+from tta_middleware import TTAChatModel
+from tta_middleware.aio import bridge
 from tta_middleware.chat_model.runtime import Runtime
 
 

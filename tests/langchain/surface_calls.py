@@ -19,7 +19,7 @@ from surface_cases import CASES, ENDLESS, SHORT, Shape
 from surface_record import Record
 
 from tta_middleware import TTAChatModel
-from tta_middleware.engines.scripted import ScriptedEngine
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 
 QUESTION = "Please describe the old harbour town"
 SUBSTITUTE = "Another model steps in here."

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import anyio
 
 from tta_middleware import Budget, Noise, Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.fault_server import FaultServer, moderations
 from tta_middleware.testing.faults import UNAVAILABLE, Fault, Plan
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.types import CATEGORIES
 
 MARK = "zorb-quux"

@@ -17,7 +17,8 @@ from surface_calls import SUBSTITUTE, SURFACES, Scene, Surface
 from surface_cases import CASES, NOTICE, SAFE, START, Case, Oracle, delayed, engine, plan, said, secrets, settings
 from surface_record import AsyncHandler, Handler, LogHandler, Record, Tracer, spelt
 
-from tta_middleware import Policy, TTAChatModel, bridge
+from tta_middleware import Policy, TTAChatModel
+from tta_middleware.aio import bridge
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.testing.fault_server import FaultServer

@@ -17,9 +17,9 @@ from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import Policy, TTAChatModel
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ModerationUnavailableError
-from tta_middleware.policies import PolicyFile
+from tta_middleware.policy.file import PolicyFile
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 QUESTION = "How are you?"
@@ -262,7 +262,7 @@ async def test_objects_that_cannot_be_told_apart_are_never_served_from_the_cache
 def test_an_object_means_something_else_in_another_process() -> None:
     code = (
         "from tta_middleware import TTAChatModel\n"
-        "from tta_middleware.engines.scripted import ScriptedEngine\n"
+        "from tta_middleware.testing.scripted_engine import ScriptedEngine\n"
         "from tta_middleware.testing.scripted_moderator import ScriptedModerator\n"
         "model = TTAChatModel(model=ScriptedEngine('x'), moderator=ScriptedModerator())\n"
         "print(model._get_llm_string(), TTAChatModel(model='nowhere')._get_llm_string(), sep='\\n')"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tta_middleware import TSA, Budget, Policy, TTAChatModel
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.errors import ConfigurationError, EmptyPromptError, ModelNotFoundError
-from tta_middleware.policies import PolicyFile
+from tta_middleware.policy.file import PolicyFile
 
 QUESTION = "What is the capital of France?"
 

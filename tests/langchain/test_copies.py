@@ -13,11 +13,11 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 
 from tta_middleware import Budget, Policy, RepairMemory, TTAChatModel
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.stack import production_moderator
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 QUESTION = "How are you?"

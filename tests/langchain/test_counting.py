@@ -11,8 +11,8 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 
 from tta_middleware import TTAChatModel
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 TALK = [

@@ -20,8 +20,8 @@ from tta_middleware import Noise, Policy, TTAChatModel
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
 from tta_middleware.chat_model.tools import ToolUse, describe
 from tta_middleware.config import Windows
-from tta_middleware.engines.scripted import Script, ScriptedCall, ScriptedEngine
-from tta_middleware.guard import Guard
+from tta_middleware.guard.guard import Guard
+from tta_middleware.testing.scripted_engine import Script, ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import Message, ToolFormat
 

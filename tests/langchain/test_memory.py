@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tta_middleware import Noise, RepairMemory, TTAChatModel
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 

@@ -16,9 +16,9 @@ from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.policy import DEFAULT_NOTICE, Policy
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 QUESTION = "How are you?"

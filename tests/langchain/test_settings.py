@@ -17,9 +17,9 @@ from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import Budget, TTAChatModel
 from tta_middleware.config import Windows
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.repair import BRIDGES
+from tta_middleware.guard.settings import BRIDGES
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 README = Path(__file__).parents[2] / "README.md"

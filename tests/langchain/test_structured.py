@@ -15,8 +15,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel, Field, ValidationError
 
 from tta_middleware import Policy, TTAChatModel
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 
 
 class Person(BaseModel):

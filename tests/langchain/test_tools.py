@@ -25,9 +25,9 @@ from tta_middleware import Noise, Policy, TTAChatModel
 from tta_middleware.chat_model.messages import from_langchain, to_langchain
 from tta_middleware.chat_model.tools import CallQuality, ToolUse, describe, with_tools
 from tta_middleware.config import Windows
-from tta_middleware.engines.scripted import Script, ScriptedCall, ScriptedEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.repair import BRIDGES
+from tta_middleware.guard.settings import BRIDGES
+from tta_middleware.testing.scripted_engine import Script, ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import Completion, Message
 

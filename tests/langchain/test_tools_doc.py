@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tta_middleware import TTAChatModel
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 
 TEXT = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
 OPENING = '{"place": "library", "hour": 9}'

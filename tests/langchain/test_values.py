@@ -11,10 +11,10 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 from tta_middleware import TTAChatModel
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.guard import Guard
+from tta_middleware.guard.guard import Guard
 from tta_middleware.policy import DEFAULT_NOTICE
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import Message, Verdict
 

@@ -6,8 +6,8 @@ from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 
 from tta_middleware import Guard, Message, Policy, Repair, TTAChatModel
 from tta_middleware.cli.scoring import Scorer
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
+from tta_middleware.guard.moderated import moderated
 from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator
 from tta_middleware.moderation.adapters.chat_guard import ChatGuardModerator
 from tta_middleware.moderation.adapters.guard_formats import GRANITE_GUARDIAN, LLAMA_GUARD
@@ -20,7 +20,7 @@ from tta_middleware.moderation.fallback import WithFallback
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.stack import production_moderator
 from tta_middleware.policy import StagePolicies
-from tta_middleware.streaming import moderated
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import CATEGORIES
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tta_middleware.policies import PolicyFile
+from tta_middleware.policy.file import PolicyFile
 
 TEXT = (Path(__file__).parents[2] / "docs" / "moderation.md").read_text()
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tta_middleware.aio.semaphore import Slots
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.moderation.limits import Limited, Limiter, RateLimits, TokenBucket, estimate_tokens
-from tta_middleware.moderation.slots import Slots
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 

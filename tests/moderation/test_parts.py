@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tta_langchain_agents.ledger import Ledger
 
 from tta_middleware import Guard, Message, Policy, Repair
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError
+from tta_middleware.guard.moderated import moderated
 from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator
 from tta_middleware.moderation.adapters.chat_guard import ChatGuardModerator
 from tta_middleware.moderation.adapters.guard_formats import LLAMA_GUARD
@@ -23,11 +23,11 @@ from tta_middleware.moderation.fallback import WithFallback
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.moderation.stack import StackSettings, production_moderator
-from tta_middleware.streaming import moderated
+from tta_middleware.policy.verdicts import OVERLAP, parts, verdicts_on, worst
 from tta_middleware.testing.fault_server import FaultServer
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import Sampling, Verdict
-from tta_middleware.verdicts import OVERLAP, parts, verdicts_on, worst
 
 FILLER = "The shed stands behind the house and holds two spades. "
 LONG = FILLER * 130

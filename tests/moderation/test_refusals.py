@@ -6,12 +6,12 @@ import pytest
 from tta_langchain_agents.ledger import Ledger
 
 from tta_middleware import Guard, Message, Policy, Repair
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError, ModerationUnavailableError
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.stack import StackSettings, production_moderator
 from tta_middleware.testing.fault_server import FaultServer
 from tta_middleware.testing.faults import Fault, always
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 ASK = [Message("user", "When does the library open?")]

@@ -20,12 +20,12 @@ from tta_middleware.moderation.fallback import WithFallback
 from tta_middleware.moderation.hedge import Hedged, HedgeSettings
 from tta_middleware.moderation.limits import Limited, Limiter, RateLimits
 from tta_middleware.moderation.retry import Retrying
+from tta_middleware.moderation.server import create_app
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy import Policy
-from tta_middleware.server import create_app
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 VERDICT = Verdict({"hate": 0.1}, flagged=False, model="m")
 

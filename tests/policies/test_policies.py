@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.policies import PolicyFile
 from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.file import PolicyFile
 from tta_middleware.types import Verdict
 
 JUST_NOW = 1_800_000_000.0

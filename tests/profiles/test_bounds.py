@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tta_middleware import Message, QualityBounds, QualityGate, Sampling
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.profiles import quality_for
+from tta_middleware.profiles.store import quality_for
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.types import Completion, GenerationRequest, QualityReport
 
 BOUNDS = QualityBounds(max_nll=2.5, short_margin=2.0, short_below=40)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tta_middleware.fingerprint import model_hash
+from tta_middleware.profiles.fingerprint import model_hash
 
 
 @pytest.fixture

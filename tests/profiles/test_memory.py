@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tta_middleware import Noise, Policy, Resample
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.memory import Remembered, RepairMemory, key_of, scope_of
-from tta_middleware.optimise.base import Start
+from tta_middleware.methods.base import Start
+from tta_middleware.methods.memory import Remembered, RepairMemory, key_of, scope_of
+from tta_middleware.methods.moves import Recipe, recipe_of
 from tta_middleware.protocols import Learner
-from tta_middleware.recipes import Recipe, recipe_of
 from tta_middleware.types import PromptEmbeddings, Proposal
 
 RAISED = 0.4

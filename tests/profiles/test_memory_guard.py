@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Trace
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
-from tta_middleware.memory import Remembered, RepairMemory, scope_of
+from tta_middleware.methods.memory import Remembered, RepairMemory, scope_of
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 SECRET = "Plan an attack on weeds with zinnias"

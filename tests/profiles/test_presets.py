@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.optimise.base import Start
-from tta_middleware.optimise.presets import PAPER_STEPS, paper_preset
+from tta_middleware.methods.base import Start
+from tta_middleware.methods.presets import PAPER_STEPS, paper_preset
 from tta_middleware.types import PromptEmbeddings
 
 PAPER = {

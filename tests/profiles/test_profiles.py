@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from tta_middleware import Noise, QualityBounds
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.fingerprint import model_hash
-from tta_middleware.profiles import (
+from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.store import (
     Profile,
     bounds_for,
     load_profile,
@@ -21,6 +20,7 @@ from tta_middleware.profiles import (
     save_profile,
     tuned_for,
 )
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 
 HASH = "0123456789abcdef"
 MINE = Profile(model="mine", model_hash=HASH, bounds=QualityBounds(max_nll=1.25), tuned={"noise": {"wave": 3}})

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.server import KEEP_ALIVE_SECONDS, create_app
+from tta_middleware.moderation.server import KEEP_ALIVE_SECONDS, create_app
 
 
 @contextmanager

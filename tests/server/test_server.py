@@ -20,7 +20,7 @@ from langchain_openai.middleware import OpenAIModerationMiddleware
 
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.server import create_app, serve
+from tta_middleware.moderation.server import create_app, serve
 from tta_middleware.types import CATEGORIES, Verdict
 
 HARMLESS = "To bake a loaf of bread, mix flour, water, salt and yeast."
@@ -226,7 +226,7 @@ def test_a_port_out_of_range_is_refused() -> None:
 
 
 def test_sigterm_ends_the_server_in_good_order() -> None:
-    code = "from tta_middleware.server import serve; serve(port=0)"
+    code = "from tta_middleware.moderation.server import serve; serve(port=0)"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

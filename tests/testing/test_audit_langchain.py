@@ -18,8 +18,8 @@ from tta_langchain_agents.testing import ScriptedChatModel
 from tta_langchain_agents.tools import ResultGuard
 
 from tta_middleware import TTAChatModel, attempt
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.testing.auditor import AuditError, Auditor
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 pytestmark = pytest.mark.no_audit("these tests open auditors of their own")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware import Policy, Windows
-from tta_middleware.holdback import Action, Check, HoldBack, Release
+from tta_middleware.guard.holdback import Action, Check, HoldBack, Release
 from tta_middleware.testing.audit_rules import covered_loosely, covered_until, covered_whole, passes, readable
 from tta_middleware.types import Verdict
 

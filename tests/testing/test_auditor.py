@@ -13,17 +13,17 @@ import pytest
 from _pytest.outcomes import Failed
 
 from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows, attempt
-from tta_middleware.answering import Answering
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
 from tta_middleware.errors import FlaggedError, ModerationUnavailableError
-from tta_middleware.events import Released
-from tta_middleware.holdback import HoldBack, Release
-from tta_middleware.streaming import moderated
+from tta_middleware.guard.answering import Answering
+from tta_middleware.guard.events import Released
+from tta_middleware.guard.holdback import HoldBack, Release
+from tta_middleware.guard.moderated import moderated
+from tta_middleware.guard.watch import Watch
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.delays import UNEQUAL, Call, Unequal
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import TextDelta, Verdict
-from tta_middleware.watch import Watch
 
 pytestmark = pytest.mark.no_audit("these tests open auditors of their own")
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, convert_to_messages
 
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.tools import Tool, describe
 from tta_middleware.errors import ConfigurationError

@@ -10,7 +10,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.callbacks.manager import ahandle_event
 from langchain_core.runnables.config import ensure_config, get_async_callback_manager_for_config
 
-from tta_middleware.events import RepairFinished, RepairStarted, RepairStep
+from tta_middleware.guard.events import RepairFinished, RepairStarted, RepairStep
 
 Run: TypeAlias = AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None
 RepairEvent: TypeAlias = RepairStarted | RepairStep | RepairFinished

@@ -8,8 +8,8 @@ from langchain_core.runnables import Runnable
 from pydantic import AfterValidator, BeforeValidator
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.memory import RepairMemory
-from tta_middleware.policies import PolicyFile
+from tta_middleware.methods.memory import RepairMemory
+from tta_middleware.policy.file import PolicyFile
 from tta_middleware.registry import MODERATORS, check_known, resolve_engine, resolve_method, resolve_moderator
 
 

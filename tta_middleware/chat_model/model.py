@@ -17,7 +17,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable
 from pydantic import Field, model_validator
 
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.caching import CachesChecked, name_of
 from tta_middleware.chat_model.call_settings import (
@@ -58,15 +58,15 @@ from tta_middleware.chat_model.tools import (
 )
 from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
-from tta_middleware.guard import Guard, PromptCheck, Release, Repair
-from tta_middleware.memory import Remembered
-from tta_middleware.optimise.base import Method
-from tta_middleware.policies import DEFAULT_NAME, PolicyFile
+from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
+from tta_middleware.guard.guard import Guard, PromptCheck, Release, Repair
+from tta_middleware.guard.settings import BRIDGES
+from tta_middleware.methods.base import Method
+from tta_middleware.methods.memory import Remembered
 from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.file import DEFAULT_NAME, PolicyFile
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import check_policies
-from tta_middleware.repair import BRIDGES
 from tta_middleware.types import Message, Sampling, stop_strings
 
 DEFAULT_METHOD = "race"
@@ -104,8 +104,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         bridges: turns of phrase that may lead from what has left to something safe; none where it is empty.
         prompt_check: whether the prompt is moderated, too, by the policy's ``prompt`` stage: ``user`` the last user
             turn, ``all`` every message, ``off``.
-        memory: a :class:`~tta_middleware.memory.RepairMemory`: what repaired a prompt before is tried first when the
-            same prompt is flagged again. None remembers nothing.
+        memory: a :class:`~tta_middleware.methods.memory.RepairMemory`: what repaired a prompt before is tried first
+            when the same prompt is flagged again. None remembers nothing.
         device: where the model runs.
         dtype: the numbers it runs in.
         allow_download: whether a Hugging Face id may be fetched from the hub.

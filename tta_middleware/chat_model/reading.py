@@ -16,7 +16,7 @@ from tta_middleware.chat_model.messages import metadata, usage
 from tta_middleware.chat_model.refusal import REFUSAL, ending
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
 from tta_middleware.chat_model.tools import ToolUse
-from tta_middleware.holdback import Reading
+from tta_middleware.guard.holdback import Reading
 from tta_middleware.types import GuardedAnswer
 
 

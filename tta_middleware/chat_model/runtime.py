@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from tta_middleware import _process
-from tta_middleware.fingerprint import model_hash
-from tta_middleware.memory import scope_of
-from tta_middleware.optimise.base import Method
+from tta_middleware.aio import process as _process
+from tta_middleware.guard.quality import QualityGate
+from tta_middleware.methods.base import Method
+from tta_middleware.methods.memory import scope_of
 from tta_middleware.policy import Policy
-from tta_middleware.profiles import quality_for, tuned_for
+from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.store import quality_for, tuned_for
 from tta_middleware.protocols import Engine, Moderator
-from tta_middleware.quality import QualityGate
 from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
 
 

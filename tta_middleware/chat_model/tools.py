@@ -12,9 +12,9 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, opening, tool_parser
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard.quality import QualityGate
+from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.protocols import Engine, ToolEngine
-from tta_middleware.quality import QualityGate
-from tta_middleware.repair import BRIDGES
 from tta_middleware.types import Completion, Message, PromptEmbeddings, QualityReport, ToolFormat
 
 Tool: TypeAlias = dict[str, Any] | type | Callable[..., Any] | BaseTool

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tta_middleware.batch.options import Order, parse_shard
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.batch_options import Order, parse_shard
 from tta_middleware.cli.failures import FAILED, OK, USAGE
 from tta_middleware.cli.grouped import grouped
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import anyio
 
-from tta_middleware.cli.batch_flow import Flow
-from tta_middleware.cli.batch_input import Item, Source
-from tta_middleware.cli.batch_options import STDIO, Order, Shard
+from tta_middleware.batch.flow import Flow
+from tta_middleware.batch.input import Item, Source
+from tta_middleware.batch.options import STDIO, Order, Shard
 from tta_middleware.cli.batch_output import Output, output_to
 from tta_middleware.cli.failures import describe, unwrapped
 from tta_middleware.cli.narrate import as_record
@@ -22,9 +22,9 @@ from tta_middleware.cli.output import emit, note
 from tta_middleware.cli.parts import Answering, opened
 from tta_middleware.cli.progress import Advance, progress, resumable
 from tta_middleware.errors import ConfigurationError, DataError
-from tta_middleware.evaluation.datasets import note_id
-from tta_middleware.evaluation.jsonl import Record, dump
-from tta_middleware.guard import Guard
+from tta_middleware.files.jsonl import Record, dump
+from tta_middleware.files.prompts import note_id
+from tta_middleware.guard.guard import Guard
 from tta_middleware.protocols import Engine
 
 SIDE_BY_SIDE = 32

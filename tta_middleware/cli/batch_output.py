@@ -11,11 +11,11 @@ from typing import Protocol, TypeAlias
 
 from filelock import FileLock, Timeout
 
-from tta_middleware.cli.batch_options import STDIO
-from tta_middleware.cli.batch_recovery import drop_errors, packed, recovered
+from tta_middleware.batch.options import STDIO
 from tta_middleware.cli.output import emit
 from tta_middleware.errors import ConfigurationError, DataError
-from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.files.jsonl import Record
+from tta_middleware.files.recovery import drop_errors, packed, recovered
 
 Key: TypeAlias = tuple[str, str]
 Done: TypeAlias = dict[Key, str]

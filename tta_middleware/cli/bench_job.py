@@ -15,8 +15,8 @@ from tta_middleware.cli.output import emit, note
 from tta_middleware.cli.parts import Answering, opened
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.environment import environment
-from tta_middleware.evaluation.jsonl import Record
-from tta_middleware.guard import Guard
+from tta_middleware.files.jsonl import Record
+from tta_middleware.guard.guard import Guard
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.types import Message, PromptEmbeddings, Sampling
 

@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 import anyio
 
-from tta_middleware.evaluation.jsonl import Record
-from tta_middleware.events import Finished, Released
-from tta_middleware.guard import Guard
+from tta_middleware.files.jsonl import Record
+from tta_middleware.guard.events import Finished, Released
+from tta_middleware.guard.guard import Guard
 from tta_middleware.protocols import Engine
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import anyio
 
-from tta_middleware.calibration import Measurements, bounds_from, figures, measure
 from tta_middleware.cli.options import Loading
 from tta_middleware.cli.output import emit, facts, note
 from tta_middleware.cli.progress import progress
-from tta_middleware.evaluation.datasets import Prompt, read_prompts
-from tta_middleware.fingerprint import model_hash
-from tta_middleware.profiles import Profile, load_profile, save_profile
+from tta_middleware.files.prompts import Prompt, read_prompts
+from tta_middleware.profiles.calibration import Measurements, bounds_from, figures, measure
+from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.store import Profile, load_profile, save_profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

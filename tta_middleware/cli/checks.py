@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.cli.output import say
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import MODERATORS, check_known, resolve_moderator
-from tta_middleware.verdicts import verdicts_on
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")

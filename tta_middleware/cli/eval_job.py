@@ -20,17 +20,17 @@ from tta_middleware.cli.progress import progress, resumable
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.comparators import Bench, Comparator, comparators
-from tta_middleware.evaluation.datasets import Prompt, read_sets
 from tta_middleware.evaluation.environment import environment
-from tta_middleware.evaluation.jsonl import Record
 from tta_middleware.evaluation.judges import Reviewer, resolve_judge
 from tta_middleware.evaluation.measures import Closeness
 from tta_middleware.evaluation.runner import GROUP, Plan, evaluate, open_work
 from tta_middleware.evaluation.store import RunFolder
 from tta_middleware.evaluation.summary import summarise
 from tta_middleware.evaluation.tables import to_markdown
+from tta_middleware.files.jsonl import Record
+from tta_middleware.files.prompts import Prompt, read_sets
 from tta_middleware.policy import Policy, StagePolicies
-from tta_middleware.profiles import quality_for
+from tta_middleware.profiles.store import quality_for
 from tta_middleware.registry import check_policies, resolve_moderator
 from tta_middleware.types import Sampling
 

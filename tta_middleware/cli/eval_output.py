@@ -9,7 +9,7 @@ from typing import Any
 
 from tta_middleware.cli.output import note
 from tta_middleware.errors import ConfigurationError, MissingExtraError
-from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.files.jsonl import Record
 
 
 def check_extra(*, detailed: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tta_middleware.cli.output import emit, facts, say
-from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.files.jsonl import Record
 from tta_middleware.types import AnswerScore, GuardedAnswer, Trace
 
 _OUTCOMES = {

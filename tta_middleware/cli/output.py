@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from tta_middleware.evaluation.jsonl import dump
+from tta_middleware.files.jsonl import dump
 
 
 def emit(record: Mapping[str, Any]) -> None:

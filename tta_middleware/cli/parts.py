@@ -17,9 +17,9 @@ from tta_middleware.cli.options import Loading
 from tta_middleware.cli.output import note
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.guard import Guard, Repair
+from tta_middleware.guard.guard import Guard, Repair
 from tta_middleware.policy import Policy
-from tta_middleware.profiles import quality_for, tuned_for
+from tta_middleware.profiles.store import quality_for, tuned_for
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling

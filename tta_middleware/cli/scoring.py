@@ -12,17 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from tta_middleware import bridge
-from tta_middleware.cli.chunking import LONGEST, batches
+from tta_middleware.aio import bridge
 from tta_middleware.cli.failures import describe
 from tta_middleware.cli.output import emit, say
-from tta_middleware.coverage import covering
 from tta_middleware.errors import DataError
-from tta_middleware.evaluation.jsonl import Record, id_field, open_input, parse_object, text_field
+from tta_middleware.files.jsonl import Record, id_field, open_input, parse_object, text_field
+from tta_middleware.files.lines import LONGEST, batches
 from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.coverage import covering
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 BATCH = 64
 """Texts that one moderation call gets at most."""

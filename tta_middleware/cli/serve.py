@@ -18,7 +18,7 @@ def serve_moderation(
 
     With OPENAI_BASE_URL=http://HOST:PORT/v1 the openai client and everything built on it uses this moderator.
     """
+    from tta_middleware.moderation.server import serve
     from tta_middleware.registry import resolve_moderator
-    from tta_middleware.server import serve
 
     serve(host=host, port=port, moderator=resolve_moderator(moderator))

@@ -18,13 +18,13 @@ from tta_middleware.cli.parts import opened
 from tta_middleware.cli.progress import progress, resumable
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError, DataError
-from tta_middleware.evaluation.datasets import Prompt, read_prompts
 from tta_middleware.evaluation.tuning import FLAGGED, Evaluate, Study, Trial, front, winner
-from tta_middleware.fingerprint import model_hash
-from tta_middleware.guard import Guard, Repair
-from tta_middleware.optimise.base import Method
+from tta_middleware.files.prompts import Prompt, read_prompts
+from tta_middleware.guard.guard import Guard, Repair
+from tta_middleware.methods.base import Method
 from tta_middleware.policy import Policy
-from tta_middleware.profiles import Profile, load_profile, quality_for, save_profile
+from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.store import Profile, load_profile, quality_for, save_profile
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import resolve_method
 from tta_middleware.types import Sampling

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
 from tta_middleware.errors import MissingExtraError
 
 if TYPE_CHECKING:

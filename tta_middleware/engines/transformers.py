@@ -14,12 +14,12 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
-from tta_middleware import _process
-from tta_middleware.engines.counting import count_prompt, token_ids
-from tta_middleware.engines.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamSink
+from tta_middleware.aio import process as _process
+from tta_middleware.engines.decoding.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamSink
 from tta_middleware.engines.models import resolve_model
-from tta_middleware.engines.template import chat_template, render_prompt
-from tta_middleware.engines.tool_template import tool_format
+from tta_middleware.engines.prompt.counting import count_prompt, token_ids
+from tta_middleware.engines.prompt.template import chat_template, render_prompt
+from tta_middleware.engines.prompt.tool_template import tool_format
 from tta_middleware.engines.torch_import import import_torch, import_transformers, in_a_thread_that_ends
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
@@ -33,9 +33,9 @@ from tta_middleware.types import (
 )
 
 if TYPE_CHECKING:
-    from tta_middleware.engines.decoder import Decoder, DecoderStats
-    from tta_middleware.engines.loaded import LoadedModel
-    from tta_middleware.engines.row import Row, Sink
+    from tta_middleware.engines.decoding.decoder import Decoder, DecoderStats
+    from tta_middleware.engines.decoding.loaded import LoadedModel
+    from tta_middleware.engines.decoding.row import Row, Sink
     from tta_middleware.types import FloatMatrix, IntVector
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class TransformersEngine:
         cache_dir: where a converted GGUF is kept; by default ``$TTA_CACHE_DIR`` or the user's cache folder.
         allow_download: let a Hugging Face id be fetched from the hub; without it nothing goes to the network.
         max_batch: most sequences decoded at once; further ones wait their turn, see
-            :class:`tta_middleware.engines.admission.FairQueue`.
+            :class:`tta_middleware.engines.decoding.admission.FairQueue`.
         max_waiting: most sequences that wait; further ones are refused.
         cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
             model is loaded. Sequences that do not fit wait.
@@ -223,7 +223,7 @@ class TransformersEngine:
         """
         model = await self._ready()
         _check_width(model, prompt.matrix)
-        from tta_middleware.engines.feeds import Scoring
+        from tta_middleware.engines.decoding.feeds import Scoring
 
         mailbox: Mailbox[tuple[int, float]] = Mailbox()
         jobs = [
@@ -248,7 +248,7 @@ class TransformersEngine:
         """
         model = await self._ready()
         _check_width(model, rows)
-        from tta_middleware.engines.table import nearest_tokens
+        from tta_middleware.engines.prompt.table import nearest_tokens
 
         return await self._beside_decoding(lambda: nearest_tokens(model, rows))
 
@@ -261,13 +261,13 @@ class TransformersEngine:
             ConfigurationError: a word is blank.
         """
         model = await self._ready()
-        from tta_middleware.engines.table import directions
+        from tta_middleware.engines.prompt.table import directions
 
         return await self._beside_decoding(lambda: directions(model, list(words)))
 
     def stats(self) -> DecoderStats:
         """Sequences at work and waiting, steps done and tokens generated so far."""
-        from tta_middleware.engines.decoder import DecoderStats
+        from tta_middleware.engines.decoding.decoder import DecoderStats
 
         return self._decoder.stats() if self._decoder is not None else DecoderStats()
 
@@ -311,9 +311,9 @@ class TransformersEngine:
     def _load(self) -> LoadedModel:
         import_torch()
         import_transformers()
-        from tta_middleware.engines.capacity import default_budget
-        from tta_middleware.engines.decoder import Decoder
-        from tta_middleware.engines.loaded import load_model
+        from tta_middleware.engines.decoding.capacity import default_budget
+        from tta_middleware.engines.decoding.decoder import Decoder
+        from tta_middleware.engines.decoding.loaded import load_model
 
         folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
         loaded = load_model(folder, device=self._device, dtype=self._dtype)
@@ -390,7 +390,7 @@ def _embed(
 
 
 def _row(model: LoadedModel, request: GenerationRequest, sink: Sink, ticket: int) -> Row:
-    from tta_middleware.engines.row import Row
+    from tta_middleware.engines.decoding.row import Row
 
     prompt, sampling = request.prompt, request.sampling
     _check_width(model, prompt.matrix)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tta_middleware.errors import ConfigurationError, MissingExtraError
-from tta_middleware.evaluation.jsonl import Record
+from tta_middleware.files.jsonl import Record
 
 RESAMPLES = 5000
 LEAST_PAIRS = 6

@@ -12,10 +12,10 @@ from typing import Protocol, cast
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import Policy
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import MODERATORS, find, names, resolve_moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 JUDGES = "tta_middleware.judges"
 """The entry-point group of judges: classes or functions that build a :class:`Judge` without arguments."""

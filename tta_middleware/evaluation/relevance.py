@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
 from tta_middleware.engines.torch_import import (
     import_torch,
     import_transformers,

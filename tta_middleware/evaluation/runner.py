@@ -8,17 +8,17 @@ from typing import TypeAlias
 
 import anyio
 
-from tta_middleware._streams import sole
+from tta_middleware.aio.streams import sole
 from tta_middleware.errors import EngineError, ModerationError, ModerationUnavailableError
 from tta_middleware.evaluation.comparators import Bench, Comparator
-from tta_middleware.evaluation.datasets import Prompt
 from tta_middleware.evaluation.first import SharedFirst, decode_together
-from tta_middleware.evaluation.jsonl import Record
 from tta_middleware.evaluation.judges import Reviewer
 from tta_middleware.evaluation.measures import Closeness, Measured, measure
 from tta_middleware.evaluation.records import Setting, candidates, to_record
 from tta_middleware.evaluation.store import RunFolder
-from tta_middleware.guard import Report, last_user_text
+from tta_middleware.files.jsonl import Record
+from tta_middleware.files.prompts import Prompt
+from tta_middleware.guard.guard import Report, last_user_text
 from tta_middleware.protocols import Engine
 from tta_middleware.types import Sampling
 

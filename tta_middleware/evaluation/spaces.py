@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.optimise.base import Method
+from tta_middleware.methods.base import Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.evaluation.jsonl import Record, dump, recover
+from tta_middleware.files.jsonl import Record, dump, recover
 
 
 class RunFolder:

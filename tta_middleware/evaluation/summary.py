@@ -13,10 +13,10 @@ from tta_middleware.evaluation.comparisons import (
     per_prompt,
     relevance_if_neutralised,
 )
-from tta_middleware.evaluation.jsonl import Record
 from tta_middleware.evaluation.measures import distinct_n
 from tta_middleware.evaluation.records import CUT
 from tta_middleware.evaluation.statistics import mean, percentile, wilson
+from tta_middleware.files.jsonl import Record
 
 
 def summarise(

@@ -15,10 +15,10 @@ import anyio
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import EngineError, MissingExtraError, ModerationUnavailableError
-from tta_middleware.evaluation.datasets import Prompt
 from tta_middleware.evaluation.spaces import Kind, Scale, as_is, space_of, suggest
-from tta_middleware.guard import Guard
-from tta_middleware.optimise.base import Method
+from tta_middleware.files.prompts import Prompt
+from tta_middleware.guard.guard import Guard
+from tta_middleware.methods.base import Method
 from tta_middleware.types import Sampling, Trace
 
 JOURNAL: Final = "journal.log"

@@ -9,8 +9,8 @@ from pydantic import PositiveInt
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.policy.verdicts import counted
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import counted
 
 Score: TypeAlias = Callable[[list[str]], Awaitable[list[Verdict]]]
 

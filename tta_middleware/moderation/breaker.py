@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
 from tta_middleware.config import Settings
 from tta_middleware.errors import (
     CircuitOpenError,
@@ -22,9 +22,9 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 State: TypeAlias = Literal["closed", "open", "half-open"]
 Outcome: TypeAlias = Literal["success", "failure", "unknown"]

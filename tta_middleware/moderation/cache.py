@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import PositiveFloat, PositiveInt
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
 from tta_middleware.config import Settings
 from tta_middleware.moderation.shared import SharedCall, join_all
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 _DIGEST_BYTES = 16
 

@@ -10,15 +10,15 @@ from functools import partial
 import anyio
 from pydantic import NonNegativeFloat
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
 from tta_middleware.errors import ModerationRejectedError
 from tta_middleware.moderation.batching import BatchLimits, split
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.shared import SharedCall
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 _FAULTS_OF_THE_REQUEST = frozenset({400, 413, 422})
 

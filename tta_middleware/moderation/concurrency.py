@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import anyio
 
-from tta_middleware._streams import sole
+from tta_middleware.aio.streams import sole
 
 T = TypeVar("T")
 

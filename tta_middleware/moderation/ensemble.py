@@ -10,9 +10,9 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.fallback import aligned
 from tta_middleware.moderation.wrapper import Closing
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 Combine: TypeAlias = Literal["max", "mean", "weighted", "first-decisive"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationError, ModerationUnavailableError
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 
 class WithFallback(Wrapper):

@@ -13,14 +13,14 @@ from typing import Annotated
 import anyio
 from pydantic import Field, PositiveInt
 
-from tta_middleware import _process
-from tta_middleware._streams import sole
+from tta_middleware.aio import process as _process
+from tta_middleware.aio.streams import sole
 from tta_middleware.config import Settings
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 
 class HedgeSettings(Settings):

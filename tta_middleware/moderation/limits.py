@@ -13,14 +13,14 @@ from contextlib import asynccontextmanager
 import anyio
 from pydantic import PositiveFloat, PositiveInt
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
+from tta_middleware.aio.semaphore import Slots
 from tta_middleware.config import Settings
 from tta_middleware.errors import ModerationUnavailableError
-from tta_middleware.moderation.slots import Slots
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import verdicts_on
 
 _MINUTE = 60.0
 

@@ -15,8 +15,8 @@ from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.retry import Retrier, RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
 from tta_middleware.moderation.wrapper import Closing
+from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import CATEGORIES, Verdict
-from tta_middleware.verdicts import in_parts
 
 
 class OpenAIModerator(Closing):

@@ -8,9 +8,9 @@ from functools import partial
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.batching import checked_limit
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy.verdicts import in_parts, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import in_parts, verdicts_on
 
 
 class InParts(Wrapper):
@@ -20,7 +20,7 @@ class InParts(Wrapper):
 
     Args:
         overlap: characters that two parts share; a phrase up to this length lies whole within one of them. None takes
-            :data:`tta_middleware.verdicts.OVERLAP` or a quarter of ``max_characters``, the smaller.
+            :data:`tta_middleware.policy.verdicts.OVERLAP` or a quarter of ``max_characters``, the smaller.
 
     Raises:
         ConfigurationError: a length is below 1, or the overlap is more than half a part.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
 from tta_middleware.config import Settings
 from tta_middleware.moderation.batching import BatchLimits
 from tta_middleware.moderation.breaker import BreakerSettings, CircuitBreaker, WithBreaker

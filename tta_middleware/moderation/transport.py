@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
+from tta_middleware.aio.per_loop import PerLoop
 from tta_middleware.errors import (
     ConfigurationError,
     InvalidVerdictError,
@@ -22,8 +23,7 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.failures import from_openai
-from tta_middleware.moderation.per_loop import PerLoop
-from tta_middleware.verdicts import encodable
+from tta_middleware.policy.verdicts import encodable
 
 if TYPE_CHECKING:
     import openai

@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from tta_middleware import streaming
 from tta_middleware.config import Windows
-from tta_middleware.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
-from tta_middleware.guard import Guard, Repair, last_user_text
+from tta_middleware.guard import moderated as streaming
+from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
+from tta_middleware.guard.guard import Guard, Repair, last_user_text
 from tta_middleware.policy import Policy, Stage, StagePolicies
 from tta_middleware.protocols import Moderator
 from tta_middleware.testing.audit_rules import call_covered, covered_loosely, covered_until, covered_whole, passes

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from answers import CHUNKS, SECONDS, text
 
 from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.guard.moderated import moderated
 from tta_middleware.moderation.stack import StackSettings, production_moderator
-from tta_middleware.streaming import moderated
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.types import GenerationRequest, Message, Sampling
 
 

@@ -16,7 +16,7 @@ from langchain_core.tracers.base import BaseTracer
 from langgraph.checkpoint.memory import InMemorySaver
 from tta_langchain_agents.testing import ScriptedChatModel
 
-from tta_middleware import bridge
+from tta_middleware.aio import bridge
 from tta_middleware.testing.delays import slowly
 
 MARK = "flagme"

@@ -12,7 +12,7 @@ from langgraph.types import Command
 from tta_langchain_agents import TTAMiddleware
 
 from tta_middleware import TTAChatModel
-from tta_middleware.engines.scripted import ScriptedEngine
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 HELLO = {"messages": [("user", "hello")]}

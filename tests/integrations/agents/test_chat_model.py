@@ -18,8 +18,8 @@ from tta_langchain_agents import GuardedChatModel
 from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware import TTAChatModel
-from tta_middleware.engines.scripted import ScriptedEngine
 from tta_middleware.policy import DEFAULT_NOTICE
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 BAD = "This is flagme."

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tta_langchain_agents import TTAMiddleware
 
-from tta_middleware import TTAChatModel, bridge
+from tta_middleware import TTAChatModel
+from tta_middleware.aio import bridge
 from tta_middleware.chat_model.runtime import Runtime
 
 UNSAFE = "I will kill you and burn your house down. I hope you suffer and die, you worthless idiot."

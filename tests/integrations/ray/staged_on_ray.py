@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 
-from tta_middleware.engines.scripted import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.types import CATEGORIES, Verdict
 
 BAD = "Here is the bad plan: look around the old shed, collect what seems useful, and carry it all to the wall."

@@ -18,7 +18,7 @@ from tta_middleware.evaluation.comparators.guarded import Guarded
 from tta_middleware.evaluation.comparators.random_step import RandomStep
 from tta_middleware.evaluation.comparators.reminder import Reminder
 from tta_middleware.evaluation.comparators.smoothing import Smoothing, SmoothLLM
-from tta_middleware.optimise import TSA, Resample
+from tta_middleware.methods import TSA, Resample
 from tta_middleware.registry import METHODS, names, resolve_method
 
 __all__ = ["COMPARATORS", "Bench", "Comparator", "Guarded", "comparators", "known"]

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tta_middleware.config import Settings
-from tta_middleware.optimise.base import Needs, OpenProposals, Start
-from tta_middleware.optimise.geometry import (
+from tta_middleware.methods.base import Needs, OpenProposals, Start
+from tta_middleware.methods.geometry import (
     Rows,
     StepNorm,
     gaussian,
@@ -25,7 +25,7 @@ from tta_middleware.types import PromptEmbeddings, Proposal
 class RandomStep(Settings):
     """Algorithm 1 of arXiv 2604.26167 without its probes: X_{k+1} = X_k - eta u with a random unit direction u.
 
-    Settings as in :class:`~tta_middleware.optimise.TSA` with ``units="token_norm"``. It counts one generation a step
+    Settings as in :class:`~tta_middleware.methods.TSA` with ``units="token_norm"``. It counts one generation a step
     where ``tsa`` takes N + 1. If ``tsa`` does no better per step, its gradient carries no information; if it does no
     better per token, the gradient is not worth its price.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tta_middleware.evaluation.comparators.rework import Rework
 from tta_middleware.evaluation.comparators.workbench import Workbench
-from tta_middleware.guard import Report
+from tta_middleware.guard.guard import Report
 from tta_middleware.types import Message, Proposal
 
 BEFORE = (

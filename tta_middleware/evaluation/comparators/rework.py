@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tta_middleware.evaluation.comparators.base import Bench
 from tta_middleware.evaluation.comparators.workbench import Workbench
-from tta_middleware.guard import Report
+from tta_middleware.guard.guard import Report
 from tta_middleware.types import Message, Sampling, Trace
 
 

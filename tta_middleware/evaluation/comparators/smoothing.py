@@ -11,8 +11,8 @@ import numpy as np
 from tta_middleware.evaluation.comparators.base import Bench
 from tta_middleware.evaluation.comparators.rework import Rework
 from tta_middleware.evaluation.comparators.workbench import Workbench
-from tta_middleware.guard import Report
-from tta_middleware.optimise.geometry import gaussian, mean_row_norm, unit_step
+from tta_middleware.guard.guard import Report
+from tta_middleware.methods.geometry import gaussian, mean_row_norm, unit_step
 from tta_middleware.types import Candidate, Message, PromptEmbeddings, Proposal
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tta_middleware.evaluation.comparators.base import Bench
-from tta_middleware.guard import Report, last_user_text
-from tta_middleware.optimise.geometry import cosine, relative_move
+from tta_middleware.guard.guard import Report, last_user_text
+from tta_middleware.methods.geometry import cosine, relative_move
 from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.types import (
     AnswerScore,
     Candidate,
@@ -24,7 +25,6 @@ from tta_middleware.types import (
     StepTrace,
     Trace,
 )
-from tta_middleware.verdicts import verdicts_on
 
 _SEED_MASK = 2**63 - 1
 

@@ -7,10 +7,10 @@ from html import escape
 from typing import Any
 
 from tta_middleware.evaluation import tables
-from tta_middleware.evaluation.jsonl import Record
 from tta_middleware.evaluation.records import CUT
 from tta_middleware.evaluation.report import paper, plots
 from tta_middleware.evaluation.report.series import flagged_by_method
+from tta_middleware.files.jsonl import Record
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1080px;margin:2rem auto;padding:0 1rem}

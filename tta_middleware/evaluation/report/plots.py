@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tta_middleware.errors import MissingExtraError
-from tta_middleware.evaluation.jsonl import Record
 from tta_middleware.evaluation.report import series
+from tta_middleware.files.jsonl import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from tta_middleware.evaluation.jsonl import Record
 from tta_middleware.evaluation.statistics import mean, percentile
+from tta_middleware.files.jsonl import Record
 
 MOST_CATEGORIES = 8
 

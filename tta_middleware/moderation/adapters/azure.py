@@ -14,8 +14,8 @@ from tta_middleware.moderation.adapters.http import HTTPModerator
 from tta_middleware.moderation.batching import without_blanks
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
+from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import in_parts
 
 CATEGORY_NAMES = {"Hate": "hate", "SelfHarm": "self-harm", "Sexual": "sexual", "Violence": "violence"}
 

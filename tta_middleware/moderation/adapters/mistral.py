@@ -15,8 +15,8 @@ from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.openai import parse_moderations
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
+from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import in_parts
 
 CATEGORY_NAMES = {
     "sexual": "sexual",

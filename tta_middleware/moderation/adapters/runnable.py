@@ -10,8 +10,8 @@ from tta_middleware.errors import ConfigurationError, InvalidVerdictError, Moder
 from tta_middleware.moderation.batching import checked_limit
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.wrapper import Closing
+from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import Verdict
-from tta_middleware.verdicts import in_parts
 
 ScoringFunction: TypeAlias = Callable[[str, str | None], Awaitable[Any]]
 

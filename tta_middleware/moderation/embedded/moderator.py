@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-from tta_middleware import _process
+from tta_middleware.aio import process as _process
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError
 from tta_middleware.moderation.embedded.artifact import Artifact, load
 from tta_middleware.moderation.embedded.language import Reading

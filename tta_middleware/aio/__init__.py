@@ -1,0 +1,1 @@
+"""Event-loop plumbing: streams with an owner, the sync bridge, per-loop resources."""

@@ -1,0 +1,1 @@
+"""Files of prompts: what comes in, how it flows, how it is split."""

@@ -1,0 +1,1 @@
+"""The packed pass: who decodes when, on which keys and values."""

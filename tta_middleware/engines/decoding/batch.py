@@ -1,0 +1,296 @@
+"""The running batch: rows join when their prompt has run, take one token a pass, and leave when they are finished."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from tta_middleware.engines.decoding.capacity import is_out_of_memory
+from tta_middleware.engines.decoding.feeds import Feed, Joining, Scoring
+from tta_middleware.engines.decoding.heads import Heads
+from tta_middleware.engines.decoding.kv_slots import Slots
+from tta_middleware.engines.decoding.loaded import LoadedModel
+from tta_middleware.engines.decoding.packed import Pass, Segment
+from tta_middleware.engines.decoding.row import Row
+from tta_middleware.engines.decoding.sampling import next_tokens
+from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.errors import EngineError
+
+Job: TypeAlias = Joining | Scoring
+
+# Prompt tokens run beside a decode step at most: enough to fill the processor, few enough not to stall the others.
+_STEP_TOKENS = 512
+_FEWEST_TOKENS = 32
+# Beginnings of prompts may take this share of the memory for keys and values.
+_HEADS_SHARE = 0.25
+_SCORED_SHARE = 0.06
+
+
+class Batch:
+    """Sequences side by side; used by the decode thread alone.
+
+    Attributes:
+        rows: the sequences that are being decoded, in slot order.
+        columns_run: of all sequences, in the last pass.
+    """
+
+    def __init__(self, model: LoadedModel, most_rows: int, budget: int) -> None:
+        self.rows: list[Row] = []
+        self.columns_run = 0
+        self._model, self._budget = model, budget
+        self._slots = Slots(most_rows, model.column_bytes, budget)
+        self._heads = Heads(int(budget * _HEADS_SHARE))
+        self._scored = Scored(int(budget * _SCORED_SHARE))
+        self._joining: list[Joining] = []
+        self._scoring: list[Scoring] = []
+        self._suspects: list[Job] = []
+        self._most_tokens = _STEP_TOKENS
+        self._after_head = False
+
+    @property
+    def places_taken(self) -> int:
+        return len(self.rows) + len(self._joining)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.rows or self._joining or self._scoring)
+
+    def tickets(self) -> Counter[int]:
+        """Sequences by the request they belong to."""
+        return Counter(row.ticket for row in [*self.rows, *(job.row for job in self._joining)])
+
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """Whether there is memory for all of ``rows`` beside what is here; an empty batch takes any one."""
+        coming = [*rows, *(job.row for job in self._joining)]
+        columns = max([*(row.columns for row in coming), *self._slots.lengths]) + 1
+        count = len(self.rows) + len(coming)
+        return count == 1 or self._slots.bytes_for(count, columns) <= self._budget
+
+    def join(self, rows: Sequence[Row]) -> None:
+        """Rows whose prompts run with the next passes."""
+        self._joining += map(Joining, rows)
+
+    def score(self, jobs: Sequence[Scoring]) -> None:
+        """Texts whose likelihood is worked out in the next passes."""
+        self._scoring += jobs
+
+    def turn(self) -> int:
+        """One forward pass; how many tokens were generated.
+
+        Raises:
+            Exception: of the rows that decode, or for want of memory. What fails with a prompt or a text that runs
+                beside them is told to its own caller.
+        """
+        if self._suspects:
+            return self._alone(self._suspects.pop(0))
+        chosen = self._compose()
+        building = self._heads.building
+        if building is not None and not (self._after_head and self.rows):
+            self._after_head = True
+            self._build_head(building)
+            return 0
+        self._after_head = False
+        try:
+            logits = self._forward(self._slots, [segment for _, segment in chosen])
+        except Exception as exc:
+            if is_out_of_memory(exc) or not chosen:
+                raise
+            self._suspects = [job for job, _ in chosen]
+            return 0
+        return self._settle(list(self.rows), chosen, logits)
+
+    def drop_cancelled(self) -> None:
+        """Let go of what was cancelled."""
+        for row in [row for row in self.rows if row.cancelled and not row.finished]:
+            row.finish("aborted")
+        for job in [job for job in self._joining if job.cancelled]:
+            self._joining.remove(job)
+            job.row.finish("aborted")
+            job.row.announce()
+        self._scoring = [job for job in self._scoring if not job.cancelled]
+        self._suspects = [job for job in self._suspects if not job.cancelled]
+        self.drop_finished()
+
+    def shed(self) -> list[Row]:
+        """Make room: the later half of the sequences, which have to begin again; none of one.
+
+        Of the others' prompts and texts the first keeps what has run, and so does a beginning that is being built:
+        where memory is for few columns at a time, long ones would never get done otherwise.
+        """
+        self._heads.spare()
+        self._scored.clear()
+        if self._model.recorder is not None:
+            self._model.recorder.forget()
+        self._suspects = []
+        everyone = sorted([*self.rows, *(job.row for job in self._joining)], key=lambda row: row.ticket)
+        leaving = everyone[(len(everyone) + 1) // 2 :]
+        self._joining = [job for job in self._joining if job.row not in leaving]
+        for index in range(len(self.rows) - 1, -1, -1):
+            if self.rows[index] in leaving:
+                self._remove(index)
+        for job in self._jobs()[1:]:
+            job.feed = None
+        return leaving
+
+    def run_fewer_columns(self) -> bool:
+        """Halve what runs beside the decode step in one pass; False if it is as little as may be."""
+        before, self._most_tokens = self._most_tokens, max(_FEWEST_TOKENS, self._most_tokens // 2)
+        return self._most_tokens < before
+
+    def run_more_columns(self) -> None:
+        """Take that back, step by step."""
+        self._most_tokens = min(_STEP_TOKENS, 2 * self._most_tokens)
+
+    def short_of_memory(self) -> bool:
+        """Whether the next column would take more than the budget."""
+        return len(self.rows) > 1 and self._slots.bytes_after_step() > self._budget
+
+    def fail(self, cause: BaseException) -> None:
+        """Tell everyone of ``cause`` and start over empty."""
+        for job in self._jobs():
+            job.fail(cause)
+        for row in self.rows:
+            row.fail(cause)
+        self._joining, self._scoring, self._suspects = [], [], []
+        self._heads.clear()
+        self._scored.clear()
+        self.drop_finished()
+
+    def drop_finished(self) -> None:
+        """Free the rows that have ended, then announce their ends."""
+        ended = [row for row in self.rows if row.finished]
+        for index in range(len(self.rows) - 1, -1, -1):
+            if self.rows[index].finished:
+                self._remove(index)
+        for row in ended:
+            row.announce()
+
+    def _jobs(self) -> list[Job]:
+        """What runs beside the rows: texts to score first, since a repair waits for them, then prompts."""
+        return [*self._scoring, *self._joining]
+
+    def _compose(self) -> list[tuple[Job, Segment]]:
+        """The next columns of what runs beside the rows, as many as a pass takes."""
+        chosen: list[tuple[Job, Segment]] = []
+        left = self._most_tokens
+        for job in self._jobs():
+            if left and self._heads.begin(feed := self._feed(job)):
+                segment = feed.segment(left)
+                chosen.append((job, segment))
+                left -= len(segment.rows)
+        return chosen
+
+    def _feed(self, job: Job) -> Feed:
+        """What a job has yet to run. One that is finished and still here ran when there was no memory to take it in."""
+        if job.feed is None or job.feed.finished:
+            return job.start(self._model, self._scored)
+        return job.feed
+
+    def _build_head(self, feed: Feed) -> None:
+        segment = feed.segment(self._most_tokens)
+        try:
+            self._forward(Slots(0), [segment])
+        except Exception as exc:
+            if is_out_of_memory(exc):
+                raise
+            self._heads.clear()
+            # Whoever waits for it runs its rows by itself and meets the error, if it is there to be met.
+            for job in self._jobs():
+                self._feed(job).head = 0
+            return
+        feed.ran(segment)
+        if feed.finished:
+            self._heads.built()
+
+    def _alone(self, job: Job) -> int:
+        """Run one of several, of which at least one failed, so that the error reaches its own caller only."""
+        segment = self._feed(job).segment(self._most_tokens)
+        try:
+            logits = self._forward(Slots(0), [segment])
+        except Exception as exc:
+            if is_out_of_memory(exc):
+                raise
+            self._joining = [other for other in self._joining if other is not job]
+            self._scoring = [other for other in self._scoring if other is not job]
+            job.fail(exc)
+            return 0
+        return self._settle([], [(job, segment)], logits)
+
+    def _settle(self, decoding: Sequence[Row], chosen: Sequence[tuple[Job, Segment]], logits: Tensor) -> int:
+        """Take what a pass has given: a token for each row that decoded, then what the segments were for."""
+        at = len(decoding)
+        if decoding:
+            tokens = _choose(decoding, logits[:at])
+            self._slots.advance()
+            self._hand_out(decoding, tokens)
+        joined: list[Joining] = []
+        first: list[Tensor] = []
+        for job, segment in chosen:
+            part = logits[at : at + segment.keep]
+            at += segment.keep
+            feed = self._feed(job)
+            feed.ran(segment)
+            if isinstance(job, Scoring):
+                self._score(job, part, feed.finished)
+            elif feed.finished:
+                joined.append(job)
+                first.append(part)
+        if joined:
+            self._take_in(joined, torch.cat(first))
+        return len(decoding) + len(joined)
+
+    def _score(self, job: Scoring, logits: Tensor, finished: bool) -> None:
+        job.take(logits)
+        if finished:
+            job.remember(self._scored)
+            self._scoring.remove(job)
+
+    def _take_in(self, joined: Sequence[Joining], logits: Tensor) -> None:
+        """Slots and first tokens for sequences whose prompts have run: for all of them, or for none."""
+        rows, before = [job.row for job in joined], len(self._slots.lengths)
+        try:
+            for job in joined:
+                if job.feed is not None and job.feed.past is not None:
+                    self._slots.add(job.feed.past)
+            tokens = _choose(rows, logits)
+        except Exception:
+            while len(self._slots.lengths) > before:
+                self._slots.remove(len(self._slots.lengths) - 1)
+            raise
+        self._joining = [job for job in self._joining if job not in joined]
+        self.rows += rows
+        self._hand_out(rows, tokens)
+
+    def _forward(self, slots: Slots, segments: Sequence[Segment]) -> Tensor:
+        """(K, V) logits of every slot's newest column and of the columns that segments keep."""
+        parts = [segment.rows for segment in segments]
+        if slots.lengths:
+            slots.reserve()
+            parts.insert(0, self._model.look_up([row.token_ids[-1] for row in self.rows]))
+        columns = torch.cat(parts)
+        self.columns_run = len(columns)
+        return self._model.forward(columns[None], Pass(slots, segments))
+
+    def _hand_out(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            if token is None:
+                self._slots.blank(self.rows.index(row))
+                row.fail(EngineError("the model's output is not finite; are the embeddings too far out?"))
+            else:
+                row.accept(token, self._model.eos_ids)
+        self.drop_finished()
+
+    def _remove(self, index: int) -> None:
+        self._slots.remove(index)
+        row = self.rows.pop()
+        if index < len(self.rows):
+            self.rows[index] = row
+
+
+def _choose(rows: Sequence[Row], logits: Tensor) -> list[int | None]:
+    with torch.inference_mode():
+        return next_tokens(logits, [row.request.sampling for row in rows], [row.generator for row in rows])

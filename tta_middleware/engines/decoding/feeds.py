@@ -1,0 +1,146 @@
+"""What has to run before a sequence decodes or a text is scored: rows in, chunk by chunk, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tta_middleware.engines.decoding.kv_slots import Prefix
+from tta_middleware.engines.decoding.loaded import LoadedModel
+from tta_middleware.engines.decoding.packed import Segment
+from tta_middleware.engines.decoding.row import Row
+from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.types import PromptEmbeddings
+
+# A shorter beginning is not worth a forward pass of its own.
+_WORTH_SHARING = 16
+
+
+class Feed:
+    """Rows (T, d) of one sequence on their way through the model.
+
+    Args:
+        rows: all that is to run; the first ``head`` of them may come from elsewhere.
+        head: how many rows at the beginning other sequences are likely to share; 0 for none.
+        keep: of how many of the last rows the logits are wanted.
+    """
+
+    def __init__(self, rows: Tensor, *, head: int, keep: int) -> None:
+        self.rows = rows
+        self.head = head if _WORTH_SHARING <= head < len(rows) else 0
+        self.keep = keep
+        self.past: Prefix | None = None
+
+    @property
+    def done(self) -> int:
+        """Rows that have run."""
+        return self.past.length if self.past else 0
+
+    @property
+    def left(self) -> int:
+        return len(self.rows) - self.done
+
+    @property
+    def finished(self) -> bool:
+        return self.left == 0
+
+    def segment(self, most: int) -> Segment:
+        """The next rows, ``most`` at the most."""
+        start, end = self.done, min(len(self.rows), self.done + most)
+        first_kept = len(self.rows) - self.keep
+        keep = max(0, end - max(start, first_kept))
+        return Segment(self.rows[start:end], self.past, keep)
+
+    def ran(self, segment: Segment) -> None:
+        """Take note that ``segment`` has run."""
+        self.past = segment.prefix()
+
+
+class Joining:
+    """A sequence whose prompt, and what it has generated before it was set aside, still have to run.
+
+    Attributes:
+        feed: None until it is started, and where what has run was forgotten.
+    """
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.feed: Feed | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        return self.row.cancelled
+
+    def start(self, model: LoadedModel, _scored: Scored) -> Feed:
+        """Look the rows up."""
+        prompt, generated = self.row.request.prompt, self.row.token_ids
+        rows = model.to_tensor(prompt.matrix)
+        if generated:
+            rows = torch.cat([rows, model.look_up(generated)])
+        self.feed = Feed(rows, head=head_of(prompt), keep=1)
+        return self.feed
+
+    def fail(self, cause: BaseException) -> None:
+        self.row.fail(cause)
+        self.row.announce()
+
+
+class Scoring:
+    """One completion, of at least one token, whose likelihood after a prompt is asked for.
+
+    Attributes:
+        cancelled: nobody waits for it any more; set by the caller.
+        feed: None until it is started, and where what has run was forgotten.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptEmbeddings,
+        token_ids: Sequence[int],
+        deliver: Callable[[float | BaseException], object],
+    ) -> None:
+        self.prompt, self.token_ids = prompt, list(token_ids)
+        self.cancelled = False
+        self._deliver = deliver
+        self._nats: list[float] = []
+        self.feed: Feed | None = None
+
+    def start(self, model: LoadedModel, scored: Scored) -> Feed:
+        """Look the rows up, and what has run of them; the last token is predicted, never read."""
+        rows = model.to_tensor(self.prompt.matrix)
+        if len(self.token_ids) > 1:
+            rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
+        self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids))
+        self._nats = []
+        if (known := scored.begin(rows, self.first, self.feed.head)) is not None:
+            self.feed.past, self._nats = known
+        return self.feed
+
+    @property
+    def first(self) -> int:
+        """The column that predicts the first token."""
+        return len(self.prompt.matrix) - 1
+
+    def remember(self, scored: Scored) -> None:
+        """Keep what has run, for the next text."""
+        if self.feed is not None and self.feed.past is not None:
+            scored.keep(self.feed.rows, self.feed.past, self.first, self._nats)
+
+    def take(self, logits: Tensor) -> None:
+        """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
+        next_ids = self.token_ids[len(self._nats) :][: len(logits)]
+        wanted = torch.tensor(next_ids, dtype=torch.long, device=logits.device)
+        with torch.inference_mode():
+            self._nats += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
+        if len(self._nats) == len(self.token_ids):
+            self._deliver(sum(self._nats) / len(self.token_ids))
+
+    def fail(self, cause: BaseException) -> None:
+        self._deliver(cause)
+
+
+def head_of(prompt: PromptEmbeddings) -> int:
+    """Rows before the user's first one: what a repair never moves by default, and what a conversation repeats."""
+    return int(prompt.user_mask.argmax()) if prompt.user_mask.any() else 0

@@ -1,0 +1,228 @@
+"""One forward pass over tokens of many sequences, laid side by side without padding.
+
+The linear layers see one long row of tokens; only attention knows which token belongs to which sequence. So prompts
+that join, answers that are scored and sequences that decode share a pass. transformers calls the attention function of
+this module by name, which is how it lets serving engines bring their own (AttentionInterface).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from tta_middleware.engines.decoding.kv_slots import Prefix, Slots
+from tta_middleware.errors import EngineError
+
+NAME = "tta_packed"
+
+# What other families hand to attention and this function does not compute (attention sinks, ALiBi and their kin).
+_UNKNOWN = ("s_aux", "sinks", "position_bias", "alibi")
+
+
+class Segment:
+    """Some columns (t, d) of one sequence, behind the prefix that has run already.
+
+    Attributes:
+        keep: of how many of its last columns the logits are wanted.
+        layers: keys and values of all its columns so far.
+    """
+
+    def __init__(self, rows: Tensor, past: Prefix | None, keep: int) -> None:
+        self.rows, self.past, self.keep = rows, past, keep
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    @property
+    def start(self) -> int:
+        """Its first column's place in the sequence."""
+        return self.past.length if self.past else 0
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.rows)
+
+    def prefix(self) -> Prefix:
+        """All its columns, for what follows."""
+        return Prefix([(keys.contiguous(), values.contiguous()) for keys, values in self.layers], self.end)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int, settings: Settings) -> Tensor:
+        """(1, H, t, D) queries over its own and the prefix's columns, each over those before it."""
+        if self.past is not None:
+            old_keys, old_values = self.past.layers[layer]
+            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+        self.layers.append((keys, values))
+        groups = query.shape[1] // keys.shape[1]
+        return settings.attention(
+            query, _repeated(keys, groups), _repeated(values, groups), self._mask(settings.window, query)
+        )
+
+    def _mask(self, window: int | None, like: Tensor) -> Tensor | None:
+        if window not in self._masks:
+            places = torch.arange(self.end, device=like.device)
+            self._masks[window] = _bias(_seen(places[None], places[self.start :, None], window), like)[None, None]
+        return self._masks[window]
+
+
+class Settings:
+    """What a layer asks of attention."""
+
+    __slots__ = ("scaling", "softcap", "window")
+
+    def __init__(self, scaling: float | None, softcap: float | None, window: int | None) -> None:
+        self.scaling, self.softcap, self.window = scaling, softcap, window
+
+    def attention(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """softmax(q k' scaling + bias) v, the logits soft-capped before the bias where the family does so."""
+        if self.softcap is None:
+            return scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scaling)
+        logits = (query @ keys.mT) * (self.scaling or query.shape[-1] ** -0.5)
+        logits = torch.tanh(logits / self.softcap) * self.softcap
+        if bias is not None:
+            logits = logits + bias
+        return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+
+
+class Pass:
+    """What one forward pass runs: one new column for every slot, then segments.
+
+    Args:
+        slots: the sequences that decode, with room reserved; empty where only segments run.
+        segments: columns of sequences that join or are scored.
+
+    Attributes:
+        layers_run: layers whose attention came here; a model that bypasses it would compute nonsense.
+    """
+
+    def __init__(self, slots: Slots, segments: Sequence[Segment]) -> None:
+        self.layers_run = 0
+        self.slots = slots
+        self._lengths, self._segments = slots.lengths, segments
+        self._biases: dict[int | None, Tensor | None] = {}
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether nothing runs beside the slots."""
+        return bool(self._lengths) and not self._segments
+
+    def positions(self, device: torch.device) -> Tensor:
+        """(1, T) place of every column in its sequence."""
+        places = list(self._lengths)
+        for segment in self._segments:
+            places += range(segment.start, segment.end)
+        return torch.tensor([places], device=device)
+
+    def kept(self, device: torch.device) -> Tensor:
+        """Indices of the columns whose logits are wanted, slots first."""
+        end = len(self._lengths)
+        wanted = list(range(end))
+        for segment in self._segments:
+            end += len(segment.rows)
+            wanted += range(end - segment.keep, end)
+        return torch.tensor(wanted, dtype=torch.long, device=device)
+
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: Settings) -> Tensor:
+        """(1, T, H, D) for (1, H, T, D) queries; keys and values may have fewer heads."""
+        self.layers_run += 1
+        at = len(self._lengths)
+        parts = [self._decode(layer, query, keys, values, settings)] if at else []
+        for segment in self._segments:
+            mine = slice(at, at + len(segment.rows))
+            out = segment.attend(query[:, :, mine], keys[:, :, mine], values[:, :, mine], layer, settings)
+            parts.append(out[0].transpose(0, 1))
+            at = mine.stop
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+    def _decode(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: Settings) -> Tensor:
+        count, heads = len(self._lengths), query.shape[1]
+        new_keys, new_values = (new[0, :, :count].transpose(0, 1) for new in (keys, values))
+        all_keys, all_values = self.slots.write(layer, new_keys, new_values)
+        # Query heads that share a key head become rows of one product, so no key is copied for them.
+        folded = query[0, :, :count].transpose(0, 1).reshape(count, all_keys.shape[1], -1, query.shape[-1])
+        out = settings.attention(folded, all_keys, all_values, self._bias(settings.window, query))
+        return out.reshape(count, heads, -1)
+
+    def _bias(self, window: int | None, like: Tensor) -> Tensor | None:
+        if window not in self._biases:
+            longest = max(self._lengths)
+            if min(self._lengths) == longest and (window is None or window > longest):
+                self._biases[window] = None
+            else:
+                places = torch.arange(longest + 1, device=like.device)[None]
+                newest = torch.tensor(self._lengths, device=like.device)[:, None]
+                self._biases[window] = _bias(_seen(places, newest, window), like)[:, None, None]
+        return self._biases[window]
+
+
+class AnyStep(Pass):
+    """A decode step whose lengths stand in a tensor, so that what is computed does not depend on them.
+
+    Args:
+        slots: the sequences that decode.
+        lengths: (n,) of the first n slots; where fewer are taken, 0 for the others, whose columns mean nothing.
+        columns: how many every slot sees, at least the longest's and the new one.
+    """
+
+    def __init__(self, slots: Slots, lengths: Tensor, columns: int) -> None:
+        super().__init__(slots, ())
+        self._lengths = [0] * len(lengths)
+        self._newest, self._columns = lengths, columns
+        slots.place(lengths, columns)
+
+    def positions(self, device: torch.device) -> Tensor:
+        return self._newest[None].to(device)
+
+    def kept(self, device: torch.device) -> Tensor:
+        return torch.arange(len(self._newest), device=device)
+
+    def _bias(self, window: int | None, like: Tensor) -> Tensor:
+        if (bias := self._biases.get(window)) is None:
+            places = torch.arange(self._columns, device=like.device)[None]
+            bias = _bias(_seen(places, self._newest[:, None], window), like)[:, None, None]
+            self._biases[window] = bias
+        return bias
+
+
+def _seen(places: Tensor, asking: Tensor, window: int | None) -> Tensor:
+    """Which columns a query at ``asking`` sees: those up to its own, no more than ``window`` of them."""
+    seen = places <= asking
+    return seen if window is None else seen & (places > asking - window)
+
+
+def _bias(seen: Tensor, like: Tensor) -> Tensor:
+    """0 where a column is seen, minus infinity elsewhere; built once a pass instead of in every layer."""
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+
+
+def _repeated(heads: Tensor, groups: int) -> Tensor:
+    return heads if groups == 1 else heads.repeat_interleave(groups, dim=1)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    packed: Pass | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls in every layer."""
+    unknown = [name for name in _UNKNOWN if rest.get(name) is not None]
+    if unknown:
+        raise EngineError(f"this model's attention uses {', '.join(unknown)}, which is not supported")
+    if packed is None:
+        raise EngineError("a packed pass was lost on the way to attention; this model cannot be batched here")
+    settings = Settings(scaling, softcap, sliding_window)
+    return packed.attend(module.layer_idx, query, key, value, settings), None
+
+
+AttentionInterface.register(NAME, _attention)

@@ -1,0 +1,1 @@
+"""From a conversation to embedding rows and back to text."""

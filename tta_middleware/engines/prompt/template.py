@@ -1,0 +1,159 @@
+"""Conversation to tokens: the chat template, and which tokens are the user's words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tta_middleware.call_text import whole
+from tta_middleware.engines.prompt.control_tokens import ControlTokens, Span, Veil, spelled_in
+from tta_middleware.engines.prompt.tool_template import as_turns, is_asked, no_tools
+from tta_middleware.errors import ConfigurationError, EmptyPromptError
+from tta_middleware.types import Message
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """Token ids of a prompt, and for each whether it is content of the last user turn."""
+
+    token_ids: list[int]
+    user_mask: list[bool]
+
+
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    assistant_prefix: str = "",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> RenderedPrompt:
+    """Tokenise a conversation with the generation prompt appended.
+
+    The rendering is tokenised once and whole, and only the template's own control tokens become such; content that
+    spells one is tokenised as text there. A token belongs to the user only if all its characters do, so tokens that
+    straddle template and content stay out of the mask. Turns that the template refuses (Gemma 2 knows no system role,
+    many take no two user turns in a row) are folded, see :func:`folded`.
+
+    Raises:
+        EmptyPromptError: the last user turn is empty or there is none.
+        ConfigurationError: the tokenizer has no chat template, refuses the roles, takes no tools, or is not a fast one.
+    """
+    last_user_turn(messages)
+    template = chat_template(tokenizer, tools=bool(tools))
+    control = ControlTokens(tokenizer, template)
+    turns = _whole(as_turns(messages, template))
+    assistant_prefix = whole(assistant_prefix)
+    text, spelled, (start, end) = _Rendering(tokenizer, control, turns, _whole(list(tools))).run()
+    tokens = control.encode(tokenizer, text, spelled)
+    mask = [start <= first < last <= end for _, (first, last) in tokens]
+    prefix = control.encode(tokenizer, assistant_prefix, spelled_in(control.special, assistant_prefix))
+    return RenderedPrompt([token_id for token_id, _ in tokens + prefix], [*mask, *(False for _ in prefix)])
+
+
+def _whole(value: Any) -> Any:
+    """The same JSON-like value; halves of surrogate pairs, which no tokenizer takes, are replaced in its strings."""
+    if isinstance(value, Mapping):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return whole(value) if isinstance(value, str) else value
+
+
+def last_user_turn(messages: Sequence[Message]) -> int:
+    """Index of the last user message.
+
+    Raises:
+        EmptyPromptError: it is empty, or there is none.
+    """
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].role == "user":
+            if messages[index].content.strip():
+                return index
+            raise EmptyPromptError("the last user message is empty; give the model something to answer")
+    raise EmptyPromptError("the conversation has no user message; add one")
+
+
+def chat_template(tokenizer: Any, *, tools: bool = False) -> str:
+    """The text of the tokenizer's chat template, of the one for tools if there are several.
+
+    Raises:
+        ConfigurationError: it has none, or reports no character offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigurationError("the model's tokenizer reports no character offsets; use one with tokenizer.json")
+    if not tokenizer.chat_template:
+        raise ConfigurationError("the model has no chat template; use an instruction-tuned model")
+    return str(tokenizer.get_chat_template(tools=[{}] if tools else None))
+
+
+def folded(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System turns as user turns, and user turns that follow one another as one, with an empty line between."""
+    merged: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["role"] not in ("system", "user"):
+            merged.append(turn)
+        elif merged and merged[-1]["role"] == "user":
+            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n\n{turn['content']}"}
+        else:
+            merged.append({**turn, "role": "user"})
+    return merged
+
+
+class _Rendering:
+    """One conversation on its way through the template, what it spells hidden."""
+
+    def __init__(
+        self, tokenizer: Any, control: ControlTokens, turns: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._veil = Veil(control, json.dumps([turns, list(tools)], ensure_ascii=False, default=str))
+        self._tools = [self._veil.hide(dict(tool)) for tool in tools]
+        self._turns = [self._hidden(turn) for turn in turns]
+
+    def run(self) -> tuple[str, list[Span], Span]:
+        """The text, what content spells in it, and where the last user turn's words are."""
+        rendered = self._render(self._turns, self._tools)
+        if self._tools and rendered == self._render(self._turns, []):
+            raise no_tools()
+        text, spelled = self._veil.lift(rendered)
+        return text, spelled, self._content_span(text)
+
+    def _hidden(self, turn: dict[str, Any]) -> dict[str, Any]:
+        hidden: dict[str, Any] = self._veil.hide(turn)
+        if turn["role"] == "assistant":
+            # Templates read marks such as </think> in the model's own text; nothing can be forged by them there.
+            hidden["content"] = self._veil.hide(turn["content"], special_only=True)
+        return hidden
+
+    def _render(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        import jinja2
+
+        try:
+            return self._apply(turns, tools)
+        except jinja2.TemplateError as exc:
+            refused = exc
+        try:
+            return self._apply(folded(turns), tools)
+        except jinja2.TemplateError:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ConfigurationError(f"the model's chat template refuses the roles {roles}: {refused}") from refused
+
+    def _apply(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        template = self._tokenizer.apply_chat_template
+        return str(template(turns, tools=tools or None, tokenize=False, add_generation_prompt=True))
+
+    def _content_span(self, text: str) -> Span:
+        """Where the last user turn's words are in ``text``; found by rendering with a placeholder in their place.
+
+        Searching for the words themselves could hit another turn or the template ('user', 'im_end').
+        """
+        at = max(index for index, turn in enumerate(self._turns) if is_asked(turn))
+        replaced = [*self._turns]
+        replaced[at] = {**replaced[at], "content": self._veil.placeholder}
+        before, _, after = self._render(replaced, self._tools).partition(self._veil.placeholder)
+        before, after = self._veil.lift(before)[0], self._veil.lift(after)[0]
+        end = len(text) - len(after)
+        if text[: len(before)] != before or text[end:] != after or end <= len(before):
+            raise ConfigurationError("the model's chat template rewrites the user's text, so it cannot be located")
+        return len(before), end

@@ -1,0 +1,132 @@
+"""Tokenizer and embedding table: all that an engine needs to know of a model that runs elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor
+
+from tta_middleware.engines.prompt.control_tokens import silent_ids
+from tta_middleware.engines.prompt.detokenise import Detokeniser, TextAssembler
+from tta_middleware.engines.prompt.table import TableFacts
+from tta_middleware.engines.torch_import import quiet_transformers
+from tta_middleware.errors import ConfigurationError, ModelNotFoundError
+from tta_middleware.types import FloatMatrix, IntVector
+
+_CONTEXT_TOKENS = 4
+_TABLE_NAMES: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_SCALED_FAMILIES: Final = ("gemma",)
+
+
+class Vocabulary:
+    """Tokens and their input embeddings; shared by threads, read only.
+
+    Attributes:
+        table: (V, d) input embeddings.
+        width: d.
+        facts: what was computed of the table so far.
+        context: most tokens a sequence may have; None if the model states no limit.
+        eos_ids: ids that end an answer.
+    """
+
+    def __init__(
+        self, tokenizer: Any, embedding: torch.nn.Module, eos_ids: frozenset[int], context: int | None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.embedding = embedding
+        table: Tensor = embedding.weight  # type: ignore[assignment]
+        self.table = table
+        self.width = int(table.shape[1])
+        self.facts = TableFacts(table)
+        self.device, self.dtype = table.device, table.dtype
+        self.context = context
+        self.eos_ids = eos_ids
+        self._special = silent_ids(tokenizer)
+
+    def look_up(self, token_ids: Sequence[int]) -> Tensor:
+        """(n, d) input embeddings of token ids."""
+        with torch.inference_mode():
+            rows: Tensor = self.embedding(torch.tensor(token_ids, dtype=torch.long, device=self.device))
+        return rows
+
+    def rows(self, token_ids: Sequence[int]) -> FloatMatrix:
+        """The same as float32 numpy; any thread may ask, so torch's own threads stay out of it where they can."""
+        plain = type(self.embedding) is torch.nn.Embedding and self.device.type == "cpu"
+        if not plain or self.dtype not in (torch.bfloat16, torch.float32):
+            matrix: FloatMatrix = self.look_up(token_ids).float().cpu().numpy()
+            return matrix
+        ids = np.asarray(token_ids, dtype=np.int64)
+        if self.dtype == torch.float32:
+            return self.table.detach().numpy()[ids]
+        # A bfloat16 is the upper half of a float32.
+        halves: IntVector = self.table.detach().view(torch.uint16).numpy()[ids].astype(np.uint32)
+        return (halves << 16).view(np.float32)
+
+    def assembler(self, prompt_ids: Sequence[int], stop: Sequence[str]) -> TextAssembler:
+        """The text of one answer to a prompt with these token ids."""
+        context: list[int] = []
+        for token_id in reversed(prompt_ids[-_CONTEXT_TOKENS:]):
+            if token_id in self._special:
+                break
+            context.insert(0, token_id)
+        return TextAssembler(Detokeniser(self._decode, skip=self._special, context=context), stop)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        # Silent ids never come here, and a mark of a tool call is text even where it is a special token.
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """Tokenizer and embedding table of a local model folder; none of its other weights are read.
+
+    Raises:
+        ModelNotFoundError: the folder lacks files.
+        ConfigurationError: no embedding table is found, or the family scales its embeddings.
+    """
+    with quiet_transformers():
+        try:
+            config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except OSError as exc:
+            raise ModelNotFoundError(f"the model folder {folder.name!r} is incomplete: {exc}") from exc
+    text = config.get_text_config(decoder=True)
+    if text.model_type.startswith(_SCALED_FAMILIES):
+        raise ConfigurationError(f"{text.model_type} scales its embeddings; only the transformers engine knows how")
+    embedding: torch.nn.Module = torch.nn.Embedding.from_pretrained(_table(folder))  # type: ignore[no-untyped-call]
+    context: int | None = getattr(text, "max_position_embeddings", None)
+    return Vocabulary(tokenizer, embedding, _eos_ids(folder, text, tokenizer), context)
+
+
+def _table(folder: Path) -> Tensor:
+    for path in _weights(folder):
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  not a mapping
+                if name.endswith(_TABLE_NAMES):
+                    table: Tensor = weights.get_tensor(name).float()
+                    return table
+    raise ConfigurationError(f"no input embeddings in the safetensors files of {folder.name!r}")
+
+
+def _weights(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        return [folder / file for name, file in places.items() if name.endswith(_TABLE_NAMES)]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _eos_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    found = [config.eos_token_id, tokenizer.eos_token_id]
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        found.append(json.loads(generation.read_text()).get("eos_token_id"))
+    lists = [ids if isinstance(ids, list | tuple) else [ids] for ids in found if ids is not None]
+    return frozenset(int(token_id) for ids in lists for token_id in ids)

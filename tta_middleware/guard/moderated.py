@@ -1,0 +1,80 @@
+"""The same windows over a stream of any other model: checked text out, nothing repaired."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+
+from tta_middleware.aio.streams import Send, owned
+from tta_middleware.config import Windows
+from tta_middleware.errors import FlaggedError
+from tta_middleware.guard.holdback import Check, HoldBack
+from tta_middleware.guard.watch import Watch, verdict_on
+from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.coverage import covering
+from tta_middleware.protocols import Moderator
+from tta_middleware.types import TextDelta, Verdict
+
+
+async def moderated(
+    source: AsyncIterable[str],
+    moderator: Moderator,
+    policy: Policy | None = None,
+    *,
+    windows: Windows | None = None,
+    hold: bool = False,
+    prompt: str | None = None,
+) -> AsyncGenerator[str, None]:
+    """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
+
+    The moderator works while ``source`` goes on; its last check sees the whole text, before that windows with
+    ``windows.context`` characters before them. Closing the generator closes ``source`` if that can be closed.
+
+    Raises:
+        FlaggedError: a window was flagged. What was yielded before it was checked and stays.
+        ConfigurationError: the policy has a threshold for a category that the moderator does not score.
+        ModerationError: a window has no verdict and the policy is ``on_error="closed"``.
+        Exception: what ``source`` raises.
+    """
+    in_force = (policy or Policy()).with_default(moderator.default_threshold)
+    scorer = covering(moderator, StagePolicies.of(in_force))
+    cut = windows or Windows()
+
+    async def check(window: Check) -> Verdict:
+        return await verdict_on(scorer, window.text, window.decoded, prompt=prompt)
+
+    async def produce(send: Send[str]) -> None:
+        async def release(text: str) -> bool:
+            await send(text)
+            return True
+
+        machine = HoldBack(None if hold else cut)
+        watch = Watch(_deltas(source), machine, in_force, check, release, cut.ahead)
+        await watch.run()
+        if watch.ending == "unscored" and watch.error is not None:
+            raise watch.error
+        if watch.ending == "flagged" and watch.verdict is not None:
+            raise _flagged(in_force.decide(watch.verdict).category, watch.verdict.score, len(machine.released))
+
+    async with aclosing(owned(produce)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+async def _deltas(source: AsyncIterable[str]) -> AsyncGenerator[TextDelta, None]:
+    try:
+        async for text in source:
+            yield TextDelta(text)
+    finally:
+        if isinstance(source, AsyncGenerator):
+            await source.aclose()
+
+
+def _flagged(category: str, score: float, released: int) -> FlaggedError:
+    return FlaggedError(
+        f"the text was flagged for {category} (score {score:.2f}) after {released} characters; "
+        "block it, replace it, or hand over to a model that repairs",
+        category=category,
+        score=score,
+        released=released,
+    )

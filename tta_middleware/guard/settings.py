@@ -1,0 +1,75 @@
+"""What a guard is told about repairs, and what it tells of one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from tta_middleware.config import Budget
+from tta_middleware.methods.base import Method
+from tta_middleware.types import Candidate, GuardedAnswer, Message
+
+FallbackFunction: TypeAlias = Callable[[Sequence[Message]], Awaitable[str]]
+Fallback: TypeAlias = Literal["refuse", "raise"] | FallbackFunction
+BRIDGES = (
+    "...\n\nOn second thoughts, I can't go on with this. What I can do instead is",
+    "...\n\nLet me stop here, because this could hurt someone. A safe way to go about it is",
+)
+
+PromptCheck: TypeAlias = Literal["off", "user", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """How a flagged answer is repaired.
+
+    Attributes:
+        method: a search method; None blocks and falls back at once.
+        budget: what one answer may cost, the first one included; the fallback's own text and its check come after it.
+        fallback: what follows when no safe and usable answer was found: the policy's notice, an
+            :class:`~tta_middleware.errors.UnsafeAnswerError`, or an async function of the messages whose text
+            is moderated like any other.
+        seed: the search's random generator; equal seeds give equal searches.
+        bridges: texts that may lead from what has left to something safe when a late flag is not mended by moved
+            embeddings alone; the model goes on from them. An empty tuple never puts words into the answer.
+        commit: length in characters of a candidate's first window. A candidate is chosen when that is safe and
+            usable, and the others of its wave are dropped; None chooses between whole answers.
+    """
+
+    method: Method | None = None
+    budget: Budget = field(default_factory=Budget)
+    fallback: Fallback = "refuse"
+    seed: int = 0
+    bridges: tuple[str, ...] = BRIDGES
+    commit: int | None = 120
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """An answer with everything that was found on the way, for evaluations.
+
+    Unlike :class:`~tta_middleware.types.GuardedAnswer` it holds candidates, flagged ones among them: never show
+    their text.
+    """
+
+    answer: GuardedAnswer
+    baseline: Candidate | None
+    final: Candidate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is answered: the messages, and the tools that the model may call."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def user_text(self) -> str:
+        return last_user_text(self.messages)
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """The last user turn's words; empty if there is none."""
+    return next((message.content for message in reversed(messages) if message.role == "user"), "")

@@ -1,0 +1,255 @@
+"""An OpenAI-compatible ``/v1/moderations`` over any moderator (extra ``server``).
+
+Texts and keys appear neither in logs nor in errors. The server speaks plain HTTP; put a TLS proxy in front of it
+where the network is not trusted.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tta_middleware.errors import (
+    ConfigurationError,
+    MissingExtraError,
+    ModerationError,
+    ModerationRejectedError,
+    ModerationUnavailableError,
+)
+from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.protocols import Moderator
+from tta_middleware.types import CATEGORIES, Verdict
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+except ImportError as missing:
+    raise MissingExtraError("the moderation server needs the extra: pip install 'tta-middleware[server]'") from missing
+
+MAX_BODY_BYTES = 1_048_576
+MAX_INPUTS = 256
+GRACE_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep idle connections, so that no request is sent into a connection that is closing."""
+
+
+class ApiError(Exception):
+    """An answer in the shape of OpenAI's error bodies.
+
+    Args:
+        status: HTTP status code.
+        message: what happened and what to do.
+        kind: OpenAI's error ``type``.
+        code: OpenAI's error ``code``.
+        param: the field of the request that is at fault.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def create_app(
+    moderator: Moderator,
+    *,
+    model_name: str = "tta-local-1",
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_inputs: int = MAX_INPUTS,
+    api_key: str | None = None,
+) -> Starlette:
+    """An ASGI application with ``POST /v1/moderations`` and ``GET /health``.
+
+    Args:
+        moderator: scores the texts; closed when the application shuts down.
+        model_name: reported where the request names no model; otherwise the request's model is echoed.
+        max_body_bytes: larger requests get 413.
+        max_inputs: longer lists get 400.
+        api_key: when set, requests must carry it as bearer token.
+
+    Raises:
+        ConfigurationError: a limit below 1.
+    """
+    if min(max_body_bytes, max_inputs) < 1:
+        raise ConfigurationError("max_body_bytes and max_inputs must be at least 1")
+    endpoint = _Endpoint(moderator, model_name, max_body_bytes, max_inputs, api_key)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await moderator.aclose()
+
+    return Starlette(
+        routes=[
+            Route("/v1/moderations", endpoint.moderations, methods=["POST"]),
+            Route("/health", endpoint.health, methods=["GET"]),
+        ],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+
+
+def serve(host: str = "127.0.0.1", port: int = 8081, *, moderator: Moderator | None = None, **options: Any) -> None:
+    """Serve until SIGINT or SIGTERM; running requests get ten seconds to end.
+
+    Args:
+        host: address to listen on.
+        port: TCP port; 0 takes a free one, which uvicorn prints.
+        moderator: the embedded one by default.
+        options: passed to :func:`create_app`.
+
+    Raises:
+        ConfigurationError: the port is out of range or an option is unusable.
+    """
+    if not 0 <= port <= 65_535:
+        raise ConfigurationError(f"port must lie in [0, 65535], not {port}")
+    if moderator is None:
+        from tta_middleware.moderation.embedded import EmbeddedModerator
+
+        moderator = EmbeddedModerator()
+    app = create_app(moderator, **options)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """The handlers with their settings."""
+
+    moderator: Moderator
+    model_name: str
+    max_body_bytes: int
+    max_inputs: int
+    api_key: str | None
+
+    async def health(self, _: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok", "model": self.model_name})
+
+    async def moderations(self, request: Request) -> JSONResponse:
+        self._authorise(request.headers)
+        payload = _object(await self._body(request))
+        texts = _texts(payload.get("input"), self.max_inputs)
+        model = payload.get("model") or self.model_name
+        if not isinstance(model, str):
+            raise ApiError(400, "'model' must be a string", param="model")
+        verdicts = await self._score(texts)
+        return JSONResponse({"id": f"modr-{uuid.uuid4().hex}", "model": model, "results": self._results(verdicts)})
+
+    def _authorise(self, headers: Mapping[str, str]) -> None:
+        if self.api_key is None:
+            return
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.api_key.encode()):
+            raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, read no further than the limit, whatever Content-Length promises."""
+        chunks = bytearray()
+        limit = self.max_body_bytes
+        try:
+            async for chunk in request.stream():
+                chunks += chunk
+                if len(chunks) > limit:
+                    raise ApiError(413, f"the body is larger than {limit} bytes; send fewer texts", code="too_large")
+        except ClientDisconnect:
+            raise ApiError(400, "the connection closed before the body was complete") from None
+        return bytes(chunks)
+
+    async def _score(self, texts: Sequence[str]) -> list[Verdict]:
+        try:
+            return await verdicts_on(self.moderator, texts)
+        except ModerationRejectedError as error:
+            raise ApiError(400, str(error), param="input") from error
+        except ModerationUnavailableError as error:
+            raise ApiError(503, "the moderator cannot be reached; try again", kind="server_error") from error
+        except (ModerationError, ConfigurationError) as error:
+            raise ApiError(500, "the moderator failed; see its configuration", kind="server_error") from error
+
+    def _results(self, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+        return [_result(verdict, self.moderator.default_threshold) for verdict in verdicts]
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the body is not valid JSON") from None
+    if not isinstance(payload, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    return payload
+
+
+def _texts(value: object, limit: int) -> list[str]:
+    """The texts of ``input``: a string, strings, or ``{"type": "text", "text": ...}`` objects."""
+    if value is None:
+        raise ApiError(400, "Missing required parameter: 'input'", code="missing_required_parameter", param="input")
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise ApiError(400, "'input' must be a string or a list that is not empty", param="input")
+    if len(value) > limit:
+        raise ApiError(400, f"'input' has {len(value)} items; at most {limit} are allowed", param="input")
+    if all(isinstance(item, str) for item in value):
+        return value
+    # A list of objects describes one input, as in OpenAI's API, and gets one result.
+    return ["\n".join(_text(item, index) for index, item in enumerate(value))]
+
+
+def _text(item: object, index: int) -> str:
+    where = f"input[{index}]"
+    match item:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image_url"}:
+            raise ApiError(400, "this moderator reads no images", code="unsupported_input", param=where)
+    raise ApiError(400, "'input' must hold strings only, or {'type': 'text', 'text': ...} objects only", param=where)
+
+
+def _result(verdict: Verdict, threshold: float) -> dict[str, Any]:
+    """One entry of ``results``. A category that only this moderator has stands after OpenAI's thirteen."""
+    scores = {name: verdict.scores.get(name, 0.0) for name in CATEGORIES} | dict(verdict.scores)
+    return {
+        "flagged": verdict.flagged,
+        "categories": {name: score >= threshold for name, score in scores.items()},
+        "category_scores": scores,
+        "category_applied_input_types": {name: ["text"] for name in scores},
+    }
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, ApiError):
+        raise error
+    return JSONResponse(error.body, error.status)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """Unknown paths and methods, in the same shape."""
+    status = int(getattr(error, "status_code", 500))
+    code = {404: "unknown_url", 405: "method_not_supported"}.get(status)
+    message = f"{request.method} {request.url.path} is not served here; POST /v1/moderations is"
+    return await _api_error(request, ApiError(status, message, code=code))

@@ -1,0 +1,13 @@
+"""What may pass: thresholds per category and stage, and named policies in a file."""
+
+from tta_middleware.policy.policy import (
+    DEFAULT_NOTICE,
+    REPAIR_MARGIN,
+    STAGES,
+    Decision,
+    Policy,
+    Stage,
+    StagePolicies,
+)
+
+__all__ = ["DEFAULT_NOTICE", "REPAIR_MARGIN", "STAGES", "Decision", "Policy", "Stage", "StagePolicies"]

@@ -1,0 +1,83 @@
+"""Whether somebody scores what a policy has thresholds for.
+
+A threshold for a category that the moderator does not score enforces nothing, and nothing shows it: every verdict
+passes. So it is an error, not a warning: who wrote the threshold believes in it, and logs are read after the fact.
+
+Moderators declare what they score in an optional attribute ``categories``. One that does not is checked at its first
+verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.policy import STAGES, StagePolicies
+from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.protocols import Moderator
+from tta_middleware.types import Verdict
+
+
+def categories_of(moderator: object) -> tuple[str, ...] | None:
+    """The categories that a moderator declares; None if it declares none."""
+    declared: Iterable[str] | None = getattr(moderator, "categories", None)
+    return None if declared is None else tuple(declared)
+
+
+def enforced(policies: StagePolicies) -> list[str]:
+    """The categories that have a threshold of their own in some stage and are no shadows there, sorted."""
+    stages = [policies.at(stage) for stage in STAGES]
+    return sorted({name for policy in stages for name in policy.categories if name not in policy.shadow})
+
+
+def check_scored(policies: StagePolicies, categories: Collection[str] | None, moderator: str) -> None:
+    """Whether all enforced categories are among those that the moderator of that name scores; None is not known.
+
+    Raises:
+        ConfigurationError: some are not.
+    """
+    if categories is None:
+        return
+    if missing := [name for name in enforced(policies) if name not in categories]:
+        raise ConfigurationError(
+            f"the policy has a threshold for {', '.join(missing)}, which moderator {moderator!r} does not score, so it "
+            "would enforce nothing; leave it out, or choose a moderator (or an Ensemble) that scores it. A moderator "
+            "of your own names what it scores in an attribute 'categories'"
+        )
+
+
+def covering(moderator: Moderator, policies: StagePolicies) -> Moderator:
+    """The moderator, if it scores what ``policies`` enforce; one that declares nothing is watched at its first verdict.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    categories = categories_of(moderator)
+    check_scored(policies, categories, moderator.name)
+    return moderator if categories is not None or not enforced(policies) else _Undeclared(moderator, policies)
+
+
+class _Undeclared:
+    """A moderator that does not say what it scores; its first verdict does."""
+
+    def __init__(self, inner: Moderator, policies: StagePolicies) -> None:
+        self._inner, self._policies = inner, policies
+        self.name, self.default_threshold = inner.name, inner.default_threshold
+        self.max_characters: int | None = getattr(inner, "max_characters", None)
+        self.overlap: int | None = getattr(inner, "overlap", None)
+        self._seen = False
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        """The inner moderator's verdicts.
+
+        Raises:
+            ConfigurationError: the first one has no score for something that the policies enforce.
+        """
+        verdicts = await verdicts_on(self._inner, texts, prompt=prompt)
+        if verdicts and not self._seen:
+            check_scored(self._policies, verdicts[0].scores, self.name)
+            self._seen = True
+        return verdicts
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()

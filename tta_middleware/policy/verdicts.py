@@ -1,0 +1,158 @@
+"""One verdict per text: the only place where a moderator is asked, whoever asks.
+
+Texts are put into a form that the moderator takes, and its answer is counted:
+
+- a text beyond the moderator's ``max_characters`` goes as parts that overlap, in the same request, and each category's
+  largest score over the parts counts;
+- halves of surrogate pairs, which have no UTF-8 form, are replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import TypeAlias
+
+from tta_middleware.aio import process as _process
+from tta_middleware.errors import InvalidVerdictError, ModerationRejectedError
+from tta_middleware.protocols import Moderator
+from tta_middleware.types import Verdict, stricter, valid_text
+
+OVERLAP = 1_000
+"""Characters that two parts of a long text share: a phrase up to this length lies whole within one of them."""
+
+MOST_REASONS = 100
+"""Different reasons for which texts were refused that are logged; a moderator may word each one anew."""
+
+_logger = logging.getLogger(__name__)
+
+Score: TypeAlias = Callable[[Sequence[str]], Awaitable[list[Verdict]]]
+
+
+class _Refusals:
+    """What moderators refused and why, so that each reason is logged once.
+
+    A policy that fails closed turns such an error into the notice; without a log line nobody would see that a key is
+    wrong. A reason that lies in the settings is logged anew once its moderator has answered in between. Shared by all
+    threads; several wrappers see the same error, so reasons are compared across names.
+    """
+
+    def __init__(self) -> None:
+        self._lock = _process.Lock()
+        self._of_setup: dict[str, str] = {}
+        self._of_texts: set[str] = set()
+
+    @contextmanager
+    def noticed(self, name: str) -> Iterator[None]:
+        """Log what is refused inside ``with``."""
+        try:
+            yield
+        except ModerationRejectedError as error:
+            if self._is_new(name, error):
+                what = "gives no verdicts until this is mended" if error.of_setup else "refused a text"
+                _logger.error("moderator %r %s: %s", name, what, error)
+            raise
+        with self._lock:
+            self._of_setup.pop(name, None)
+
+    def _is_new(self, name: str, error: ModerationRejectedError) -> bool:
+        reason = str(error)
+        with self._lock:
+            if error.of_setup:
+                new = reason not in self._of_setup.values()
+                self._of_setup[name] = reason
+            else:
+                new = reason not in self._of_texts and len(self._of_texts) < MOST_REASONS
+                self._of_texts |= {reason} if new else set()
+        return new
+
+
+_refusals = _Refusals()
+
+
+async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+    """One verdict per text, in one request; whoever asks a moderator asks through this.
+
+    Raises:
+        ModerationError: what the moderator raised.
+        InvalidVerdictError: fewer or more verdicts than texts, or something else than verdicts.
+    """
+    question = None if prompt is None else encodable(prompt)
+
+    async def score(pieces: Sequence[str]) -> list[Verdict]:
+        with _refusals.noticed(moderator.name):
+            return counted(await moderator.moderate(pieces, prompt=question), pieces, moderator.name)
+
+    limit: int | None = getattr(moderator, "max_characters", None)
+    overlap: int | None = getattr(moderator, "overlap", None)
+    return await in_parts([encodable(text) for text in texts], score, limit, overlap)
+
+
+async def verdict_on(
+    moderator: Moderator, text: str, decoded: str | None = None, *, prompt: str | None = None
+) -> Verdict:
+    """The stricter verdict on a text and on what it says once decoded, in one request.
+
+    Raises:
+        ModerationError: what the moderator raised, or a text has no verdict.
+    """
+    texts = [text] if decoded is None else [text, decoded]
+    return stricter(await verdicts_on(moderator, texts, prompt=prompt))
+
+
+def counted(answer: object, texts: Sequence[str], name: str) -> list[Verdict]:
+    """What the moderator called ``name`` answered for ``texts``, if it is one verdict for each.
+
+    Raises:
+        InvalidVerdictError: fewer or more verdicts than texts, or something else than verdicts.
+    """
+    verdicts = [one for one in answer if isinstance(one, Verdict)] if isinstance(answer, Sequence) else []
+    if not isinstance(answer, Sequence) or len(verdicts) != len(answer):
+        raise InvalidVerdictError(
+            f"moderator {name!r} gave a {type(answer).__name__} that is no list of verdicts; "
+            "its moderate() returns one Verdict per text"
+        )
+    if len(verdicts) != len(texts):
+        raise InvalidVerdictError(
+            f"moderator {name!r} gave {len(verdicts)} verdicts for {len(texts)} texts; "
+            "a text without a verdict of its own is never released"
+        )
+    return verdicts
+
+
+async def in_parts(texts: Sequence[str], score: Score, limit: int | None, overlap: int | None = None) -> list[Verdict]:
+    """``score`` for texts of any length, asked once, where it takes ``limit`` characters of each; None takes all.
+
+    The parts of a text that grows stay the same but for the last, so a cache knows them.
+    """
+    if limit is None or all(len(text) <= limit for text in texts):
+        return await score(texts)
+    cut = [parts(text, limit, overlap) for text in texts]
+    verdicts = await score([part for pieces in cut for part in pieces])
+    ends = accumulate(map(len, cut))
+    return [worst(verdicts[end - len(pieces) : end]) for pieces, end in zip(cut, ends, strict=True)]
+
+
+def parts(text: str, limit: int, overlap: int | None = None) -> list[str]:
+    """``text`` in stretches of at most ``limit`` characters; any phrase of ``overlap`` characters lies within one.
+
+    ``overlap`` is :data:`OVERLAP` or a quarter of ``limit``, the smaller, unless it is given; at most half of it.
+    """
+    shared = min(OVERLAP, limit // 4) if overlap is None else min(overlap, limit // 2)
+    return [text[at : at + limit] for at in range(0, max(1, len(text) - shared), limit - shared)]
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on a text by those on its parts: each category's largest score."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    names = {name: None for verdict in verdicts for name in verdict.scores}
+    scores = {name: max(verdict.scores.get(name, 0.0) for verdict in verdicts) for name in names}
+    return Verdict(scores, any(verdict.flagged for verdict in verdicts), verdicts[0].model)
+
+
+def encodable(text: str) -> str:
+    """``text`` with surrogate pairs joined and their lost halves replaced by U+FFFD."""
+    return valid_text(text)

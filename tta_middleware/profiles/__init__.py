@@ -1,0 +1,1 @@
+"""What was measured per model: quality bounds, tuned settings."""

@@ -31,8 +31,8 @@ class RefusedAnswerError(UnsafeAnswerError, ModelRefusalError):
     """
 
     def __init__(self, message: str, trace: Trace | None = None, raw_message: BaseMessage | None = None) -> None:
-        # Neither parent's: the two take different arguments.
-        Exception.__init__(self, message, trace, raw_message)
+        # Neither parent's: the two take different arguments. The message is no part of what the error prints as.
+        Exception.__init__(self, message, trace)
         self.trace = trace
         self.raw_message = raw_message
 

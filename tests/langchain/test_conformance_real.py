@@ -60,6 +60,10 @@ class TestReal(ChatModelIntegrationTests):
     def test_tool_calling_with_no_arguments(self, model: BaseChatModel) -> None:
         super().test_tool_calling_with_no_arguments(model)
 
+    @pytest.mark.xfail(reason="Qwen2.5-Coder-0.5B ends a string of the Japanese call too early", strict=False)
+    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:  # type: ignore[override]
+        super().test_unicode_tool_call_integration(model)
+
 
 class TestRealJson(TestReal):
     """Structured output by instruction."""

@@ -429,3 +429,13 @@ async def test_calls_that_must_not_be_parallel_are_one(parallel: bool | None, co
 async def test_settings_of_other_providers_tools_are_refused_with_what_to_use(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="bind_tools"):
         await chat("Fine.").ainvoke(ASK, **setting)
+
+
+@pytest.mark.parametrize("choice", ["auto", "any", "mail"])
+async def test_a_broken_call_is_reported_as_it_was_written_and_was_judged(choice: str) -> None:
+    # A model wrote this: the string ends too early. The auditor checks that all of it was scored.
+    whole = '<tool_call>\n{"name": "mail", "arguments": {"text": "from a good friend (of Bo)". "}}'
+    model = chat(lambda call: whole.removeprefix(call.prefix)).bind_tools([mail], tool_choice=choice)
+    for message in (await both_ways(model))[:2]:
+        assert message.tool_calls == []
+        assert [call["args"] for call in message.invalid_tool_calls] == [whole]

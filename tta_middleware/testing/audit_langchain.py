@@ -11,16 +11,18 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_messages
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from tta_middleware.chat_model.model import TTAChatModel
 from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.chat_model.tool_parsing import opening
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.audit_rules import readable
 from tta_middleware.testing.auditor import Auditor, Request, Terms, heard
+from tta_middleware.types import ToolFormat
 
 MakeTerms: TypeAlias = Callable[..., Terms]
 
@@ -176,7 +178,14 @@ def _parts(message: BaseMessage, names: Collection[str]) -> Iterator[tuple[str, 
             yield from (("content block", text) for text in readable(_block(block, names)))
     yield from (("additional argument", text) for text in readable(message.additional_kwargs))
     if isinstance(message, AIMessage):
-        yield from (("invalid tool call", broken["args"] or "") for broken in message.invalid_tool_calls)
+        for broken in message.invalid_tool_calls:
+            yield "invalid tool call", _of_the_model(broken["args"] or "", names)
+
+
+def _of_the_model(call: str, names: Collection[str]) -> str:
+    """A broken call without the beginning that ``tool_choice`` made it have, in which only the tool's name is said."""
+    begun = [opening(kind, name) for kind in get_args(ToolFormat) for name in (*names, None)]
+    return call.removeprefix(max((text for text in begun if call.startswith(text)), key=len, default=""))
 
 
 def _block(block: dict[str, Any], names: Collection[str]) -> Any:

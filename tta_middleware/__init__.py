@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tta_middleware.guard.guard import Guard, Repair
     from tta_middleware.guard.quality import QualityBounds, QualityGate
     from tta_middleware.methods import TSA, Noise, Race, Resample
-    from tta_middleware.methods.memory import RepairMemory
     from tta_middleware.policy import Policy
     from tta_middleware.types import CATEGORIES, GuardedAnswer, Message, Sampling, Trace, Verdict
 
@@ -38,7 +37,6 @@ _HOMES = {
     "Released": "guard.events",
     "Repair": "guard.guard",
     "RepairFinished": "guard.events",
-    "RepairMemory": "methods.memory",
     "RepairStarted": "guard.events",
     "RepairStep": "guard.events",
     "Resample": "methods",
@@ -67,7 +65,6 @@ __all__ = [
     "Released",
     "Repair",
     "RepairFinished",
-    "RepairMemory",
     "RepairStarted",
     "RepairStep",
     "Resample",

@@ -175,12 +175,3 @@ class Optimiser(Protocol):
     def stop(self) -> tuple[str, ...]:
         """Why the search is over by its own rule; empty while it goes on."""
         ...
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """An optimiser that wants to know which of its proposals was given out; the search tells it at the end."""
-
-    def accepted(self, proposal: Proposal) -> None:
-        """``proposal`` gave the safe and usable answer that the search ends with."""
-        ...

@@ -9,7 +9,7 @@ from tta_middleware.errors import EngineError
 from tta_middleware.guard.quality import QualityBounds, text_problems
 from tta_middleware.profiles.calibration import Answer, Measurements, bounds_from
 from tta_middleware.profiles.fingerprint import model_hash
-from tta_middleware.profiles.store import Profile, load_profile, save_profile
+from tta_middleware.profiles.store import load_profile
 
 PROSE = "The garden is quiet in the morning, and the birds begin to sing before the sun is up."
 LOOP = "no no no no no no no no no no no no no no no"
@@ -45,14 +45,6 @@ def test_prompts_of_ones_own_are_used(tta, jsonl):
     prompts = jsonl("own.jsonl", {"prompt": "Tell me about moss"}, {"prompt": "Tell me about ferns"})
     ran = tta("calibrate", "--model", "staged:plain", "--prompts", prompts, "--json")
     assert ran.objects[0]["measured"]["prompts"] == 2
-
-
-def test_what_was_tuned_before_stays(tta):
-    digest = model_hash("staged:plain")
-    save_profile(Profile(model="staged:plain", model_hash=digest, tuned={"noise": {"wave": 3}}))
-    tta("calibrate", "--model", "staged:plain", "--limit", "2")
-    assert load_profile(digest).tuned == {"noise": {"wave": 3}}
-    assert load_profile(digest).bounds.max_nll == 3.5
 
 
 def test_a_missing_file_is_named(tta, tmp_path):

@@ -18,7 +18,6 @@ COMMANDS = {
     "batch": ["{in}", "{tmp}/out.jsonl", *STAGED],
     "bench": [*STAGED, "--quick", "--sequences", "1", "--chats", "1"],
     "eval": ["--prompts", "{in}", "--out", "{tmp}/run", *STAGED, "--methods", "none"],
-    "tune": ["--prompts", "{in}", "--out", "{tmp}/tuned", *STAGED, "--method", "noise", "--trials", "1", "--dry-run"],
     "calibrate": ["--model", "settable:plain", "--limit", "1", "--dry-run"],
 }
 
@@ -46,10 +45,9 @@ def test_without_them_the_engine_has_its_own(tta, words, command):
     assert "engine: auto auto 32\n" in tta(*words(command)).err
 
 
-@pytest.mark.parametrize("command", ["eval", "tune"])
-def test_a_run_goes_on_with_the_same_numbers_only(tta, words, command):
-    assert tta(*words(command), *HARDWARE).code == 0
-    ran = tta(*words(command), *(["--trials", "2"] if command == "tune" else []))
+def test_a_run_goes_on_with_the_same_numbers_only(tta, words):
+    assert tta(*words("eval"), *HARDWARE).code == 0
+    ran = tta(*words("eval"))
     assert ran.code == 2
     assert all(name in ran.err for name in ("other settings", "device", "dtype", "max_batch"))
 

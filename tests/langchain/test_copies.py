@@ -12,7 +12,7 @@ import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 
-from tta_middleware import Budget, Policy, RepairMemory, TTAChatModel
+from tta_middleware import Budget, Policy, TTAChatModel
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.openai import OpenAIModerator
@@ -38,11 +38,11 @@ def answers(asked: TTAChatModel, results: Any) -> None:
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 async def test_a_copy_shares_what_is_loaded_and_has_settings_of_its_own(copied: Any) -> None:
-    memory, moderator = RepairMemory(), production_moderator()
-    first = model(memory=memory, moderator=moderator, tags=["a"])
+    moderator = production_moderator()
+    first = model(moderator=moderator, tags=["a"])
     second = copied(first)
     assert second.runtime is first.runtime
-    assert (second.model, second.moderator, second.memory) == (first.model, moderator, memory)
+    assert (second.model, second.moderator) == (first.model, moderator)
     second.policy = 0.9
     assert first.policy == 0.4
     bound = copied(model(moderator="local").bind(policy=0.0, method="none"))
@@ -100,13 +100,6 @@ def test_a_policy_file_is_read_where_it_arrives(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "policies.toml").unlink()
     with pytest.raises(ConfigurationError, match=r"cannot read policies\.toml"):
         pickle.loads(packed)
-
-
-def test_a_memory_travels_with_its_moves() -> None:
-    memory = RepairMemory(max_entries=3)
-    first, second = model(memory=memory), travelled(model(memory=memory))
-    assert len(second.memory) == len(first.memory) == 0
-    assert second.memory is not memory
 
 
 @pytest.mark.parametrize("moderator", [OpenAIModerator, production_moderator])

@@ -1,4 +1,4 @@
-"""Profiles: found by the model, robust against broken files, used by the gate and the methods."""
+"""Profiles: found by the model, robust against broken files, used by the quality gate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tta_middleware import Noise, QualityBounds
+from tta_middleware import QualityBounds
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.store import (
@@ -18,12 +18,11 @@ from tta_middleware.profiles.store import (
     profile_folder,
     quality_for,
     save_profile,
-    tuned_for,
 )
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 
 HASH = "0123456789abcdef"
-MINE = Profile(model="mine", model_hash=HASH, bounds=QualityBounds(max_nll=1.25), tuned={"noise": {"wave": 3}})
+MINE = Profile(model="mine", model_hash=HASH, bounds=QualityBounds(max_nll=1.25))
 
 
 @pytest.fixture(autouse=True)
@@ -91,17 +90,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         save_profile(MINE, folder=tmp_path / "file" / "profiles")
 
 
-def test_tuned_settings_replace_defaults_but_not_what_the_user_chose() -> None:
-    save_profile(MINE.model_copy(update={"model_hash": model_hash("mine")}))
-    assert tuned_for(Noise(), "mine") == Noise(wave=3)
-    assert tuned_for(Noise(waves=5), "mine") == Noise(waves=5)
-    assert tuned_for(Noise(), "another") == Noise()
-
-
-def test_tuned_settings_that_no_longer_fit_are_left_out() -> None:
-    stale = {"noise": {"gone": 1}}
-    save_profile(MINE.model_copy(update={"model_hash": model_hash("mine"), "tuned": stale}))
-    assert tuned_for(Noise(), "mine") == Noise()
+def test_a_profile_that_still_holds_settings_of_a_method_keeps_its_bounds(folder: Path) -> None:
+    folder.mkdir()
+    written = MINE.model_dump(mode="json") | {"tuned": {"noise": {"wave": 3}}}
+    (folder / f"{HASH}.json").write_text(json.dumps(written))
+    assert load_profile(HASH) == MINE
 
 
 def test_the_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

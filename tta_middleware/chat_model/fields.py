@@ -8,7 +8,6 @@ from langchain_core.runnables import Runnable
 from pydantic import AfterValidator, BeforeValidator
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.methods.memory import RepairMemory
 from tta_middleware.policy.file import PolicyFile
 from tta_middleware.registry import MODERATORS, check_known, resolve_engine, resolve_method, resolve_moderator
 
@@ -38,12 +37,6 @@ def _policy_file(value: Any) -> PolicyFile | None:
     return value if value is None or isinstance(value, PolicyFile) else PolicyFile(value)
 
 
-def _memory(value: Any) -> Any:
-    if value is not None and not isinstance(value, RepairMemory):
-        raise ConfigurationError(f"memory is a RepairMemory or None, not {type(value).__name__}")
-    return value
-
-
 def _fallback(value: Any) -> Any:
     if value in ("refuse", "raise") or isinstance(value, Runnable) or callable(value):
         return value
@@ -61,6 +54,5 @@ ModelSetting: TypeAlias = Annotated[Any, AfterValidator(_model)]
 ModeratorSetting: TypeAlias = Annotated[Any, AfterValidator(_moderator)]
 MethodSetting: TypeAlias = Annotated[Any, AfterValidator(_method)]
 PolicyFileSetting: TypeAlias = Annotated[Any, AfterValidator(_policy_file)]
-MemorySetting: TypeAlias = Annotated[Any, AfterValidator(_memory)]
 FallbackSetting: TypeAlias = Annotated[Any, AfterValidator(_fallback)]
 StopStrings: TypeAlias = Annotated[list[str], BeforeValidator(_texts)]

@@ -33,7 +33,6 @@ from tta_middleware.chat_model.events import Run, announce
 from tta_middleware.chat_model.fallbacks import as_fallback
 from tta_middleware.chat_model.fields import (
     FallbackSetting,
-    MemorySetting,
     MethodSetting,
     ModelSetting,
     ModeratorSetting,
@@ -61,8 +60,6 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.guard import Guard, PromptCheck, Release, Repair
 from tta_middleware.guard.settings import BRIDGES
-from tta_middleware.methods.base import Method
-from tta_middleware.methods.memory import Remembered
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import DEFAULT_NAME, PolicyFile
 from tta_middleware.protocols import Engine, Moderator
@@ -104,8 +101,6 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         bridges: turns of phrase that may lead from what has left to something safe; none where it is empty.
         prompt_check: whether the prompt is moderated, too, by the policy's ``prompt`` stage: ``user`` the last user
             turn, ``all`` every message, ``off``.
-        memory: a :class:`~tta_middleware.methods.memory.RepairMemory`: what repaired a prompt before is tried first
-            when the same prompt is flagged again. None remembers nothing.
         device: where the model runs.
         dtype: the numbers it runs in.
         allow_download: whether a Hugging Face id may be fetched from the hub.
@@ -131,7 +126,6 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     windows: Windows = Field(default_factory=Windows)
     bridges: tuple[str, ...] = BRIDGES
     prompt_check: PromptCheck = "off"
-    memory: MemorySetting = Field(None, exclude=True, repr=False)
     device: str = "auto"
     dtype: str = "auto"
     allow_download: bool = False
@@ -169,7 +163,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        method = self.runtime.method(self.method, self.model)
+        method = self.runtime.method(self.method)
         return {
             "model": self._model_name,
             "moderator": self.moderator if isinstance(self.moderator, str) else self._moderator.name,
@@ -196,10 +190,9 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             "loading": (self.device, self.dtype),
             "moderator": (name_of(self.moderator), moderator.name, moderator.default_threshold),
             "policy": self._stages(settings["policy"]).with_default(moderator.default_threshold).model_dump(),
-            "method": self.runtime.method(settings["method"], model),
+            "method": self.runtime.method(settings["method"]),
             "quality": self.runtime.gate(model).bounds,
             "fallback": name_of(settings["fallback"]),
-            "memory": name_of(self.memory),
             "call": {name: value for name, value in overrides.items() if name not in settings},
         }
 
@@ -393,7 +386,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             quality=CallQuality(use, bridges, gate) if use else gate,
             policy=stages,
             repair=Repair(
-                method=self._method(settings, stages),
+                method=self.runtime.method(settings["method"]),
                 budget=settings["budget"],
                 fallback=as_fallback(settings["fallback"]),
                 seed=settings["seed"],
@@ -403,12 +396,6 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             prompt_check=settings["prompt_check"],
             reading=reading_of(use),
         )
-
-    def _method(self, settings: Mapping[str, Any], stages: StagePolicies) -> Method | None:
-        method = self.runtime.method(settings["method"], settings["model"])
-        if method is None or self.memory is None:
-            return method
-        return Remembered(method, self.memory, self.runtime.scope(settings["model"], stages.repair))
 
     def _stages(self, policy: Any) -> StagePolicies:
         """The policies in force for ``policy``, as the file has them now."""

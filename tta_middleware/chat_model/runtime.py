@@ -8,10 +8,8 @@ from typing import Any
 from tta_middleware.aio import process as _process
 from tta_middleware.guard.quality import QualityGate
 from tta_middleware.methods.base import Method
-from tta_middleware.methods.memory import scope_of
-from tta_middleware.policy import Policy
 from tta_middleware.profiles.fingerprint import model_hash
-from tta_middleware.profiles.store import quality_for, tuned_for
+from tta_middleware.profiles.store import quality_for
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
 
@@ -37,7 +35,7 @@ class Runtime:
         self._lock = _process.Lock()
         self._engines: dict[Hashable, Engine] = {}
         self._moderators: dict[str, Moderator] = {}
-        self._methods: dict[tuple[str, str], Method | None] = {}
+        self._methods: dict[str, Method | None] = {}
         self._gates: dict[str, QualityGate] = {}
         self._hashes: dict[str, str] = {}
 
@@ -60,19 +58,14 @@ class Runtime:
                 self._moderators[moderator] = resolve_moderator(moderator)
             return self._moderators[moderator]
 
-    def method(self, method: str | Method | None, model: str | Engine) -> Method | None:
-        """The method of that name, tuned for the model where its profile says so, or the object itself.
-
-        Names are looked up once, not with every answer.
-        """
+    def method(self, method: str | Method | None) -> Method | None:
+        """The method of that name, or the object itself; names are looked up once, not with every answer."""
         if not isinstance(method, str):
             return resolve_method(method)
-        key = (method, _reference(model))
         with self._lock:
-            if key not in self._methods:
-                found = resolve_method(method)
-                self._methods[key] = tuned_for(found, key[1]) if found else None
-            return self._methods[key]
+            if method not in self._methods:
+                self._methods[method] = resolve_method(method)
+            return self._methods[method]
 
     def gate(self, model: str | Engine) -> QualityGate:
         """The quality gate with the bounds of the model's profile; read once."""
@@ -81,10 +74,6 @@ class Runtime:
             if reference not in self._gates:
                 self._gates[reference] = quality_for(reference)
             return self._gates[reference]
-
-    def scope(self, model: str | Engine, policy: Policy) -> str:
-        """What a remembered repair holds for: this model under this policy."""
-        return scope_of(self.hash(model), policy)
 
     def hash(self, model: str | Engine) -> str:
         """What identifies the model's weights; read once."""

@@ -22,7 +22,6 @@ from tta_middleware.cli.evaluate import COMMAND, evaluate
 from tta_middleware.cli.failures import FAILED, INTERRUPTED, OK, exit_code, show, unwrapped
 from tta_middleware.cli.moderate import moderate
 from tta_middleware.cli.serve import serve_moderation
-from tta_middleware.cli.tune import tune
 
 app = typer.Typer(name="tta", add_completion=False, pretty_exceptions_enable=False)
 app.command("chat")(chat)
@@ -31,7 +30,6 @@ app.command("batch")(batch)
 app.command("bench")(bench)
 app.command("eval")(evaluate)
 app.command("calibrate")(calibrate)
-app.command("tune")(tune)
 app.command("doctor")(doctor)
 app.command("serve-moderation")(serve_moderation)
 

@@ -15,7 +15,7 @@ from tta_middleware.cli.progress import progress
 from tta_middleware.files.prompts import Prompt, read_prompts
 from tta_middleware.profiles.calibration import Measurements, bounds_from, figures, measure
 from tta_middleware.profiles.fingerprint import model_hash
-from tta_middleware.profiles.store import Profile, load_profile, save_profile
+from tta_middleware.profiles.store import Profile, save_profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,11 @@ def run_calibrate(request: Request, *, as_json: bool) -> None:
     found = anyio.run(partial(_measure, request, prompts))
     # After the model was loaded, since that may have fetched the files that the hash is of.
     digest = model_hash(request.loading.model)
-    earlier = load_profile(digest)
     profile = Profile(
         model=request.loading.model,
         model_hash=digest,
         bounds=bounds_from(found),
         measured=figures(found),
-        tuned=earlier.tuned if earlier else {},
     )
     where = save_profile(profile) if request.keep else None
     if as_json:

@@ -19,7 +19,7 @@ from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.guard import Guard, Repair
 from tta_middleware.policy import Policy
-from tta_middleware.profiles.store import quality_for, tuned_for
+from tta_middleware.profiles.store import quality_for
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
@@ -45,9 +45,7 @@ class Answering(Loading):
 
     def guard_over(self, engine: Engine, moderator: Moderator) -> Guard:
         """A guard over parts that somebody else closes."""
-        method = resolve_method(self.method)
-        tuned = tuned_for(method, self.model) if method else None
-        repair = Repair(method=tuned, budget=self.budget, seed=self.sampling.seed)
+        repair = Repair(method=resolve_method(self.method), budget=self.budget, seed=self.sampling.seed)
         return Guard(engine, moderator, policy=self.policy, repair=repair, quality=quality_for(self.model))
 
     async def answer(self, messages: Sequence[Message]) -> GuardedAnswer:

@@ -11,7 +11,7 @@ import anyio
 from tta_middleware.aio.streams import sole
 from tta_middleware.errors import ModerationError
 from tta_middleware.guard.attempt import Attempt, Delivery, Meter, Parts, Question, attempts
-from tta_middleware.protocols import Learner, Optimiser
+from tta_middleware.protocols import Optimiser
 from tta_middleware.types import Candidate, Completion, Proposal, StepTrace
 
 OnStep: TypeAlias = Callable[[StepTrace], Awaitable[None]]
@@ -140,8 +140,6 @@ class _Run:
         chosen = self.chosen
         if self.winner is not None:
             self.reason = "neutralised"
-            if isinstance(self.optimiser, Learner):
-                self.optimiser.accepted(self.winner.proposal)
         elif chosen is not None and chosen.won and chosen.watch.unchecked:
             self.unscored = (chosen.proposal, chosen.watch.completion)
             self.reason = f"moderator: {type(chosen.watch.error).__name__}"

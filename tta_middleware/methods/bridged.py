@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tta_middleware.protocols import Learner, Optimiser
+from tta_middleware.protocols import Optimiser
 from tta_middleware.types import Proposal
 
 
@@ -33,11 +33,6 @@ class Bridged:
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
         own = [(p, loss) for p, loss in zip(proposals, losses, strict=True) if not p.opening]
         self._inner.tell([p for p, _ in own], [loss for _, loss in own])
-
-    def accepted(self, proposal: Proposal) -> None:
-        """Pass the method's own successes on to it."""
-        if not proposal.opening and isinstance(self._inner, Learner):
-            self._inner.accepted(proposal)
 
     def stop(self) -> tuple[str, ...]:
         return () if self._bridges else self._inner.stop()

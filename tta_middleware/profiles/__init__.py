@@ -1,1 +1,1 @@
-"""What was measured per model: quality bounds, tuned settings."""
+"""What was measured per model: the quality gate's bounds."""

@@ -1,4 +1,4 @@
-"""What was measured and tuned for one model: a small JSON file, found by the hash of the model's weights.
+"""What was measured of one model: a small JSON file, found by the hash of the model's weights.
 
 Looked for in the user's folder first, then among those that come with the package (SmolLM2's). A model without a
 profile gets the defaults.
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import filelock
 import platformdirs
@@ -23,7 +23,6 @@ from tta_middleware.config import Settings
 from tta_middleware.engines.models import CACHE_ENV
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.quality import QualityBounds, QualityGate
-from tta_middleware.methods.base import Method
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.protocols import Engine
 
@@ -40,7 +39,6 @@ class Profile(Settings):
         model_hash: what it is found by; see :func:`tta_middleware.profiles.fingerprint.model_hash`.
         bounds: of the quality gate.
         measured: the figures that the bounds come from; see :mod:`tta_middleware.profiles.calibration`.
-        tuned: settings that ``tta tune`` found best, by method name.
     """
 
     version: Literal[1] = 1
@@ -48,7 +46,6 @@ class Profile(Settings):
     model_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     bounds: QualityBounds = Field(default_factory=QualityBounds)
     measured: Mapping[str, float] = Field(default_factory=dict)
-    tuned: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
 
 
 def profile_folder() -> Path:
@@ -106,23 +103,6 @@ def quality_for(model: str | Engine) -> QualityGate:
     return QualityGate(bounds_for(_hash(model)))
 
 
-def tuned_for(method: Method, model: str | Engine) -> Method:
-    """``method`` with the settings that were tuned for the model, or as it is.
-
-    Settings that the user chose must not get lost, so only a method with all its defaults is replaced.
-    """
-    profile = load_profile(_hash(model))
-    kind = type(method)
-    if profile is None or method.name not in profile.tuned or not isinstance(method, Settings) or method != kind():
-        return method
-    try:
-        tuned: Method = kind(**profile.tuned[method.name])
-    except ConfigurationError as error:
-        _logger.warning("the tuned settings of %s are left out: %s", method.name, error)
-        return method
-    return tuned
-
-
 def _hash(model: str | Engine) -> str:
     return model_hash(model if isinstance(model, str) else model.model_id)
 
@@ -134,6 +114,7 @@ def _parse(text: str, digest: str) -> Profile:
         raise ConfigurationError("it is not valid JSON") from None
     if not isinstance(fields, dict):
         raise ConfigurationError("it holds no JSON object")
+    fields.pop("tuned", None)  # settings of a method, which profiles held once
     profile = Profile(**fields)
     if profile.model_hash != digest:
         raise ConfigurationError("it is another model's")

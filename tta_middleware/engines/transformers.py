@@ -34,6 +34,7 @@ from tta_middleware.types import (
 
 if TYPE_CHECKING:
     from tta_middleware.engines.decoding.decoder import Decoder, DecoderStats
+    from tta_middleware.engines.decoding.feeds import Reading
     from tta_middleware.engines.decoding.loaded import LoadedModel
     from tta_middleware.engines.decoding.row import Row, Sink
     from tta_middleware.types import FloatMatrix, IntVector
@@ -225,20 +226,43 @@ class TransformersEngine:
         _check_width(model, prompt.matrix)
         from tta_middleware.engines.decoding.feeds import Scoring
 
+        asked = [index for index, ids in enumerate(completions) if len(ids) > 0]
         mailbox: Mailbox[tuple[int, float]] = Mailbox()
-        jobs = [
-            Scoring(prompt, ids, ScoreSink(mailbox, index)) for index, ids in enumerate(completions) if len(ids) > 0
-        ]
-        scores = [math.nan] * len(completions)
+        found = await self._read(
+            [Scoring(prompt, completions[index], ScoreSink(mailbox, index)) for index in asked], mailbox
+        )
+        return [found.get(index, math.nan) for index in range(len(completions))]
+
+    async def next_token_logprobs(
+        self, prompts: Sequence[PromptEmbeddings], token_ids: Sequence[int]
+    ) -> list[list[float]]:
+        """Per prompt, the log-probability in nats of each of ``token_ids`` as the next token.
+
+        Runs in the passes that decode; what a prompt shares with one that ran lately does not run again.
+
+        Raises:
+            EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
+            ConfigurationError: a prompt fills the context.
+        """
+        model = await self._ready()
+        for prompt in prompts:
+            _check_width(model, prompt.matrix)
+            _check_length(model, len(prompt.matrix))
+        from tta_middleware.engines.decoding.feeds import Asking
+
+        mailbox: Mailbox[tuple[int, list[float]]] = Mailbox()
+        jobs = [Asking(prompt, token_ids, ScoreSink(mailbox, index)) for index, prompt in enumerate(prompts)]
+        found = await self._read(jobs, mailbox)
+        return [found[index] for index in range(len(prompts))]
+
+    async def _read(self, jobs: Sequence[Reading], mailbox: Mailbox[tuple[int, T]]) -> dict[int, T]:
+        """What was worked out of each job's text, by its place; jobs whose caller leaves are dropped."""
         try:
             self._running().score(jobs)
-            for _ in jobs:
-                index, score = await mailbox.get()
-                scores[index] = score
+            return dict([await mailbox.get() for _ in jobs])
         finally:
             for job in jobs:
                 job.cancelled = True
-        return scores
 
     async def nearest_tokens(self, rows: FloatMatrix) -> IntVector:
         """For (n, d) rows, the (n,) ids of the vocabulary's nearest input embeddings by cosine.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.feeds import Feed, Joining, Scoring
+from tta_middleware.engines.decoding.feeds import Feed, Joining, Reading
 from tta_middleware.engines.decoding.heads import Heads
 from tta_middleware.engines.decoding.kv_slots import Slots
 from tta_middleware.engines.decoding.loaded import LoadedModel
@@ -20,7 +20,7 @@ from tta_middleware.engines.decoding.sampling import next_tokens
 from tta_middleware.engines.decoding.scored import Scored
 from tta_middleware.errors import EngineError
 
-Job: TypeAlias = Joining | Scoring
+Job: TypeAlias = Joining | Reading
 
 # Prompt tokens run beside a decode step at most: enough to fill the processor, few enough not to stall the others.
 _STEP_TOKENS = 512
@@ -46,7 +46,7 @@ class Batch:
         self._heads = Heads(int(budget * _HEADS_SHARE))
         self._scored = Scored(int(budget * _SCORED_SHARE))
         self._joining: list[Joining] = []
-        self._scoring: list[Scoring] = []
+        self._scoring: list[Reading] = []
         self._suspects: list[Job] = []
         self._most_tokens = _STEP_TOKENS
         self._after_head = False
@@ -74,7 +74,7 @@ class Batch:
         """Rows whose prompts run with the next passes."""
         self._joining += map(Joining, rows)
 
-    def score(self, jobs: Sequence[Scoring]) -> None:
+    def score(self, jobs: Sequence[Reading]) -> None:
         """Texts whose likelihood is worked out in the next passes."""
         self._scoring += jobs
 
@@ -234,7 +234,7 @@ class Batch:
             at += segment.keep
             feed = self._feed(job)
             feed.ran(segment)
-            if isinstance(job, Scoring):
+            if not isinstance(job, Joining):
                 self._score(job, part, feed.finished)
             elif feed.finished:
                 joined.append(job)
@@ -243,7 +243,7 @@ class Batch:
             self._take_in(joined, torch.cat(first))
         return len(decoding) + len(joined)
 
-    def _score(self, job: Scoring, logits: Tensor, finished: bool) -> None:
+    def _score(self, job: Reading, logits: Tensor, finished: bool) -> None:
         job.take(logits)
         if finished:
             job.remember(self._scored)

@@ -12,7 +12,7 @@ from tta_middleware.aio import process as _process
 from tta_middleware.engines.decoding.admission import FairQueue
 from tta_middleware.engines.decoding.batch import Batch
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.feeds import Scoring
+from tta_middleware.engines.decoding.feeds import Reading
 from tta_middleware.engines.decoding.handoff import Chore, one_call_per_loop
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.row import Row
@@ -47,7 +47,7 @@ class _Work:
     """What was asked for since the last pass."""
 
     joining: Sequence[Row]
-    scoring: Sequence[Scoring]
+    scoring: Sequence[Reading]
     chores: Sequence[Chore[Any]]
 
 
@@ -82,7 +82,7 @@ class Decoder:
         self._places = self._max_batch
         self._batch = Batch(self._model, self._max_batch, self._memory_budget)
         self._queue: FairQueue[Row] = FairQueue(self._max_waiting)
-        self._to_score: list[Scoring] = []
+        self._to_score: list[Reading] = []
         self._chores: list[Chore[Any]] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -108,7 +108,7 @@ class Decoder:
             self._wake()
             self._queue.put(ticket, rows)
 
-    def score(self, jobs: Sequence[Scoring]) -> None:
+    def score(self, jobs: Sequence[Reading]) -> None:
         """Queue texts to be scored; they need no place. Thread-safe, does not wait.
 
         Raises:
@@ -141,7 +141,7 @@ class Decoder:
         for row in self._queue.remove(lambda _: True):
             row.fail(closed)
             row.announce()
-        waiting: list[Scoring | Chore[Any]] = [*self._to_score, *self._chores]
+        waiting: list[Reading | Chore[Any]] = [*self._to_score, *self._chores]
         for asked in waiting:
             asked.fail(closed)
         self._to_score, self._chores = [], []

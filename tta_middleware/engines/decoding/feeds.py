@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -139,6 +140,55 @@ class Scoring:
 
     def fail(self, cause: BaseException) -> None:
         self._deliver(cause)
+
+
+class Asking:
+    """One prompt after which the likelihood of a few tokens is asked for: a judge's verdict, say.
+
+    The longest beginning that lately ran as another text is not run again, so a growing text costs what it has grown by
+    and the question behind it.
+
+    Attributes:
+        cancelled: nobody waits for it any more; set by the caller.
+        feed: None until it is started, and where what has run was forgotten.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptEmbeddings,
+        token_ids: Sequence[int],
+        deliver: Callable[[list[float] | BaseException], object],
+    ) -> None:
+        self.prompt, self.token_ids = prompt, list(token_ids)
+        self.cancelled = False
+        self._deliver = deliver
+        self.feed: Feed | None = None
+
+    def start(self, model: LoadedModel, scored: Scored) -> Feed:
+        """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
+        rows = model.to_tensor(self.prompt.matrix)
+        self.feed = Feed(rows, head=0, keep=1)
+        if (known := scored.begin(rows, len(rows) - 1)) is not None:
+            self.feed.past, _ = known
+        return self.feed
+
+    def remember(self, scored: Scored) -> None:
+        """Keep what has run, for the next text."""
+        if self.feed is not None and self.feed.past is not None:
+            scored.keep(self.feed.rows, self.feed.past, len(self.feed.rows) - 1, [])
+
+    def take(self, logits: Tensor) -> None:
+        """The (n, V) logits of kept columns: none until the last segment has run, then one."""
+        if len(logits):
+            with torch.inference_mode():
+                self._deliver(logits[-1].float().log_softmax(dim=-1)[self.token_ids].tolist())
+
+    def fail(self, cause: BaseException) -> None:
+        self._deliver(cause)
+
+
+Reading: TypeAlias = Scoring | Asking
+"""A text that runs for what the model makes of it, not to be continued."""
 
 
 def head_of(prompt: PromptEmbeddings) -> int:

@@ -150,14 +150,14 @@ class BatchSink:
         self._mailbox.put(error)
 
 
-class ScoreSink:
-    """One score goes to the mailbox, with its place; or what stood in its way."""
+class ScoreSink(Generic[Item]):
+    """What was worked out of one text goes to the mailbox, with its place; or what stood in its way."""
 
-    def __init__(self, mailbox: Mailbox[tuple[int, float]], index: int) -> None:
+    def __init__(self, mailbox: Mailbox[tuple[int, Item]], index: int) -> None:
         self._mailbox = mailbox
         self._index = index
 
-    def __call__(self, found: float | BaseException) -> None:
+    def __call__(self, found: Item | BaseException) -> None:
         if not isinstance(found, BaseException):
             self._mailbox.put((self._index, found))
             return

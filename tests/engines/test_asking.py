@@ -1,0 +1,107 @@
+"""What the model would say next, asked without decoding: judges live on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+import pytest
+import torch
+
+from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.errors import EmbeddingShapeError, EngineError
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
+
+ANSWER = "The harbour opens at dawn, and the boats go out one after the other while the town is still asleep. " * 3
+CHOICES = [5, 17, 300]
+
+
+def judging(answer: str) -> list[Message]:
+    return [Message("user", f"Somebody wrote this: {answer}\n\nIs it about the sea? Answer yes or no.")]
+
+
+def count_columns(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    forward, columns = engine._loaded.forward, []
+
+    def counted(rows: Any, packed: Any) -> Any:
+        columns.append(rows.shape[1])
+        return forward(rows, packed)
+
+    monkeypatch.setattr(engine._loaded, "forward", counted)
+    return columns
+
+
+async def test_they_are_the_models_own_log_probabilities(tiny_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompts = [await engine.embed(judging(ANSWER[:length])) for length in (20, 200)]
+    found = await engine.next_token_logprobs(prompts, CHOICES)
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_folder), dtype=torch.float64)
+    for prompt, logprobs in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor(prompt.token_ids)[None]).logits[0, -1]
+        assert logprobs == pytest.approx(logits.float().log_softmax(-1)[CHOICES].tolist(), abs=1e-4)
+    await engine.aclose()
+
+
+async def test_a_growing_text_is_judged_as_from_scratch_and_runs_only_what_is_new(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    grown = [await engine.embed(judging(ANSWER[:length])) for length in (60, 130, 290, 130)]
+    await engine.next_token_logprobs(grown[:1], CHOICES)
+    columns = count_columns(engine, monkeypatch)
+    before = grown[0].token_ids
+    for prompt in grown[1:]:
+        del columns[:]
+        [found] = await engine.next_token_logprobs([prompt], CHOICES)
+        fresh = TransformersEngine(str(tiny_folder), dtype="float64")
+        [scratch] = await fresh.next_token_logprobs([prompt], CHOICES)
+        assert found == pytest.approx(scratch, abs=1e-4)
+        await fresh.aclose()
+        shared = int(np.argmin(np.append(before[: len(prompt.token_ids)] == prompt.token_ids[: len(before)], False)))
+        assert sum(columns) <= len(prompt.token_ids) - shared
+        before = prompt.token_ids
+    await engine.aclose()
+
+
+async def test_it_runs_in_the_passes_that_decode(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompt = await engine.embed([Message("user", "the fog")])
+    question = await engine.embed(judging(ANSWER))
+    request = GenerationRequest(prompt, Sampling(max_new_tokens=40))
+    [alone] = await engine.generate_batch([request])
+    answers, columns = [], count_columns(engine, monkeypatch)
+
+    async with anyio.create_task_group() as group:
+
+        async def decode() -> None:
+            answers.extend(await engine.generate_batch([GenerationRequest(prompt, Sampling(max_new_tokens=40))]))
+
+        group.start_soon(decode)
+        while len(columns) < 5:
+            await anyio.lowlevel.checkpoint()
+        await engine.next_token_logprobs([question], CHOICES)
+        at_verdict = len(columns)
+    assert answers[0].token_ids == alone.token_ids
+    assert at_verdict < len(columns)  # decoding went on after the verdict, and did not stand still for it
+    assert any(width > len(question.token_ids) // 2 and width > 1 for width in columns)
+    await engine.aclose()
+
+
+async def test_whoever_leaves_costs_nothing_and_a_closed_engine_says_so(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompt = await engine.embed(judging(ANSWER))
+    with anyio.move_on_after(0):
+        await engine.next_token_logprobs([prompt] * 3, CHOICES)
+    assert len(await engine.next_token_logprobs([prompt], CHOICES)) == 1
+    narrow = PromptEmbeddings(prompt.matrix[:, :-1], prompt.token_ids, prompt.user_mask)
+    with pytest.raises(EmbeddingShapeError):
+        await engine.next_token_logprobs([narrow], CHOICES)
+    await engine.aclose()
+    with pytest.raises(EngineError, match="closed"):
+        await engine.next_token_logprobs([prompt], CHOICES)

@@ -60,18 +60,6 @@ def batch(size: int, length: int, rounds: int = 10) -> float:
     return statistics.median(times)
 
 
-def growing(length: int, step: int = 20) -> float:
-    """Mean microseconds per step while a text grows."""
-    from tta_middleware.moderation.embedded import EmbeddedModerator
-
-    stream = EmbeddedModerator().growing()
-    text = texts(length, 1)[0]
-    started = time.perf_counter()
-    for at in range(0, length, step):
-        stream.extend(text[at : at + step])
-    return (time.perf_counter() - started) * 1e6 / (length / step)
-
-
 def fresh(code: str) -> float:
     """Seconds that code takes in a new interpreter, less the interpreter's own start."""
     times = []
@@ -95,9 +83,6 @@ def main() -> None:
         median, high = microseconds(length, count)
         print(f"| {length} | {median:.0f} | {high:.0f} |")
     print(f"\nbatch of 64 x 500 characters: {batch(64, 500):.1f} ms")
-    print(
-        f"growing by 20 characters to 2,000: {growing(2_000):.0f} us a step; to 10,000: {growing(10_000):.0f} us a step"
-    )
     bare = fresh("import numpy")
     print(f"import: {fresh('import tta_middleware.moderation.embedded') - bare:.3f} s beyond numpy's")
     first = "from tta_middleware.moderation.embedded import EmbeddedModerator as M; M().score(['hello'])"

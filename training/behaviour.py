@@ -64,8 +64,8 @@ def growing(name: str, texts: Sequence[str], step: int = 20) -> str:
     moderator = EmbeddedModerator()
     crossings, lost, moves = 0, 0, []
     for text in texts:
-        stream = moderator.growing()
-        scores = np.array([stream.extend(text[at : at + step]).score for at in range(0, len(text), step)] or [0.0])
+        beginnings = [text[: at + step] for at in range(0, len(text), step)]
+        scores = np.array([verdict.score for verdict in moderator.score(beginnings)] or [0.0])
         flags = scores >= THRESHOLD
         crossings += int((flags[1:] != flags[:-1]).sum())
         lost += bool(flags.any() and not flags[-1])

@@ -18,7 +18,7 @@ def test_it_is_no_moderator() -> None:
 
 
 def test_a_search_cannot_be_given_it_as_an_object() -> None:
-    with pytest.raises(ConfigurationError, match="Judge has not"):
+    with pytest.raises(ConfigurationError, match="Judge is neither"):
         resolve_moderator(Judge())  # type: ignore[arg-type]
 
 

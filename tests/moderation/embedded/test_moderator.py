@@ -54,6 +54,18 @@ async def test_verdicts_come_in_the_order_of_the_texts(moderator: EmbeddedModera
     assert together == [(await moderator.moderate([text]))[0] for text in texts]
 
 
+def test_a_harmful_passage_does_not_drown_in_harmless_text(moderator: EmbeddedModerator) -> None:
+    paragraph = f"{HARMLESS[0]} Fold it four times, shape it, and bake it until the crust is dark. "
+    insult = "You are a worthless stupid idiot, everybody hates you, and I will kill you. "
+    assert moderator.score([paragraph * 6 + insult * 6 + paragraph * 20])[0].flagged
+    assert not moderator.score([paragraph * 26])[0].flagged
+
+
+def test_another_language_is_noticed_when_it_comes_late(moderator: EmbeddedModerator) -> None:
+    foreign = "Сегодня хорошая погода, и мы идём гулять в парк. " * 4
+    assert moderator.score([HARMLESS[0] + foreign])[0].scores[UNSUPPORTED_LANGUAGE] == 1.0
+
+
 @pytest.mark.parametrize("text", HARMLESS)
 def test_harmless_texts_pass(moderator: EmbeddedModerator, text: str) -> None:
     assert moderator.score([text])[0].score < 0.5

@@ -4,7 +4,7 @@ Built by ``python -m training.build``; what it can and cannot do stands in docs/
 """
 
 from tta_middleware.moderation.embedded.language import language_supported
-from tta_middleware.moderation.embedded.moderator import EmbeddedModerator, GrowingVerdict
+from tta_middleware.moderation.embedded.moderator import EmbeddedModerator
 from tta_middleware.moderation.embedded.scoring import UNSUPPORTED
 
-__all__ = ["UNSUPPORTED", "EmbeddedModerator", "GrowingVerdict", "language_supported"]
+__all__ = ["UNSUPPORTED", "EmbeddedModerator", "language_supported"]

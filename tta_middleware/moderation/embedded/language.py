@@ -39,7 +39,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the signal counts; counts of pieces add up to those of the whole, if no word is cut.
+    """What the signal counts.
 
     Attributes:
         letters: letters in all.
@@ -62,14 +62,6 @@ class Reading:
             foreign=sum(len(run) for run in runs if not run.isascii() and min(map(ord, run)) > LATIN_END),
             english=sum(run in _ENGLISH for run in plain),
             other=sum(run in _OTHERS or _accented(run) for run in plain),
-        )
-
-    def __add__(self, more: Reading) -> Reading:
-        return Reading(
-            self.letters + more.letters,
-            self.foreign + more.foreign,
-            self.english + more.english,
-            self.other + more.other,
         )
 
     @property

@@ -1,6 +1,6 @@
 """Linear heads over hashed features; numpy only.
 
-All sums are sums of integers, hence exact: a text scores the same whether it came in one piece or in many.
+All sums are sums of integers, hence exact: a text scores the same on every machine.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ class Evidence:
 
     sums: NDArray[np.int64]
     square: int
-
-    def __add__(self, other: Evidence) -> Evidence:
-        return Evidence(self.sums + other.sums, self.square + other.square)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

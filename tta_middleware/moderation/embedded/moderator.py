@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 from tta_middleware.aio import process as _process
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError
 from tta_middleware.moderation.embedded.artifact import Artifact, load
-from tta_middleware.moderation.embedded.language import Reading
+from tta_middleware.moderation.embedded.language import language_supported
 from tta_middleware.moderation.embedded.scoring import category_scores
 from tta_middleware.moderation.embedded.text import words
-from tta_middleware.moderation.embedded.windows import GrowingLogits, windowed_logits
+from tta_middleware.moderation.embedded.windows import windowed_logits
 from tta_middleware.types import CATEGORIES, Verdict
 
 if TYPE_CHECKING:
@@ -74,21 +74,13 @@ class EmbeddedModerator:
         """As :meth:`moderate`, for callers without an event loop."""
         return [self._verdict(text) for text in texts]
 
-    def growing(self) -> GrowingVerdict:
-        """A fresh scorer for one text that arrives in pieces, such as a streaming answer."""
-        return GrowingVerdict(self)
-
     async def aclose(self) -> None:
         """Nothing to release."""
 
-    def verdict(self, logits: NDArray[np.float64], count: int, reading: Reading) -> Verdict:
-        """The verdict on a text with ``count`` words, given its (heads,) logits and its reading.
-
-        Raises:
-            ModerationRejectedError: as :meth:`moderate`.
-        """
-        scores = _scores(load(ARTIFACT), logits, count)
-        if self._language != "pass" and not reading.supported:
+    def _verdict(self, text: str) -> Verdict:
+        tokens, artifact = words(text), load(ARTIFACT)
+        scores = _scores(artifact, windowed_logits(artifact.heads, tokens), len(tokens))
+        if self._language != "pass" and not language_supported(text):
             if self._language == "error":
                 raise ModerationRejectedError(
                     "a text is not in English, the only language of the embedded moderator; use another moderator "
@@ -96,45 +88,6 @@ class EmbeddedModerator:
                 )
             scores[UNSUPPORTED_LANGUAGE] = 1.0
         return Verdict(scores=scores, flagged=max(scores.values()) >= self._threshold, model=MODEL)
-
-    def _verdict(self, text: str) -> Verdict:
-        tokens = words(text)
-        return self.verdict(windowed_logits(load(ARTIFACT).heads, tokens), len(tokens), Reading.of(text))
-
-
-class GrowingVerdict:
-    """Scores a text that grows; not for use by several threads at once.
-
-    ``extend(a); extend(b)`` gives exactly the verdict of ``score([a + b])``, for the price of ``b``.
-    """
-
-    def __init__(self, moderator: EmbeddedModerator) -> None:
-        self._moderator = moderator
-        self._logits = GrowingLogits(load(ARTIFACT).heads)
-        self._reading = Reading()
-        self._word = ""
-
-    def extend(self, text: str) -> Verdict:
-        """Append ``text``; the verdict on everything so far.
-
-        Raises:
-            ModerationRejectedError: the language is not supported and the setting is ``error``.
-        """
-        logits, count = self._logits.extend(text)
-        # The last run of letters may go on in the next piece, so it is counted again with it.
-        joined = self._word + text
-        rest = _start_of_last_word(joined)
-        self._reading += Reading.of(joined[:rest])
-        self._word = joined[rest:]
-        return self._moderator.verdict(logits, count, self._reading + Reading.of(self._word))
-
-
-def _start_of_last_word(text: str) -> int:
-    """Where the run of letters at the end of ``text`` begins."""
-    place = len(text)
-    while place and text[place - 1].isalnum() and not text[place - 1].isdecimal():
-        place -= 1
-    return place
 
 
 def _scores(artifact: Artifact, logits: NDArray[np.float64], count: int) -> dict[str, float]:

@@ -17,7 +17,8 @@ from tta_langchain_agents.ledger import Ledger
 from tta_langchain_agents.testing import ScriptedChatModel
 from tta_langchain_agents.tools import ResultGuard
 
-from tta_middleware import TTAChatModel, attempt
+from tta_middleware import TTAChatModel
+from tta_middleware.guard import attempt
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging

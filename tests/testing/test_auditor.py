@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from _pytest.outcomes import Failed
 
-from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows, attempt
+from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows
 from tta_middleware.errors import FlaggedError, ModerationUnavailableError
+from tta_middleware.guard import attempt
 from tta_middleware.guard.answering import Answering
 from tta_middleware.guard.events import Released
 from tta_middleware.guard.holdback import HoldBack, Release

@@ -155,6 +155,7 @@ class PromptEmbeddings:
         matrix: (T, d) float32 input embeddings.
         token_ids: (T,) int64 ids of the tokens the unmoved rows stand for.
         user_mask: (T,) bool, True on the content tokens of the last user turn: the rows a repair may move.
+        assistant_prefix: the text that an answer to it goes on from, as the guard asked for it; its rows are the last.
 
     Raises:
         EmbeddingShapeError: the three arrays do not describe the same T tokens.
@@ -163,6 +164,7 @@ class PromptEmbeddings:
     matrix: FloatMatrix
     token_ids: IntVector
     user_mask: BoolVector
+    assistant_prefix: str = ""
 
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2:

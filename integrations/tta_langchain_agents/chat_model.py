@@ -16,7 +16,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import Field, model_validator
 
-from tta_langchain_agents.content import last_user_text, material, own_id
+from tta_langchain_agents.content import last_human_text, material, own_id
 from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, unobserved
 from tta_langchain_agents.ledger import Books, Ledger
@@ -247,7 +247,7 @@ class _Call:
     prompt: str | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.prompt = last_user_text(self.messages)
+        self.prompt = last_human_text(self.messages)
 
     async def settle(self, message: AIMessage) -> AIMessage:
         """The message if it may be shown, else what stands in for it."""

@@ -325,7 +325,7 @@ def _plain(message: BaseMessage) -> BaseMessage:
     return HumanMessage(message.text)
 
 
-def last_user_text(messages: Sequence[BaseMessage]) -> str | None:
+def last_human_text(messages: Sequence[BaseMessage]) -> str | None:
     """What the answer answers, for moderators that read it."""
     return next((message.text for message in reversed(messages) if isinstance(message, HumanMessage)), None)
 

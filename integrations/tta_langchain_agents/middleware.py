@@ -21,7 +21,7 @@ from langchain_core.messages import ToolMessage
 from langgraph.types import Command
 
 from tta_langchain_agents.chat_model import guards_itself
-from tta_langchain_agents.content import last_user_text
+from tta_langchain_agents.content import last_human_text
 from tta_langchain_agents.handover import OnFlagged, Replacement
 from tta_langchain_agents.model_call import ModelCall
 from tta_langchain_agents.quiet import unspanned
@@ -193,7 +193,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
     def _result_guard(self, request: ToolCallRequest) -> ResultGuard:
         settings, messages = self._settings, request.state["messages"] if isinstance(request.state, Mapping) else []
         ledger, name = settings.ledger("output"), request.tool_call["name"]
-        return ResultGuard(ledger, self._result_checks, settings.approvals, name, last_user_text(messages))
+        return ResultGuard(ledger, self._result_checks, settings.approvals, name, last_human_text(messages))
 
 
 def _keys(given: Collection[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.types import Command
 
-from tta_langchain_agents.content import last_user_text, material
+from tta_langchain_agents.content import last_human_text, material
 from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import model_name
 from tta_langchain_agents.ledger import Books
@@ -108,7 +108,7 @@ class ModelCall:
 
     def _remember(self) -> None:
         """What the model said was checked in answer to the last question, and need not be again."""
-        prompt = last_user_text(self.request.messages)
+        prompt = last_human_text(self.request.messages)
         for ledger in self._books.ledgers:
             self.settings.approvals.add(ledger.approved, prompt)
 
@@ -116,7 +116,7 @@ class ModelCall:
         if not isinstance(message, AIMessage) or self._books.approved(material(message).texts):
             return message
         asked = self.request.messages
-        return await settled(self.settings, message, asked, last_user_text(asked), self.settings.handover)
+        return await settled(self.settings, message, asked, last_human_text(asked), self.settings.handover)
 
     async def _look_over(self) -> Response | None:
         """What the model is about to read, checked; where that was the run's last word, the run ends with it."""

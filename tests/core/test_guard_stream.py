@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -258,22 +258,19 @@ async def test_a_slow_consumer_and_a_slow_moderator_do_not_confuse_the_order_of_
     assert out == text
 
 
-async def test_the_stream_ends_with_the_task_that_reads_it_even_if_nobody_closes_it() -> None:
-    engine = ScriptedEngine("word " * 10_000, step_seconds=0.0005)
-    before, kept = asyncio.all_tasks(), []
+async def test_what_the_answer_is_made_to_begin_with_stands_in_every_prompt_and_not_in_the_answer() -> None:
+    begun: list[str] = []
 
-    async def read() -> None:
-        stream = guard(None, engine=engine).stream(ASK, Sampling(max_new_tokens=10_000), reader=asyncio.current_task())
-        kept.append(stream)
-        await anext(stream)
+    def script(call: ScriptedCall) -> str:
+        begun.append(call.prefix)
+        return late_harm(replace(call, prefix=call.prefix.removeprefix("Well: ")))
 
-    await asyncio.create_task(read())
-    await anyio.sleep(0.01)
-    steps = engine.steps
-    await anyio.sleep(0.02)
-    assert engine.steps == steps
-    assert asyncio.all_tasks() == before
-    await kept[0].aclose()
+    events = await collect(guard(script).stream(ASK, opening="Well: "))
+    left = next(event.seam for event in events if isinstance(event, RepairStarted))
+    assert released(events) == HARM[:left] + SAFE
+    assert begun[0] == "Well: "
+    assert len(begun) > 1
+    assert all(prefix.startswith(f"Well: {HARM[:left]}") for prefix in begun[1:])
 
 
 async def test_closing_the_stream_stops_decoding_and_leaves_nothing() -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tta_middleware import Resample
-from tta_middleware.guard.start import prepare, reminded
+from tta_middleware import Budget, Resample, Sampling
+from tta_middleware.call_text import json_reading
+from tta_middleware.guard import reminded
+from tta_middleware.guard.context import Conversation, Meter, Question, RequestContext
+from tta_middleware.guard.quality import QualityGate
+from tta_middleware.guard.search import prepare
 from tta_middleware.methods import Method, Move, Race, Start
+from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.scripted_engine import ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import Message, PromptEmbeddings
 
 TALK = [Message("user", "Tell me about the calm sea.")]
@@ -16,8 +22,19 @@ STEP = Race(ladder=(Move(label="step", words="harbour light", radius=0.5, remind
 
 
 async def begin(engine: ScriptedEngine, method: Method, prefix: str = "") -> tuple[PromptEmbeddings, Start]:
-    prompt = await engine.embed(TALK, assistant_prefix=prefix)
-    return prompt, await prepare(engine, method, TALK, prompt, prefix, 0.5, np.random.default_rng(0))
+    context = RequestContext(
+        engine=engine,
+        moderator=ScriptedModerator(),
+        quality=QualityGate(),
+        policies=StagePolicies.of(0.5),
+        reading=json_reading,
+        conversation=Conversation(TALK),
+        sampling=Sampling(),
+        meter=Meter(Budget()),
+    )
+    prompt = await context.embed(prefix)
+    question = Question(prompt, context.sampling, prefix)
+    return prompt, await prepare(context, question, method, 0.5, np.random.default_rng(0))
 
 
 async def test_a_method_without_needs_gets_the_prompt_alone() -> None:

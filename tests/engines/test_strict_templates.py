@@ -13,7 +13,7 @@ from tta_middleware import Budget, Guard, Message, Race, Repair, Sampling
 from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.guard.start import reminded
+from tta_middleware.guard import reminded
 from tta_middleware.methods.race import RESPONSIBLE
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -17,6 +20,8 @@ from tta_middleware import TSA, Budget, Policy, TTAChatModel
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.errors import ConfigurationError, EmptyPromptError, ModelNotFoundError
 from tta_middleware.policy.file import PolicyFile
+from tta_middleware.testing.scripted_engine import ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 QUESTION = "What is the capital of France?"
 
@@ -207,3 +212,28 @@ def test_settings_are_checked_at_construction(settings: dict[str, Any], says: st
 async def test_an_unknown_call_setting_is_named(model: TTAChatModel) -> None:
     with pytest.raises(ConfigurationError, match="temprature"):
         await model.ainvoke(QUESTION, temprature=0.3)
+
+
+async def test_a_stream_ends_with_the_task_that_reads_it_even_if_nobody_closes_it() -> None:
+    """LangChain hands a run manager over where one task reads to the end; it leaves the generator as it is then."""
+    engine = ScriptedEngine("word " * 10_000, step_seconds=0.0005)
+    chat = TTAChatModel(model=engine, moderator=ScriptedModerator(), max_new_tokens=10_000)
+    before, kept = asyncio.all_tasks(), []
+
+    async def read() -> None:
+        run = AsyncCallbackManagerForLLMRun.get_noop_manager()
+        kept.append(chat._astream([HumanMessage(QUESTION)], run_manager=run))
+        await anext(kept[0])
+
+    await asyncio.create_task(read())
+    await until(lambda: asyncio.all_tasks() == before)
+    steps = engine.steps
+    await anyio.sleep(0.02)
+    assert engine.steps == steps
+    await kept[0].aclose()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(10.0):
+        while not true():  # noqa: ASYNC110
+            await anyio.sleep(0.001)

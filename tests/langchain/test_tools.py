@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -23,13 +24,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from tta_middleware import Noise, Policy, TTAChatModel
 from tta_middleware.chat_model.messages import from_langchain, to_langchain
-from tta_middleware.chat_model.tools import CallQuality, ToolUse, describe, with_tools
+from tta_middleware.chat_model.tools import CallQuality, ToolUse, describe
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.testing.scripted_engine import Script, ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
-from tta_middleware.types import Completion, Message
+from tta_middleware.types import Completion, Message, PromptEmbeddings
 
 ASK = "What is the weather in Paris?"
 NOTICE = Policy().notice
@@ -325,6 +326,13 @@ def test_calls_and_results_survive_the_conversion_there_and_back() -> None:
     assert from_langchain(to_langchain(turns)) == turns
 
 
+async def asked(engine: ScriptedEngine, use: ToolUse, prefix: str = "") -> PromptEmbeddings:
+    """The prompt of a request with tools, as the guard asks it."""
+    begun = use.opening + prefix
+    prompt = await engine.embed([Message("user", ASK)], assistant_prefix=begun, tools=use.tools)
+    return replace(prompt, assistant_prefix=begun)
+
+
 @pytest.mark.parametrize(
     ("choice", "text", "reason", "problems"),
     [
@@ -346,9 +354,8 @@ async def test_a_repaired_answer_with_tools_is_usable_if_its_calls_are(
     inner = ScriptedEngine("")
     use = await ToolUse.of(inner, describe([get_weather, mail]), choice)
     assert use is not None
-    engine = with_tools(inner, use)
-    prompt = await engine.embed([Message("user", ASK)])
-    reports = await CallQuality(use).assess(engine, prompt, [Completion(text, tuple(inner.tokens(text)), reason)])
+    prompt = await asked(inner, use)
+    reports = await CallQuality(use).assess(inner, prompt, [Completion(text, tuple(inner.tokens(text)), reason)])
     assert [report.problems for report in reports] == [problems]
 
 
@@ -360,10 +367,9 @@ async def test_a_bridge_leads_out_of_prose_but_not_out_of_a_call(begun: str, pro
     inner = ScriptedEngine("")
     use = await ToolUse.of(inner, describe([mail]), "auto")
     assert use is not None
-    engine = with_tools(inner, use)
-    prompt = await engine.embed([Message("user", ASK)], assistant_prefix=begun + BRIDGES[0])
+    prompt = await asked(inner, use, begun + BRIDGES[0])
     text = f'{BRIDGES[0]} something safe."}}}}</tool_call>'
-    reports = await CallQuality(use).assess(engine, prompt, [Completion(text, tuple(inner.tokens(text)), "stop")])
+    reports = await CallQuality(use).assess(inner, prompt, [Completion(text, tuple(inner.tokens(text)), "stop")])
     assert [report.problems for report in reports] == [problems]
 
 
@@ -371,12 +377,11 @@ async def test_a_call_that_babbles_is_not_usable_and_a_continued_one_is_read_fro
     inner = ScriptedEngine("", nll=lambda text: 9.0 if "soup" in text else 1.0)
     use = await ToolUse.of(inner, describe([mail]), "auto")
     assert use is not None
-    engine = with_tools(inner, use)
     begun, rest = '<tool_call>{"name": "mail", "arguments": {"to": "Bo', '", "text": "Hi"}}</tool_call>'
-    prompt = await engine.embed([Message("user", ASK)], assistant_prefix=begun)
+    prompt = await asked(inner, use, begun)
     texts = [rest, rest.replace("Hi", "soup"), '", "text']
     done = [Completion(text, tuple(inner.tokens(text)), "stop") for text in texts]
-    reports = await CallQuality(use).assess(engine, prompt, done)
+    reports = await CallQuality(use).assess(inner, prompt, done)
     assert [report.problems for report in reports] == [(), ("not_fluent",), ("broken_tool_call",)]
 
 

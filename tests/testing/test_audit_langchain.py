@@ -18,7 +18,7 @@ from tta_langchain_agents.testing import ScriptedChatModel
 from tta_langchain_agents.tools import ResultGuard
 
 from tta_middleware import TTAChatModel
-from tta_middleware.guard import attempt
+from tta_middleware.guard.context import RequestContext
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
@@ -67,10 +67,10 @@ async def test_honest_tool_calls_pass(answer: str) -> None:
 async def test_arguments_that_are_not_decoded_before_they_are_judged_are_caught(
     monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    honest = attempt.score
+    honest = RequestContext.score
 
-    async def as_written(parts: Any, question: Any, text: str, meter: Any, decoded: str | None = None) -> Any:
-        return await honest(parts, question, text, meter)
+    async def as_written(self: RequestContext, text: str, decoded: str | None = None) -> Any:
+        return await honest(self, text)
 
     async def call() -> None:
         chat = model(f"<tool_call>\n{ESCAPED}\n</tool_call>").bind_tools([send])
@@ -79,7 +79,7 @@ async def test_arguments_that_are_not_decoded_before_they_are_judged_are_caught(
         else:
             assert (await chat.ainvoke("hello")).tool_calls[0]["args"] == {"body": "the forbidden thing"}
 
-    monkeypatch.setattr(attempt, "score", as_written)
+    monkeypatch.setattr(RequestContext, "score", as_written)
     with pytest.raises(AuditError, match="a tool call left"), Auditor():
         await call()
 

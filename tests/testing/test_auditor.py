@@ -14,9 +14,9 @@ from _pytest.outcomes import Failed
 
 from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows
 from tta_middleware.errors import FlaggedError, ModerationUnavailableError
-from tta_middleware.guard import attempt
-from tta_middleware.guard.answering import Answering
+from tta_middleware.guard.context import RequestContext
 from tta_middleware.guard.events import Released
+from tta_middleware.guard.guard import Answering
 from tta_middleware.guard.holdback import HoldBack, Release
 from tta_middleware.guard.moderated import moderated
 from tta_middleware.guard.watch import Watch
@@ -175,7 +175,7 @@ async def test_a_broken_off_answer_that_is_called_whole_fails_a_named_test(
 ) -> None:
     """What an engine broke off is whole as far as verdicts go; tests/core/test_broken_off.py looks at the end."""
 
-    async def whole(source: Any, meter: Any, abort: Any, opening: str = "") -> AsyncIterator[Any]:
+    async def whole(self: RequestContext, source: Any, abort: Any, opening: str) -> AsyncIterator[Any]:
         async for delta in source:
             yield replace(delta, finish_reason=delta.finish_reason and "stop")
         yield TextDelta("", (), "stop")
@@ -183,7 +183,7 @@ async def test_a_broken_off_answer_that_is_called_whole_fails_a_named_test(
     broken_off = runpy.run_path(str(Path(__file__).parents[1] / "core" / "test_broken_off.py"))
     named = broken_off["TestBrokenOff"]().test_an_answer_raises
     await named(broken_off["CALM"], "aborted")
-    monkeypatch.setattr(attempt, "metered", whole)
+    monkeypatch.setattr(RequestContext, "_metered", whole)
     with pytest.raises(Failed, match="DID NOT RAISE"):
         await named(broken_off["CALM"], "aborted")
 
@@ -250,7 +250,7 @@ async def test_a_fallback_of_ones_own_is_covered_once_it_was_scored(monkeypatch:
         await streamed(guard(HARM, repair=repair))
 
     async def unchecked(self: Answering, fallback: Any) -> str:
-        return await fallback(self.conversation.messages)
+        return await fallback(self.context.conversation.messages)
 
     monkeypatch.setattr(Answering, "_checked_fallback", unchecked)
     with pytest.raises(AuditError, match="gardens"), Auditor():

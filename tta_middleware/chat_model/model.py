@@ -18,6 +18,7 @@ from langchain_core.runnables import Runnable
 from pydantic import Field, model_validator
 
 from tta_middleware.aio import bridge
+from tta_middleware.aio.streams import Send, owned
 from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.caching import CachesChecked, name_of
 from tta_middleware.chat_model.call_settings import (
@@ -53,7 +54,6 @@ from tta_middleware.chat_model.tools import (
     describe,
     settle_choice,
     tool_names,
-    with_tools,
 )
 from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import ConfigurationError
@@ -333,7 +333,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         call = await self._request(messages, stop, overrides)
         with as_refusals(call.notice):
-            async with aclosing(call.events(release=call.release, task=reader)) as events:
+            async with aclosing(call.events(release=call.release, reader=reader)) as events:
                 async for event in events:
                     match event:
                         case Released(text):
@@ -364,7 +364,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         stages = self._stages(settings["policy"])
         notice = stages.output.notice
         reader = AnswerReader(use, call_ids(turns), notice)
-        return _Call(self._guard(settings, stages, engine, use), turns, sampling, reader, settings["release"], notice)
+        guard = self._guard(settings, stages, engine, use)
+        return _Call(guard, turns, sampling, use, reader, settings["release"], notice)
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """This model's per-call settings with the call's own on top."""
@@ -381,7 +382,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, engine: Engine, use: ToolUse | None) -> Guard:
         gate, bridges = self.runtime.gate(settings["model"]), settings["bridges"]
         return Guard(
-            with_tools(engine, use) if use else engine,
+            engine,
             self._moderator,
             quality=CallQuality(use, bridges, gate) if use else gate,
             policy=stages,
@@ -420,12 +421,35 @@ class _Call:
     guard: Guard
     turns: list[Message]
     sampling: Sampling
+    use: ToolUse | None
     reader: AnswerReader
     release: Release
     notice: str
 
-    def events(self, *, release: Release, task: asyncio.Task[Any] | None = None) -> AsyncGenerator[StreamEvent, None]:
-        return self.guard.stream(self.turns, self.sampling, release=release, reader=task)
+    def events(self, *, release: Release, reader: asyncio.Task[Any] | None = None) -> AsyncGenerator[StreamEvent, None]:
+        tools, opening = (self.use.tools, self.use.opening) if self.use else ((), "")
+        events = self.guard.stream(self.turns, self.sampling, tools=tools, opening=opening, release=release)
+        return events if reader is None else _ending_with(reader, events)
+
+
+async def _ending_with(
+    reader: asyncio.Task[Any], events: AsyncGenerator[StreamEvent, None]
+) -> AsyncGenerator[StreamEvent, None]:
+    """``events`` for a task that reads all of them but may never close this generator, which then lies in a traceback.
+
+    When the task is over, so are they. They are read in a task of their own: a generator can be closed from outside
+    only while it stands at a yield, a task can be cancelled wherever it waits.
+    """
+
+    async def forward(send: Send[StreamEvent]) -> None:
+        async with aclosing(events):
+            async for event in events:
+                await send(event)
+
+    # The guard's stream has its own room for what is not yet read; here an event waits until the reader takes it.
+    async with aclosing(owned(forward, ahead=0, reader=reader)) as read:
+        async for event in read:
+            yield event
 
 
 @cache

@@ -89,32 +89,6 @@ def _only(names: Sequence[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-@dataclass(eq=False)
-class EngineWithTools:
-    """An engine that shows the model the tools of one request, and begins its answer.
-
-    Every prompt of the request goes through it, those of a repair included; apart from that it is ``engine``.
-    """
-
-    engine: Engine
-    use: ToolUse
-    _begun: dict[bytes, str] = field(default_factory=dict, init=False, repr=False)
-
-    async def embed(self, messages: Sequence[Message], *, assistant_prefix: str = "", **_: Any) -> PromptEmbeddings:
-        """See :class:`tta_middleware.protocols.Engine`."""
-        begun = self.use.opening + assistant_prefix
-        prompt = await self.engine.embed(messages, assistant_prefix=begun, tools=self.use.tools)
-        self._begun[prompt.token_ids.tobytes()] = begun
-        return prompt
-
-    def begun(self, prompt: PromptEmbeddings) -> str:
-        """What the answer to one of this engine's prompts goes on from."""
-        return self._begun.get(prompt.token_ids.tobytes(), self.use.opening)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
-
 @dataclass(frozen=True, slots=True)
 class CallQuality:
     """Whether an answer with tools is usable: its calls can be carried out, or its text passes the usual gate.
@@ -130,25 +104,16 @@ class CallQuality:
     async def assess(
         self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
     ) -> list[QualityReport]:
-        """See :class:`tta_middleware.protocols.Quality`; ``engine`` is the request's :class:`EngineWithTools`."""
-        begun = engine.begun(prompt) if isinstance(engine, EngineWithTools) else self.use.opening
-        found = [self._problems(begun, done) for done in completions]
+        """See :class:`tta_middleware.protocols.Quality`; a call may have begun in what ``prompt`` ends with."""
+        found = [self._problems(prompt.assistant_prefix, done) for done in completions]
         prose = [done for done, problems in zip(completions, found, strict=True) if problems is None]
         calls = [done for done, problems in zip(completions, found, strict=True) if problems == ()]
-        judged = iter(await self.gate.assess(engine, prompt, prose) if prose else [])
-        nlls = iter(await engine.mean_nll(prompt, [done.token_ids for done in calls]) if calls else [])
+        as_prose = iter(await self.gate.assess(engine, prompt, prose))
+        as_calls = iter(await self.gate.fluency(engine, prompt, calls))
         return [
-            next(judged)
-            if problems is None
-            else QualityReport(problems)
-            if problems
-            else self._fluent(next(nlls), done)
-            for problems, done in zip(found, completions, strict=True)
+            QualityReport(problems) if problems else next(as_prose if problems is None else as_calls)
+            for problems in found
         ]
-
-    def _fluent(self, nll: float, done: Completion) -> QualityReport:
-        fluent = nll <= self.gate.bounds.nll_limit(len(done.token_ids))
-        return QualityReport(() if fluent else ("not_fluent",), nll)
 
     def _problems(self, begun: str, done: Completion) -> tuple[str, ...] | None:
         """What is wrong with the calls; None where there are none and need be none."""
@@ -169,11 +134,6 @@ class CallQuality:
         if not calls:
             return ("no_tool_call",) if self.use.opening else None
         return ()
-
-
-def with_tools(engine: Engine, use: ToolUse) -> Engine:
-    """``engine`` as one request with tools uses it."""
-    return cast(Engine, EngineWithTools(engine, use))
 
 
 def call_ids(messages: Sequence[Message]) -> Callable[[int], str]:

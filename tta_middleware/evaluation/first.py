@@ -116,12 +116,11 @@ class SharedFirst:
     async def nearest_tokens(self, rows: FloatMatrix) -> IntVector:
         return await self._engine.nearest_tokens(rows)
 
+    async def directions(self, words: Sequence[str]) -> FloatMatrix:
+        return await self._engine.directions(words)
+
     async def aclose(self) -> None:
         """The engine is shared with other prompts and stays open."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What an engine has beside the protocol."""
-        return getattr(self._engine, name)
 
     def _known(self, request: GenerationRequest) -> Completion | None:
         answer = self._answers.get(_key(request.sampling))

@@ -1,34 +1,60 @@
-"""The one place where engine, moderator, policy and search meet."""
+"""A guard, and one answer of it from the prompt to the last character: the place to start reading.
+
+:class:`Guard` holds the parts and no state of a request. For each request it makes a
+:class:`~tta_middleware.guard.context.RequestContext` and an :class:`Answering`, which streams the first answer under
+watch, has a flagged one repaired by a :class:`~tta_middleware.guard.search.Search`, and falls back where that fails.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from tta_middleware.aio.streams import owned
+import anyio
+import numpy as np
+
+from tta_middleware.aio.streams import owned, sole
 from tta_middleware.call_text import json_reading
 from tta_middleware.config import Windows
-from tta_middleware.guard.answering import Answering, Send
-from tta_middleware.guard.attempt import Clock, Meter, Parts
-from tta_middleware.guard.events import StreamEvent
+from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
+from tta_middleware.guard.context import (
+    Clock,
+    Conversation,
+    Meter,
+    Question,
+    RequestContext,
+    last_user_text,
+    reminded,
+)
+from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.guard.quality import QualityGate
-from tta_middleware.guard.settings import (
-    Conversation,
-    Fallback,
-    FallbackFunction,
-    PromptCheck,
-    Repair,
-    Report,
-    last_user_text,
-)
+from tta_middleware.guard.search import LATE_FLAG, Delivery, Search, SearchResult, bridge_proposals, prepare
+from tta_middleware.guard.settings import Fallback, FallbackFunction, PromptCheck, Repair, Report
+from tta_middleware.guard.watch import Watch
+from tta_middleware.methods import geometry
+from tta_middleware.methods.base import Method
+from tta_middleware.methods.bridged import Bridged
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Engine, Moderator, Quality
-from tta_middleware.types import GuardedAnswer, Message, Sampling
+from tta_middleware.types import (
+    AnswerScore,
+    Candidate,
+    Completion,
+    GuardedAnswer,
+    Message,
+    Outcome,
+    PromptEmbeddings,
+    Proposal,
+    Sampling,
+    StepTrace,
+    Trace,
+)
 
 __all__ = [
     "Fallback",
@@ -39,9 +65,16 @@ __all__ = [
     "Repair",
     "Report",
     "last_user_text",
+    "reminded",
 ]
 
 Release: TypeAlias = Literal["window", "end"]
+
+LEAST_CONTINUATION = 32
+"""Tokens that a repair gets after a late flag, however many have left; fewer make no usable end."""
+
+Send: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
+"""As in ``aio.streams``: takes an event before it waits for anything."""
 
 
 class Guard:
@@ -77,22 +110,33 @@ class Guard:
         self._repair = repair or Repair()
         if self._repair.method is not None and not self._repair.method.needs.margin:
             policies = policies.without_default_margin()
-        self._parts = Parts(engine, covering(moderator, policies), quality or QualityGate(), policies, reading)
+        self._engine, self._moderator, self._policies = engine, covering(moderator, policies), policies
+        self._quality, self._reading = quality or QualityGate(), reading
         self._windows = windows or Windows()
         self._prompt_check: PromptCheck = prompt_check
         self._clock = clock
 
     async def answer(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, *, tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        opening: str = "",
     ) -> GuardedAnswer:
         """The model's answer if it is safe, else a repaired one, else the fallback.
+
+        Args:
+            tools: descriptions in OpenAI's form of what the model may call.
+            opening: what the answer is made to begin with, such as the beginning of a tool call. The answer's text goes
+                on from it and does not hold it; what a consumer puts before it, its ``reading`` has to know.
 
         Raises:
             EmptyPromptError: no message holds user text.
             EngineError: the model failed, or broke its answer off.
             UnsafeAnswerError: nothing safe and usable was found and the fallback is ``raise``.
         """
-        return (await self.report(messages, sampling, tools=tools)).answer
+        return (await self.report(messages, sampling, tools=tools, opening=opening)).answer
 
     async def report(
         self,
@@ -100,6 +144,7 @@ class Guard:
         sampling: Sampling | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        opening: str = "",
         judge_all: bool = False,
     ) -> Report:
         """As :meth:`answer`, with the candidates.
@@ -107,7 +152,7 @@ class Guard:
         ``judge_all`` measures the usability of the first and the last answer in any case; by default it is
         measured where the decision needs it: on safe answers of a repair.
         """
-        return await self._run(Conversation(messages, tools), sampling, None, judge_all=judge_all)
+        return await self._run(Conversation(messages, tools, opening), sampling, held=True, judge_all=judge_all)
 
     async def stream(
         self,
@@ -115,27 +160,26 @@ class Guard:
         sampling: Sampling | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        opening: str = "",
         release: Release = "window",
-        reader: asyncio.Task[Any] | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """The answer as it is checked; the last event is :class:`~tta_middleware.types.Finished`.
 
         With ``release="window"`` text leaves window by window while decoding goes on, and what has left is never taken
         back: a late flag is repaired by another continuation of it. With ``"end"`` the answer is held until all of it
-        was checked. Closing the generator, from any task, stops decoding within one step; so does the end of
-        ``reader``, a task that is known to read all of it, even if it never closes the generator.
+        was checked. Closing the generator, from any task, stops decoding within one step.
 
         Raises:
             EmptyPromptError: no message holds user text.
             EngineError: the model failed, or broke its answer off.
             UnsafeAnswerError: nothing safe and usable was found and the fallback is ``raise``.
         """
-        windows = self._windows if release == "window" else None
+        talk, held = Conversation(messages, tools, opening), release == "end"
 
         async def produce(send: Send) -> None:
-            await self._run(Conversation(messages, tools), sampling, windows, send=send)
+            await self._run(talk, sampling, held=held, send=send)
 
-        async with aclosing(owned(produce, reader=reader)) as events:
+        async with aclosing(owned(produce)) as events:
             async for event in events:
                 yield event
 
@@ -143,25 +187,347 @@ class Guard:
         self,
         conversation: Conversation,
         sampling: Sampling | None,
-        windows: Windows | None,
         *,
+        held: bool,
         judge_all: bool = False,
         send: Send | None = None,
     ) -> Report:
-        called = self._clock()
-        await self._parts.engine.load()
-        # The meter starts with the answer: a model that is still being loaded must not eat up its budget.
         meter = Meter(self._repair.budget, self._clock)
-        return await Answering(
-            parts=self._parts,
-            repair=self._repair,
+        await self._engine.load()
+        meter.start()  # with the answer: a model that is still being loaded must not eat up its budget
+        context = RequestContext(
+            engine=self._engine,
+            moderator=self._moderator,
+            quality=self._quality,
+            policies=self._policies,
+            reading=self._reading,
             conversation=conversation,
             sampling=sampling or Sampling(),
             meter=meter,
-            load_seconds=meter.started - called,
-            windows=windows,
-            checks=self._windows,
+        )
+        return await Answering(
+            context=context,
+            repair=self._repair,
+            windows=self._windows,
             prompt_check=self._prompt_check,
+            held=held,
             judge_all=judge_all,
             send=send,
         ).run()
+
+
+@dataclass(slots=True, kw_only=True)
+class Answering:
+    """One request on its way to an answer.
+
+    Attributes:
+        windows: how the first answer is released and candidates are cut.
+        held: nothing is released before all of it was checked.
+        judge_all: the usability of the first and the last answer is measured in any case.
+        send: takes what is said, in order; None where nobody listens before the end.
+    """
+
+    context: RequestContext
+    repair: Repair
+    windows: Windows
+    prompt_check: PromptCheck
+    held: bool
+    judge_all: bool
+    send: Send | None
+    # Two tasks work on a request: one checks the prompt, the other answers. All below belongs to the answering one but
+    # _prompt_passed, which the checking one sets and nobody ever clears. It never reads what the answering one writes,
+    # except ``question``, which is there before either begins. A refused prompt is said after both have ended.
+    question: Question = field(init=False)
+    prompt_tokens: int = 0
+    released: str = ""
+    repairs: int = 0
+    seam: int = 0
+    baseline: Candidate | None = None
+    final: Candidate | None = None
+    point: Proposal | None = None
+    steps: tuple[StepTrace, ...] = ()
+    _prompt_passed: anyio.Event = field(default_factory=anyio.Event)
+
+    async def run(self) -> Report:
+        self.question = await self._ask("")
+        self.prompt_tokens = len(self.question.prompt.token_ids)
+        refused = ""
+        try:
+            async with anyio.create_task_group() as group:
+                with anyio.CancelScope() as work:
+
+                    async def check() -> None:
+                        nonlocal refused
+                        refused = await self._refuse_prompt()
+                        if refused:
+                            work.cancel()  # the gate stays shut, so that what waits there is never said
+                        else:
+                            self._prompt_passed.set()
+
+                    group.start_soon(check)
+                    report = await self._answer()
+        except BaseExceptionGroup as errors:
+            raise sole(errors) from None
+        if refused:
+            self.final = None
+            self._prompt_passed.set()  # the work has ended; only this is left to say
+            report = await self._fall_back(refused)
+        await self._say(Finished(report.answer))
+        return report
+
+    async def _ask(self, prefix: str) -> Question:
+        """The conversation as a question; with a prefix, the tokens that it takes count as answered."""
+        prompt = await self.context.embed(prefix)
+        used = max(0, len(prompt.token_ids) - self.prompt_tokens) if prefix else 0
+        limit = self.context.sampling.max_new_tokens
+        left = max(min(limit, LEAST_CONTINUATION), limit - used)
+        return Question(prompt, replace(self.context.sampling, max_new_tokens=left), prefix)
+
+    async def _refuse_prompt(self) -> str:
+        """Why the prompt is refused, empty if it is not; runs beside the first decode steps."""
+        if self.prompt_check == "off":
+            return ""
+        policy = self.context.policies.prompt
+        texts = [m.content for m in self.context.conversation.messages if m.content]
+        if self.prompt_check == "user":
+            texts = [self.context.conversation.user_text]
+        self.context.meter.moderation_calls += 1
+        verdicts = None
+        try:
+            with anyio.move_on_after(self.context.meter.seconds_left):
+                verdicts = await verdicts_on(self.context.moderator, texts)
+        except ModerationError as error:
+            return "" if policy.lets_pass(error) else f"moderator: {type(error).__name__}"
+        if verdicts is None:
+            return "budget: seconds"
+        decisions = [policy.decide(verdict) for verdict in verdicts]
+        return next((f"prompt: {decision.category}" for decision in decisions if decision.flagged), "")
+
+    async def _answer(self) -> Report:
+        if limit := self.context.meter.exhausted():
+            return await self._fall_back(f"budget: {limit}")
+        watch = await self._first_answer()
+        if watch.ending == "done" and not watch.unchecked:
+            self.final = self.baseline
+            return await self._deliver(watch.completion, "clean", "clean")
+        reason = f"moderator: {type(watch.error).__name__}" if watch.error else "budget: seconds"
+        if watch.ending == "done":
+            return await self._deliver(watch.completion, "unchecked", f"{reason}, passed by policy")
+        if watch.ending == "flagged" and self.baseline is not None:
+            return await self._repaired(self.baseline)
+        return await self._fall_back(reason)
+
+    async def _first_answer(self) -> Watch:
+        """The unmoved prompt's answer, released as it is checked."""
+        proposal = Proposal(self.question.prompt.matrix)
+        decode = self.context.decode(self.question, proposal)
+        windows = None if self.held else self.windows
+        watch = self.context.watch(decode, self.context.policies.output, windows, self._release)
+        with anyio.move_on_after(self.context.meter.seconds_left):
+            await watch.run()
+        if watch.verdict is not None:
+            self.baseline = Candidate(proposal, watch.completion, watch.verdict)
+        return watch
+
+    async def _repaired(self, baseline: Candidate) -> Report:
+        if self.repair.method is None:
+            return await self._fall_back("no repair method")
+        while True:
+            if limit := self.context.meter.exhausted():
+                return await self._give_up(f"budget: {limit}")
+            found = await self._search(self.repair.method, baseline)
+            if found.winner is not None:
+                self.final = found.winner
+                return await self._finish_repair(found.winner.completion, "neutralised", found.stop_reason)
+            if found.unscored is not None:
+                self.final, (self.point, completion) = None, found.unscored
+                reason = f"{found.stop_reason}, passed by policy"
+                return await self._finish_repair(completion, "unchecked", reason)
+            if found.stop_reason != LATE_FLAG:
+                return await self._give_up(found.stop_reason)
+
+    async def _search(self, method: Method, baseline: Candidate) -> SearchResult:
+        """One search for what follows the text that has left so far."""
+        self.repairs, self.seam = self.repairs + 1, len(self.released)
+        optimiser, reason = None, "budget: seconds"
+        with anyio.move_on_after(self.context.meter.seconds_left):
+            try:
+                optimiser = await self._prepare(method, baseline)
+            except ConfigurationError as error:
+                # No room behind what has left, say. The fallback stands then; the user did nothing wrong.
+                reason = f"unprepared: {type(error).__name__}"
+        if optimiser is None:
+            return SearchResult(None, None, (), reason)
+        found = await Search(self.context, self.question, optimiser, self._delivery(), self._on_step).run()
+        self.steps += found.steps
+        self.final = found.best
+        return found
+
+    async def _prepare(self, method: Method, baseline: Candidate) -> Bridged:
+        """What the search of a repair asks for its proposals."""
+        decision = self.context.policies.repair.decide(baseline.verdict)
+        await self._say(RepairStarted(baseline.verdict.score, decision.category, self.seam))
+        if self.released:
+            self.question = await self._ask(self.released)
+        rng = np.random.default_rng([self.repair.seed & 2**63 - 1, *self.question.prompt.token_ids.tolist()])
+        start = await prepare(self.context, self.question, method, decision.excess, rng)
+        # With windows the first answer was dropped where it was flagged, and its score is that of a window.
+        optimiser = method.build(replace(start, whole=self.held))
+        return Bridged(optimiser, await bridge_proposals(self.context, self.question, self.repair.bridges))
+
+    def _delivery(self) -> Delivery:
+        """Candidates flow if the first answer did; their first window is what a choice is made on."""
+        commit = self.repair.commit
+        emit = None if self.held else self._release
+        if commit is None:
+            return Delivery(self.windows, emit=emit)
+        first = self.windows.model_copy(update={"first": commit, "largest": max(commit, self.windows.largest)})
+        return Delivery(first, commit=True, emit=emit)
+
+    async def _on_step(self, step: StepTrace) -> None:
+        await self._say(RepairStep(step))
+
+    async def _finish_repair(self, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
+        await self._say(RepairFinished(outcome, stop_reason))
+        return await self._deliver(completion, outcome, stop_reason)
+
+    async def _give_up(self, stop_reason: str) -> Report:
+        """Nothing safe and usable was found, or nothing was tried."""
+        if self.repairs:
+            await self._say(RepairFinished("blocked", stop_reason))
+        return await self._fall_back(stop_reason)
+
+    async def _fall_back(self, stop_reason: str) -> Report:
+        """What has left stays; after it comes the notice, or what the fallback says."""
+        # An exception leaves as well as a text does, and a fallback of the user's is not called twice.
+        await self._prompt_passed.wait()
+        fallback = self.repair.fallback
+        trace = await self._trace("blocked", stop_reason)
+        if fallback == "raise":
+            raise UnsafeAnswerError(
+                f"no safe and usable answer within the budget ({stop_reason}); "
+                "raise the budget, choose another method, or set fallback='refuse'",
+                trace,
+            )
+        text = self._after_what_left(self.context.policies.output.notice)
+        if callable(fallback):
+            text = await self._checked_fallback(fallback) or text
+            meter = self.context.meter
+            trace = replace(trace, moderation_calls=meter.moderation_calls, seconds=meter.seconds)
+        await self._say(Released(text))
+        answer = GuardedAnswer(self.released, "content_filter", trace, self.prompt_tokens)
+        return Report(answer, self.baseline, self.final)
+
+    async def _checked_fallback(self, fallback: FallbackFunction) -> str:
+        """What the fallback adds, moderated by itself and as the end of the answer; empty where that fails."""
+        text = await fallback(self.context.conversation.messages)
+        added = self._after_what_left(text)
+        try:
+            for said in dict.fromkeys((text, self.released + added)):
+                decoded = self.context.reading(said, 0)
+                verdict = await self.context.score(said, decoded)
+                if self.context.policies.output.decide(verdict).flagged:
+                    return ""
+        except ModerationError:
+            return ""
+        return added
+
+    def _after_what_left(self, text: str) -> str:
+        return f"\n\n{text}" if self.released else text
+
+    async def _deliver(self, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
+        await self._prompt_passed.wait()
+        if rest := completion.text[len(self.released) :]:
+            await self._say(Released(rest))
+        trace = await self._trace(outcome, stop_reason)
+        # An answer that its engine broke off does not come here; see RequestContext.decode.
+        finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
+        return Report(GuardedAnswer(self.released, finish, trace, self.prompt_tokens), self.baseline, self.final)
+
+    async def _release(self, text: str) -> bool:
+        await self._say(Released(text))
+        return True
+
+    async def _say(self, event: StreamEvent) -> None:
+        """The one way out: nothing is said before the prompt has passed its check, whoever says it.
+
+        The first answer's watch and a search never speak at the same time; a search ends before its repair goes on.
+        Between the gate and ``send``, which takes the event before it waits, nothing is awaited: so ``released`` is
+        what has left, even if the deadline cuts whoever waits there for a slow consumer.
+        """
+        if not self._prompt_passed.is_set():
+            await self._prompt_passed.wait()
+        if isinstance(event, Released):
+            self.released += event.text
+        if self.send is not None:
+            await self.send(event)
+
+    async def _trace(self, outcome: Outcome, stop_reason: str) -> Trace:
+        policies, meter = self.context.policies, self.context.meter
+        unmoved = self.final is self.baseline
+        if self.judge_all:
+            self.baseline = await self._with_quality(self.baseline)
+            self.final = self.baseline if unmoved else await self._with_quality(self.final)
+        point = self.point or (self.final.proposal if self.final else None)
+        cosine, relative, decodes = 1.0, 0.0, True
+        if outcome != "blocked" or meter.seconds_left != 0.0:  # what is blocked for want of time ends at once
+            cosine, relative, decodes = await move_of(self.context.engine, self.question.prompt, point)
+        return Trace(
+            method=self.repair.method.name if self.repair.method else "none",
+            outcome=outcome,
+            stop_reason=stop_reason,
+            baseline=answer_score(self.baseline, policies.output),
+            final=answer_score(self.final, policies.output if unmoved else policies.repair),
+            generations=meter.generations,
+            generated_tokens=meter.generated_tokens,
+            moderation_calls=meter.moderation_calls,
+            seconds=meter.seconds,
+            steps=self.steps,
+            cosine=cosine,
+            relative_move=relative,
+            decodes_to_original=decodes,
+            seed=self.repair.seed,
+            moderator=self.context.moderator.name,
+            model=self.context.engine.model_id,
+            repairs=self.repairs,
+            seam=self.seam,
+            move=point.label if point else "",
+            load_seconds=meter.load_seconds,
+        )
+
+    async def _with_quality(self, candidate: Candidate | None) -> Candidate | None:
+        if candidate is None or candidate.quality is not None:
+            return candidate
+        report = await self.context.assess(self.question.prompt, candidate.completion)
+        return replace(candidate, quality=report)
+
+
+async def move_of(engine: Engine, question: PromptEmbeddings, point: Proposal | None) -> tuple[float, float, bool]:
+    """Cosine and relative norm of a move, and whether its rows still decode to their tokens."""
+    prompt = (point.prompt if point else None) or question
+    if point is None or point.matrix.shape != prompt.matrix.shape:
+        return 1.0, 0.0, True
+    changed = (point.matrix != prompt.matrix).any(axis=1)
+    if not changed.any():
+        return 1.0, 0.0, True
+    rows = changed | prompt.user_mask
+    moved, origin = point.matrix[rows], prompt.matrix[rows]
+    nearest = await engine.nearest_tokens(moved)
+    decodes = bool((nearest == prompt.token_ids[rows]).all())
+    return geometry.cosine(moved, origin), geometry.relative_move(moved, origin), decodes
+
+
+def answer_score(candidate: Candidate | None, policy: Policy) -> AnswerScore | None:
+    """A candidate as the trace reports it, held against ``policy``."""
+    if candidate is None:
+        return None
+    decision = policy.decide(candidate.verdict)
+    quality = candidate.quality
+    return AnswerScore(
+        score=candidate.verdict.score,
+        flagged=decision.flagged,
+        category=decision.category,
+        usable=quality.usable if quality else None,
+        problems=quality.problems if quality else (),
+        shadowed=decision.shadowed,
+    )

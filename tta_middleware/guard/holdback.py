@@ -95,6 +95,11 @@ class HoldBack:
         return len(self._text) - self._released
 
     @property
+    def full(self) -> bool:
+        """So much waits for its check or its consumer that decoding should pause."""
+        return self._windows is not None and self.held > self._windows.ahead
+
+    @property
     def released(self) -> str:
         """All that has gone out, the prefix included."""
         return self._text[: self._released]

@@ -9,9 +9,10 @@ from tta_middleware.aio.streams import Send, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError
 from tta_middleware.guard.holdback import Check, HoldBack
-from tta_middleware.guard.watch import Watch, verdict_on
+from tta_middleware.guard.watch import Watch
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
+from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import TextDelta, Verdict
 
@@ -49,7 +50,7 @@ async def moderated(
             return True
 
         machine = HoldBack(None if hold else cut)
-        watch = Watch(_deltas(source), machine, in_force, check, release, cut.ahead)
+        watch = Watch(_deltas(source), machine, in_force, check, release)
         await watch.run()
         if watch.ending == "unscored" and watch.error is not None:
             raise watch.error

@@ -117,11 +117,19 @@ class QualityGate:
         """One report per completion, in order; ``prompt`` must be the unmoved prompt."""
         reports = [QualityReport(text_problems(done.text, self.bounds)) for done in completions]
         passed = [i for i, report in enumerate(reports) if report.usable]
-        if not passed:
-            return reports
-        nlls = await engine.mean_nll(prompt, [completions[i].token_ids for i in passed])
-        for i, nll in zip(passed, nlls, strict=True):
-            # Written so that a NaN fails: an answer whose fluency is unknown is not called usable.
-            fluent = nll <= self.bounds.nll_limit(len(completions[i].token_ids))
-            reports[i] = QualityReport(() if fluent else ("not_fluent",), nll)
+        for i, report in zip(passed, await self.fluency(engine, prompt, [completions[i] for i in passed]), strict=True):
+            reports[i] = report
         return reports
+
+    async def fluency(
+        self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
+    ) -> list[QualityReport]:
+        """One report per completion on how likely it is alone, from one batched forward pass."""
+        if not completions:
+            return []
+        nlls = await engine.mean_nll(prompt, [done.token_ids for done in completions])
+        return [self._fluent(nll, len(done.token_ids)) for nll, done in zip(nlls, completions, strict=True)]
+
+    def _fluent(self, nll: float, tokens: int) -> QualityReport:
+        # Written so that a NaN fails: an answer whose fluency is unknown is not called usable.
+        return QualityReport(() if nll <= self.bounds.nll_limit(tokens) else ("not_fluent",), nll)

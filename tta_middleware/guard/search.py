@@ -1,22 +1,122 @@
-"""The search loop: ask, decode under watch, judge, tell; counts what it spends and keeps the best checked answer."""
+"""The search for a repair: what its method starts from, wave after wave of attempts, and the one that is given out.
+
+A wave is raced. Its attempts are decoded side by side, each under watch; one whose beginning is flagged is aborted
+there. The first in the order of asking that is safe and usable at its commit point is chosen, the others are aborted,
+and its text flows from then on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import anyio
+import numpy as np
 
 from tta_middleware.aio.streams import sole
-from tta_middleware.errors import ModerationError
-from tta_middleware.guard.attempt import Attempt, Delivery, Meter, Parts, Question, attempts
-from tta_middleware.protocols import Optimiser
-from tta_middleware.types import Candidate, Completion, Proposal, StepTrace
+from tta_middleware.config import Windows
+from tta_middleware.errors import ConfigurationError, ModerationError
+from tta_middleware.guard.context import Decode, Question, RequestContext, reminded
+from tta_middleware.methods.base import Method, Start
+from tta_middleware.protocols import Engine, Optimiser
+from tta_middleware.types import (
+    BoolVector,
+    Candidate,
+    Completion,
+    FloatMatrix,
+    IntVector,
+    PromptEmbeddings,
+    Proposal,
+    QualityReport,
+    StepTrace,
+)
 
 OnStep: TypeAlias = Callable[[StepTrace], Awaitable[None]]
+Emit: TypeAlias = Callable[[str], Awaitable[object]]
 
 LATE_FLAG = "late flag"
+
+_GRID = 8
+
+
+async def prepare(
+    context: RequestContext, question: Question, method: Method, loss: float, rng: np.random.Generator
+) -> Start:
+    """What ``method`` starts from: the prompt, the directions of its words, and the prompt under its reminders.
+
+    A reminder that the conversation cannot take is left out of the variants: it makes the prompt longer than the
+    model's context, or the chat template refuses it.
+
+    Raises:
+        ConfigurationError: a word is blank.
+    """
+    words = method.needs.words
+    rows: Sequence[FloatMatrix] = list(await context.engine.directions(words)) if words else []
+    variants = {}
+    for reminder in method.needs.reminders:
+        with suppress(ConfigurationError):
+            turns = reminded(context.conversation.messages, reminder)
+            variants[reminder] = await context.embed(question.prefix, turns)
+    directions = dict(zip(words, rows, strict=True))
+    reach = await _reach(context.engine, [question.prompt, *variants.values()], directions, method.needs.reach)
+    return Start(question.prompt, loss, rng, directions, variants, reach)
+
+
+async def bridge_proposals(context: RequestContext, question: Question, bridges: Sequence[str]) -> list[Proposal]:
+    """Ways out of what has left already; none while nothing has, nor where the context has no room for one."""
+    found = []
+    for text in bridges if question.prefix else ():
+        with suppress(ConfigurationError):
+            prompt = await context.embed(question.prefix + text)
+            found.append(Proposal(prompt.matrix, prompt=prompt, opening=text, label="bridge"))
+    return found
+
+
+async def _reach(
+    engine: Engine, prompts: Sequence[PromptEmbeddings], directions: Mapping[str, FloatMatrix], most: float
+) -> dict[str, dict[int, float]]:
+    """Per word and user's token the longest of ``_GRID`` evenly spaced steps that leaves the token nearest."""
+    rows = {token: row for prompt in prompts for token, row in _user_rows(prompt)}
+    if not (most and directions and rows):
+        return {word: {} for word in directions}
+    tokens, origin = np.array(list(rows)), np.array(list(rows.values()))
+    full = np.array([most * np.linalg.norm(origin, axis=1)[:, None] * step for step in directions.values()])
+    share = np.where(await _stays(engine, origin + full, tokens), 1.0, 0.0)
+    # Most rows can go all the way; only the others are worth a closer look.
+    short = np.nonzero(share == 0.0)
+    parts = np.linspace(0.0, 1.0, _GRID, endpoint=False, dtype=np.float32)[1:]
+    points = origin[short[1]] + parts[:, None, None] * full[short]
+    share[short] = (await _stays(engine, points, tokens[short[1]])).sum(axis=0) / _GRID
+    found = (most * share).tolist()
+    return {word: dict(zip(rows, line, strict=True)) for word, line in zip(directions, found, strict=True)}
+
+
+async def _stays(engine: Engine, points: FloatMatrix, tokens: IntVector) -> BoolVector:
+    """Whether each of the (m, n, d) points is nearest to its own of the (n,) tokens."""
+    nearest = await engine.nearest_tokens(points.reshape(-1, points.shape[-1]))
+    stays: BoolVector = nearest.reshape(points.shape[:-1]) == tokens
+    return stays
+
+
+def _user_rows(prompt: PromptEmbeddings) -> Iterable[tuple[int, FloatMatrix]]:
+    return zip(prompt.token_ids[prompt.user_mask].tolist(), prompt.matrix[prompt.user_mask], strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How candidates are checked and where the chosen one goes.
+
+    Attributes:
+        windows: how candidates are cut; None checks each whole at its end, so none is aborted early.
+        commit: choose a candidate as soon as its first window is safe and usable; otherwise at its end.
+        emit: takes the chosen candidate's text as it is checked; None keeps it until its end.
+    """
+
+    windows: Windows | None = None
+    commit: bool = False
+    emit: Emit | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,39 +138,20 @@ class SearchResult:
     unscored: tuple[Proposal, Completion] | None = None
 
 
-async def search(
-    parts: Parts,
-    question: Question,
-    optimiser: Optimiser,
-    meter: Meter,
-    delivery: Delivery | None = None,
-    on_step: OnStep | None = None,
-) -> SearchResult:
-    """Run ``optimiser`` until a releasable answer is safe and usable, it stops, or the budget ends.
-
-    Every candidate is decoded under watch: one whose beginning is flagged is aborted there. The first in the order of
-    asking that is safe and usable at its commit point is chosen, the others are aborted, and its text flows from then
-    on; see :class:`~tta_middleware.guard.attempt.Delivery`.
-    """
-    run = _Run(parts, question, optimiser, meter, delivery or Delivery(), on_step)
-    with anyio.move_on_after(meter.seconds_left) as scope:
-        try:
-            await run.until_done()
-        except ModerationError as error:
-            run.reason = f"moderator: {type(error).__name__}"
-    if scope.cancelled_caught:
-        run.reason = "budget: seconds"
-    return SearchResult(run.winner, run.best, tuple(run.steps), run.reason, run.unscored)
-
-
 @dataclass(slots=True)
-class _Run:
-    parts: Parts
+class Search:
+    """Asks an optimiser for proposals and tells it their losses, until one answer is safe and usable.
+
+    Keeps the best checked answer on the way. ``on_step`` hears of each wave once it is over.
+    """
+
+    context: RequestContext
     question: Question
     optimiser: Optimiser
-    meter: Meter
     delivery: Delivery
-    on_step: OnStep | None
+    on_step: OnStep
+    # All of these belong to the task that runs the search. The attempts of a wave run in tasks of their own, write to
+    # themselves only, and have ended before _record and _conclude read them.
     steps: list[StepTrace] = field(default_factory=list)
     best: Candidate | None = None
     winner: Candidate | None = None
@@ -78,27 +159,36 @@ class _Run:
     chosen: Attempt | None = None
     reason: str = ""
 
-    async def until_done(self) -> None:
-        while not self.reason:
-            await self._wave()
+    async def run(self) -> SearchResult:
+        """Until a releasable answer is safe and usable, the optimiser stops, or the budget ends."""
+        with anyio.move_on_after(self.context.meter.seconds_left) as scope:
+            try:
+                while not self.reason:
+                    await self._wave()
+            except ModerationError as error:
+                self.reason = f"moderator: {type(error).__name__}"
+        # The deadline may cut a wave anywhere; what was found before it stands in the result all the same.
+        if scope.cancelled_caught:
+            self.reason = "budget: seconds"
+        return SearchResult(self.winner, self.best, tuple(self.steps), self.reason, self.unscored)
 
     async def _wave(self) -> None:
-        limit = self.meter.exhausted()
+        limit = self.context.meter.exhausted()
         rule = self.optimiser.stop()
         if rule or limit:
             self.reason = f"optimiser: {', '.join(rule)}" if rule else f"budget: {limit}"
             return
-        proposals = self.optimiser.ask(self.meter.generations_left)
+        proposals = self.optimiser.ask(self.context.meter.generations_left)
         if not proposals:
             self.reason = "optimiser: nothing left to try"
             return
-        wave = attempts(self.parts, self.question, proposals, self.meter, self.delivery)
+        decodes = self.context.decode_all(self.question, proposals)
+        wave = [Attempt(self.context, *parts, self.delivery) for parts in zip(proposals, decodes, strict=True)]
         try:
             await self._race(wave)
         finally:
             step = self._record(wave)  # what a wave cost stands in the trace, whatever ended it
-        if self.on_step is not None:
-            await self.on_step(step)
+        await self.on_step(step)
         self._conclude(wave)
 
     async def _race(self, wave: Sequence[Attempt]) -> None:
@@ -107,6 +197,7 @@ class _Run:
             async with anyio.create_task_group() as group:
                 for attempt in wave:
                     group.start_soon(attempt.run)
+                # In the order of asking, not of finishing: what is chosen must not depend on which decode was faster.
                 for attempt in wave:
                     await attempt.decided.wait()
                     if await attempt.passes():
@@ -116,11 +207,13 @@ class _Run:
         except BaseExceptionGroup as errors:
             raise sole(errors) from None
         finally:
+            # A decode whose task was cancelled before its first step is still the engine's; its signal ends it there.
             for attempt in wave:
                 attempt.abort()
 
     async def _choose(self, attempt: Attempt, wave: Sequence[Attempt]) -> None:
         self.chosen = attempt
+        # Before the first character flows: the others' decode steps would slow the chosen one down.
         for other in wave:
             if other is not attempt:
                 other.abort()
@@ -164,4 +257,117 @@ class _Run:
 
     def _rank(self, candidate: Candidate) -> tuple[bool, float]:
         usable = candidate.quality is not None and candidate.quality.usable
-        return (not usable, self.parts.policies.repair.decide(candidate.verdict).excess)
+        return (not usable, self.context.policies.repair.decide(candidate.verdict).excess)
+
+
+class Attempt:
+    """One proposal on its way to an answer: decided at its commit point, followed to its end if chosen.
+
+    Attributes:
+        watch: its stream.
+        decided: set when the commit point is reached or the stream is over.
+        released: what was emitted of it.
+        won: it was chosen, and its whole text is safe and usable.
+    """
+
+    def __init__(self, context: RequestContext, proposal: Proposal, decode: Decode, delivery: Delivery) -> None:
+        # Shared by two tasks on one event loop, so that only an ``await`` hands over between them: the attempt's own
+        # (``run``, which calls _take) and the search's (passes, follow, abort).
+        # - _checked: written by _take alone, before it sets ``decided``.
+        # - _followed: set by the search, once, with nothing awaited before its first _emit. Until then only the search
+        #   assesses, afterwards _take does for each window, and the search again when ``_over`` is set.
+        # - _judged, _quality, _assessed: written by whichever of the two assesses; _judged only grows.
+        # - released: both emit. It is moved on together with cutting the piece, before anything is awaited, so no piece
+        #   goes out twice, and the receiver takes pieces in the order in which they were cut.
+        # - won: written by the search; read by it after ``_over``.
+        self.proposal = proposal
+        self.decided = anyio.Event()
+        self.released = ""
+        self.won = False
+        self._context, self._question, self._delivery = context, decode.question, delivery
+        self._abort, self._scope = decode.abort, anyio.CancelScope()
+        self._over = anyio.Event()
+        self._checked = ""
+        self._judged = 0
+        self._quality: QualityReport | None = None
+        self._assessed: Completion | None = None
+        self._followed = False
+        windows = None if proposal.whole else delivery.windows
+        self.watch = context.watch(decode, context.policies.repair, windows, self._take)
+
+    async def run(self) -> None:
+        """Decode until the end, a flag, or :meth:`abort`."""
+        try:
+            with self._scope:
+                await self.watch.run()
+        finally:
+            self.abort()
+            self.decided.set()
+            self._over.set()
+
+    def abort(self) -> None:
+        """Stop decoding within one step; what was emitted stays."""
+        self._abort.set()
+        # The signal alone ends the decode at its next step; the scope ends checks and sends that are waited for, too.
+        if not self._over.is_set():
+            self._scope.cancel()
+
+    async def passes(self) -> bool:
+        """Safe and usable as far as it was checked, and one that may be given out."""
+        if not self.proposal.releasable or self.watch.ending not in (None, "done"):
+            return False
+        return (self.watch.ending == "done" or bool(self._checked)) and await self._usable()
+
+    async def follow(self) -> None:
+        """Emit what was checked and judged, and the rest as it is, until the end."""
+        self._followed = True
+        await self._emit()
+        await self._over.wait()
+        self.won = self.watch.ending == "done" and await self._usable()
+        if self.won:
+            await self._emit()
+
+    @property
+    def loss(self) -> float | None:
+        """Excess over the threshold by the newest verdict; None without one."""
+        verdict = self.watch.verdict
+        return None if verdict is None else self._context.policies.repair.decide(verdict).excess
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """The whole answer with its newest verdict; None without one."""
+        if self.watch.verdict is None:
+            return None
+        done = self.watch.completion
+        whole = Completion(self._question.prefix + done.text, done.token_ids, done.finish_reason)
+        return Candidate(self.proposal, whole, self.watch.verdict, self._quality)
+
+    async def _take(self, text: str) -> bool:
+        """Checked text, in order. What follows a commit must be usable, too."""
+        self._checked += text
+        if self._followed:
+            if not await self._usable():
+                return False
+            await self._emit()
+        elif self._delivery.commit:
+            self.decided.set()
+        return True
+
+    async def _emit(self) -> None:
+        piece = self._checked[len(self.released) : self._judged]
+        if self._delivery.emit is not None and piece:
+            self.released += piece
+            await self._delivery.emit(piece)
+
+    async def _usable(self) -> bool:
+        whole = self.watch.completion
+        # Before the end only what was checked is judged: what is decoded ahead of the checks may still be flagged.
+        seen = whole if self.watch.finish_reason else replace(whole, text=self._checked)
+        if self._quality is not None and seen == self._assessed:
+            return self._quality.usable
+        self._assessed = seen
+        opened = self.proposal.prompt if self.proposal.opening else None
+        self._quality = await self._context.assess(opened or self._question.prompt, seen)
+        if self._quality.usable:
+            self._judged = len(seen.text)
+        return self._quality.usable

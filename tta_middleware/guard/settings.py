@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from tta_middleware.config import Budget
 from tta_middleware.methods.base import Method
@@ -56,20 +56,3 @@ class Report:
     answer: GuardedAnswer
     baseline: Candidate | None
     final: Candidate | None
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """What is answered: the messages, and the tools that the model may call."""
-
-    messages: Sequence[Message]
-    tools: Sequence[Mapping[str, Any]] = ()
-
-    @property
-    def user_text(self) -> str:
-        return last_user_text(self.messages)
-
-
-def last_user_text(messages: Sequence[Message]) -> str:
-    """The last user turn's words; empty if there is none."""
-    return next((message.content for message in reversed(messages) if message.role == "user"), "")

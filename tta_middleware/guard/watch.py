@@ -15,10 +15,7 @@ from tta_middleware.aio.streams import sole
 from tta_middleware.errors import ModerationError
 from tta_middleware.guard.holdback import Action, Check, End, Flagged, HoldBack, Release
 from tta_middleware.policy import Policy
-from tta_middleware.policy.verdicts import verdict_on, verdicts_on
 from tta_middleware.types import Completion, FinishReason, TextDelta, Verdict
-
-__all__ = ["Ending", "Watch", "verdict_on", "verdicts_on"]
 
 Ending: TypeAlias = Literal["done", "flagged", "unscored", "stopped"]
 """``done``: all of it was checked and released. ``stopped``: whoever took the text wanted no more of it."""
@@ -44,7 +41,6 @@ class Watch:
         policy: the policy that verdicts are held against.
         check: scores one window, as it was written and as it is decoded.
         release: takes checked text, in order; while it waits, so does the stream. False stops the stream.
-        ahead: decoding pauses while so many characters wait.
 
     Attributes:
         text: all text that was decoded, which may hold what is flagged.
@@ -60,17 +56,16 @@ class Watch:
     policy: Policy
     check: Callable[[Check], Awaitable[Verdict]]
     release: Callable[[str], Awaitable[bool]]
-    ahead: int
     # Shared by the tasks of ``run``, all on one event loop, so that only an ``await`` hands over between them:
     # - text, token_ids, finish_reason: written by _decode alone. Others read them at any time and see the answer's
     #   beginning, or all of it once finish_reason is set.
-    # - verdict, error, unchecked: written by _apply alone (through _settle), in the order of the text.
+    # - verdict, error, unchecked: written by _apply alone (through _apply_verdict), in the order of the text.
     # - hold: fed by _decode and given verdicts by _apply; each call is synchronous, and its actions are carried out by
     #   the caller. Only one of the two releases: _decode does so only while no check is open, when _apply waits.
     # - _asked: _decode and _apply append (both through _act), _apply alone removes, and only what it has settled.
     # - an _Asked: its own _score task writes it once, before it sets ``answered``; _apply reads it after that.
     # - ending: the first that is set stays, and cancels the group.
-    # Whoever waits takes the _news event as it is now; _tell sets that one and puts a fresh one in its place.
+    # Whoever waits takes the _news event as it is now; _wake sets that one and puts a fresh one in its place.
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -108,7 +103,7 @@ class Watch:
                 self.token_ids += delta.token_ids
                 self.finish_reason = delta.finish_reason or self.finish_reason
                 await self._act(self.hold.feed(delta.text))
-                while self._asked and self.hold.held > self.ahead:
+                while self._asked and self.hold.full:
                     await self._news.wait()
         last = self.hold.finish()
         while self._asked and not any(isinstance(action, Check) for action in last):
@@ -135,7 +130,7 @@ class Watch:
         self._asked.append(asked)
         if self._group is not None:
             self._group.start_soon(self._score, asked)
-        self._tell()
+        self._wake()
 
     async def _score(self, asked: _Asked) -> None:
         try:
@@ -151,11 +146,11 @@ class Watch:
                 await self._news.wait()
             asked = self._asked[0]
             await asked.answered.wait()
-            await self._settle(asked)
+            await self._apply_verdict(asked)
             self._asked.popleft()
-            self._tell()
+            self._wake()
 
-    async def _settle(self, asked: _Asked) -> None:
+    async def _apply_verdict(self, asked: _Asked) -> None:
         if asked.verdict is None:
             self.error = asked.error
             if asked.error is None or not self.policy.lets_pass(asked.error):
@@ -169,7 +164,7 @@ class Watch:
         end, safe = asked.check.end, not decision.flagged
         await self._act(self.hold.verdict(end, safe=safe, doubtful=decision.doubtful))
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         self._news.set()
         self._news = anyio.Event()
 

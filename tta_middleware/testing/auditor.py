@@ -489,12 +489,11 @@ def _register(
 def _terms(auditor: Auditor, guard: Guard, messages: Sequence[Message]) -> Terms:
     """Of a guard that is older than the auditor, by what it holds."""
     if auditor.terms_of(guard) is None:
-        parts = guard._parts
         _register(
             auditor,
             guard,
-            moderator=parts.moderator,
-            policy=parts.policies,
+            moderator=guard._moderator,
+            policy=guard._policies,
             repair=guard._repair,
             windows=guard._windows,
             prompt_check=guard._prompt_check,

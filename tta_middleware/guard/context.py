@@ -1,0 +1,262 @@
+"""The context of one request: its conversation, the parts it works with, and what it has cost.
+
+Whatever a request asks of the engine, the moderator or the quality gate, it asks through its :class:`RequestContext`,
+so that each prompt holds the request's tools and each call stands on its meter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from tta_middleware.config import Budget, Windows
+from tta_middleware.errors import EngineError
+from tta_middleware.guard.holdback import HoldBack, Reading
+from tta_middleware.guard.watch import Watch
+from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.verdicts import verdict_on
+from tta_middleware.protocols import Engine, Moderator, Quality
+from tta_middleware.types import (
+    AbortSignal,
+    Completion,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    PromptEmbeddings,
+    Proposal,
+    QualityReport,
+    Sampling,
+    TextDelta,
+    Verdict,
+    next_ticket,
+)
+
+Clock: TypeAlias = Callable[[], float]
+
+_SEED_MASK = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is answered.
+
+    Attributes:
+        messages: the turns so far.
+        tools: descriptions in OpenAI's form of what the model may call; every prompt of the request shows them.
+        opening: what the answer is made to begin with. The model goes on from it; the answer's text does not hold it.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+    opening: str = ""
+
+    @property
+    def user_text(self) -> str:
+        return last_user_text(self.messages)
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """The last user turn's words; empty if there is none."""
+    return next((message.content for message in reversed(messages) if message.role == "user"), "")
+
+
+def reminded(messages: Sequence[Message], reminder: str) -> list[Message]:
+    """The conversation with ``reminder`` at the end of its first system message, or as one where it has none."""
+    if messages and messages[0].role == "system":
+        return [Message("system", f"{messages[0].content}\n\n{reminder}"), *messages[1:]]
+    return [Message("system", reminder), *messages]
+
+
+@dataclass(slots=True)
+class Meter:
+    """What one answer has cost so far.
+
+    The tasks of a request all count here. They share one event loop and no count awaits anything between its reading
+    and its writing, so none is lost.
+
+    Attributes:
+        generations: answers that were begun, the first one included.
+        generated_tokens: counted as they come, so those of an aborted decode are, too.
+        moderation_calls: counted before the call, so one that fails or is cancelled is, too.
+    """
+
+    budget: Budget
+    clock: Clock = time.monotonic
+    generations: int = 0
+    generated_tokens: int = 0
+    moderation_calls: int = 0
+    called: float = field(init=False)
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.called = self.started = self.clock()
+
+    def start(self) -> None:
+        """From here on seconds count; what went before was loading."""
+        self.started = self.clock()
+
+    @property
+    def load_seconds(self) -> float:
+        return self.started - self.called
+
+    @property
+    def seconds(self) -> float:
+        return self.clock() - self.started
+
+    @property
+    def generations_left(self) -> int:
+        return max(0, self.budget.generations - self.generations)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the budget ends, at least 0; None without a limit."""
+        limit = self.budget.seconds
+        return None if limit is None else max(0.0, limit - self.seconds)
+
+    def exhausted(self) -> str | None:
+        """Name of the first limit that is reached, or None."""
+        budget = self.budget
+        limits = (
+            ("generations", self.generations, budget.generations),
+            ("generated_tokens", self.generated_tokens, budget.generated_tokens),
+            ("moderation_calls", self.moderation_calls, budget.moderation_calls),
+            ("seconds", self.seconds, budget.seconds),
+        )
+        return next((name for name, spent, limit in limits if limit is not None and spent >= limit), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt as it is asked: unmoved embeddings and sampling.
+
+    ``prefix`` is what has left of the answer, which ``prompt`` holds at its end.
+    """
+
+    prompt: PromptEmbeddings
+    sampling: Sampling
+    prefix: str = ""
+
+
+def generation_request(
+    question: Question, proposal: Proposal, generation: int, ticket: int | None = None
+) -> GenerationRequest:
+    """What the engine is asked for a proposal; every ``generation`` of an answer has a seed of its own."""
+    sampling = replace(question.sampling, seed=(question.sampling.seed + generation) & _SEED_MASK)
+    if proposal.temperature is not None:
+        sampling = replace(sampling, temperature=proposal.temperature)
+    prompt = (proposal.prompt or question.prompt).moved(proposal.matrix)
+    return GenerationRequest(prompt, sampling, ticket=ticket)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decode:
+    """One sequence of the engine's: what comes of it, counted as it comes, and the signal that stops it."""
+
+    question: Question
+    deltas: AsyncGenerator[TextDelta, None]
+    abort: AbortSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RequestContext:
+    """One request's parts, conversation and meter. Only the meter changes.
+
+    Attributes:
+        policies: with a threshold in every stage.
+        reading: what consumers make of an answer; whatever of it is scored, is scored as it was written and so.
+        ticket: that of all the request's sequences; engines that cannot take all at once take lower ones first.
+    """
+
+    engine: Engine
+    moderator: Moderator
+    quality: Quality
+    policies: StagePolicies
+    reading: Reading
+    conversation: Conversation
+    sampling: Sampling
+    meter: Meter
+    ticket: int = field(default_factory=next_ticket)
+
+    async def embed(self, prefix: str = "", messages: Sequence[Message] | None = None) -> PromptEmbeddings:
+        """The conversation, or ``messages`` in its place, as a prompt that goes on from what has left.
+
+        Raises:
+            EmptyPromptError: no message holds user text.
+            ConfigurationError: the model does not take the conversation, its length or its tools.
+        """
+        talk = self.conversation
+        begun, tools = talk.opening + prefix, {"tools": talk.tools} if talk.tools else {}
+        turns = talk.messages if messages is None else messages
+        prompt = await self.engine.embed(turns, assistant_prefix=begun, **tools)
+        return replace(prompt, assistant_prefix=begun) if begun else prompt
+
+    def decode(self, question: Question, proposal: Proposal) -> Decode:
+        """One generation. Nothing is decoded before its deltas are asked for."""
+        request = self._next_request(question, proposal)
+        return self._decode(question, proposal, request, self.engine.stream(request))
+
+    def decode_all(self, question: Question, proposals: Sequence[Proposal]) -> list[Decode]:
+        """One generation per proposal, side by side."""
+        requests = [self._next_request(question, proposal) for proposal in proposals]
+        streams = self.engine.stream_batch(requests)
+        return [self._decode(question, *parts) for parts in zip(proposals, requests, streams, strict=True)]
+
+    def _next_request(self, question: Question, proposal: Proposal) -> GenerationRequest:
+        request = generation_request(question, proposal, self.meter.generations, self.ticket)
+        self.meter.generations += 1
+        return request
+
+    def _decode(
+        self,
+        question: Question,
+        proposal: Proposal,
+        request: GenerationRequest,
+        stream: AsyncGenerator[TextDelta, None],
+    ) -> Decode:
+        return Decode(question, self._metered(stream, request.abort, proposal.opening), request.abort)
+
+    async def _metered(
+        self, source: AsyncGenerator[TextDelta, None], abort: AbortSignal, opening: str
+    ) -> AsyncGenerator[TextDelta, None]:
+        """``opening`` and the stream, its tokens on the meter.
+
+        Raises:
+            EngineError: the engine broke the answer off by itself, without an end of its own; a part of an answer must
+                not pass for the whole.
+        """
+        reason: FinishReason | None = None
+        try:
+            if opening:
+                yield TextDelta(opening)
+            async for delta in source:
+                self.meter.generated_tokens += len(delta.token_ids)
+                reason = delta.finish_reason
+                if reason != "aborted" or abort.is_set():
+                    yield delta
+        finally:
+            # Here and not at the next collection: whoever closes the metered stream means the engine's.
+            await source.aclose()
+        if reason not in ("stop", "length") and not abort.is_set():
+            raise EngineError("the engine broke the answer off before its end; ask again")
+
+    def watch(
+        self, decode: Decode, policy: Policy, windows: Windows | None, release: Callable[[str], Awaitable[bool]]
+    ) -> Watch:
+        """A watch over one decode, whose checks go on the meter."""
+        hold = HoldBack(windows, decode.question.prefix, self.reading)
+        return Watch(decode.deltas, hold, policy, lambda check: self.score(check.text, check.decoded), release)
+
+    async def score(self, text: str, decoded: str | None = None) -> Verdict:
+        """One moderation request for a text and for what it says once decoded.
+
+        Raises:
+            ModerationError: the text has no verdict.
+        """
+        self.meter.moderation_calls += 1
+        return await verdict_on(self.moderator, text, decoded, prompt=self.conversation.user_text)
+
+    async def assess(self, prompt: PromptEmbeddings, completion: Completion) -> QualityReport:
+        """Whether an answer to the unmoved ``prompt`` is usable."""
+        return (await self.quality.assess(self.engine, prompt, [completion]))[0]

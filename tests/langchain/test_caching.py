@@ -147,7 +147,6 @@ async def test_a_tightened_policy_file_is_not_answered_from_the_cache(
     model = scripted(method="none", policies=PolicyFile(file), policy="default")
     assert (await ask(model)).text == CALM
     file.write_text("[policies.default]\nthreshold = 0.0\nnotice = 'Not today.'\n")
-    model.policies.reload()
     assert (await ask(model)).text == "Not today."
 
 
@@ -161,13 +160,11 @@ async def test_an_answer_is_kept_under_the_policy_that_it_was_decided_by(cache: 
     class Loosening(InMemoryCache):
         async def alookup(self, prompt: str, llm_string: str) -> Any:
             file.write_text(loose)
-            policies.reload()
             return await super().alookup(prompt, llm_string)
 
     model = scripted(method="none", policies=policies, cache=Loosening())
     assert (await model.ainvoke(QUESTION)).text == Policy().notice
     file.write_text(strict)
-    policies.reload()
     assert (await model.ainvoke(QUESTION)).text == Policy().notice
 
 

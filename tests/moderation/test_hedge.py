@@ -1,12 +1,14 @@
 """Hedged requests; events decide who is slow, not the clock."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 
 import anyio
 import pytest
 
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.moderation.hedge import Hedged, HedgeSettings, Latencies
+from tta_middleware.moderation.limits import Limited, Limiter, RateLimits
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 EARLY = HedgeSettings(minimum_samples=1)
@@ -31,7 +33,7 @@ async def test_a_slow_request_is_sent_again_and_the_first_answer_counts():
     moderator = await warmed(inner)
     assert (await moderator.moderate(["flagme"]))[0].flagged
     assert inner.calls == [["flagme"], ["flagme"]]
-    assert (moderator.hedges, inner.in_flight) == (1, 0)
+    assert inner.in_flight == 0
 
 
 async def test_the_first_request_may_still_win():
@@ -54,7 +56,7 @@ async def test_an_early_error_is_raised_without_a_second_request():
     moderator._clock = lambda: 0.0
     with pytest.raises(ModerationUnavailableError):
         await moderator.moderate(["x"])
-    assert moderator.hedges == 0
+    assert inner.calls == [["warm"], ["x"]]
 
 
 async def test_one_failed_request_leaves_the_other_its_chance():
@@ -93,14 +95,33 @@ async def test_no_hedge_where_the_limits_leave_no_room():
     inner = ScriptedModerator(gate=gates(slow.wait))
     asked = []
 
-    def full(texts) -> bool:
+    def full(texts) -> AbstractContextManager[bool]:
         asked.append(texts)
         slow.set()
-        return False
+        return nullcontext(False)
 
-    moderator = await warmed(inner, allow=full)
+    moderator = await warmed(inner, admit=full)
     await moderator.moderate(["x"])
-    assert (len(inner.calls), asked, moderator.hedges) == (1, [["x"]], 0)
+    assert (inner.calls, asked) == ([["x"]], [["x"]])
+
+
+async def test_a_hedge_takes_one_of_the_slots_in_flight_and_gives_it_back():
+    answered = anyio.Event()
+    inner = ScriptedModerator(gate=gates(anyio.sleep_forever, anyio.sleep_forever, answered.wait, anyio.sleep_forever))
+    limiter = Limiter(RateLimits(max_in_flight=3))
+    moderator = Limited(await warmed(inner, admit=lambda _texts: limiter.try_admit(1)), limiter)
+    calls = [asyncio.create_task(moderator.moderate([text])) for text in ("a", "b")]
+    while len(inner.calls) < 3:
+        await anyio.lowlevel.checkpoint()
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+    assert (len(inner.calls), inner.in_flight, limiter.in_flight) == (3, 3, 3)
+    answered.set()
+    done, rest = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), inner.in_flight, limiter.in_flight) == (1, 1, 1)
+    rest.pop().cancel()
+    await asyncio.wait(calls)
+    assert limiter.in_flight == 0
 
 
 async def test_no_hedge_before_enough_is_known():

@@ -105,7 +105,15 @@ async def test_a_turn_after_the_deadline_is_refused_and_costs_nothing():
 
 async def test_a_hedge_never_queues_and_a_refused_one_costs_nothing():
     limiter = Limiter(RateLimits(requests_per_minute=1, burst_seconds=1.0), clock=Time())
-    assert [limiter.try_admit(1) for _ in range(3)] == [True, False, False]
+    for expected in (True, False, False):
+        with limiter.try_admit(1) as admitted:
+            assert admitted is expected
+    slots = Limiter(RateLimits(requests_per_minute=60, burst_seconds=2.0, max_in_flight=1), clock=Time())
+    with slots.try_admit(1) as first, slots.try_admit(1) as second:
+        assert (first, second, slots.in_flight) == (True, False, 1)
+    with slots.try_admit(1) as third:  # the refused one has spent no request
+        assert third
+    assert slots.in_flight == 0
 
 
 async def test_cancelled_waiters_leave_the_queue_and_give_their_turn_back():

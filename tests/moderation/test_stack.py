@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from tta_middleware.errors import CircuitOpenError, ModerationError
+from tta_middleware.moderation import stack
 from tta_middleware.moderation.breaker import BreakerSettings
 from tta_middleware.moderation.hedge import HedgeSettings
 from tta_middleware.moderation.limits import RateLimits
@@ -107,6 +108,28 @@ async def test_everything_at_once_still_answers(server):
     async with production_moderator(everything, api_key="k") as moderator:
         for index in range(40):
             assert (await moderator.moderate([f"flagme {index}"]))[0].flagged
+
+
+async def test_hedges_stay_within_the_requests_that_may_be_in_flight(monkeypatch):
+    most = 0
+
+    async def slow() -> None:
+        nonlocal most
+        most = max(most, inner.in_flight)
+        await anyio.sleep(0.005)
+
+    inner = ScriptedModerator()
+    monkeypatch.setattr(stack, "OpenAIModerator", lambda *_arguments, **_settings: inner)
+    eager = StackSettings(
+        coalescing=None, cache=None, limits=RateLimits(max_in_flight=4), hedge=HedgeSettings(minimum_samples=1)
+    )
+    moderator = production_moderator(eager)
+    await moderator.moderate(["known to be quick"])
+    inner._gate = slow
+    for wave in range(5):
+        await asyncio.gather(*(moderator.moderate([f"text {index} of {wave}"]) for index in range(3)))
+    assert len(inner.calls) > 16  # some were sent twice
+    assert most == 4
 
 
 async def test_cancelling_everything_in_flight_leaves_nothing():

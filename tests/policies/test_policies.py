@@ -199,14 +199,6 @@ def test_bytes_that_are_not_text_keep_the_last_good_policies(path):
     assert "UTF-8" in policies.problem
 
 
-def test_reload_takes_what_looks_half_written(path):
-    policies = PolicyFile(path, clock=just_written)
-    write(path, GOOD.replace("threshold = 0.3", "threshold = 0.25").rstrip(), at=JUST_NOW)
-    assert threshold(policies) == 0.3
-    policies.reload()
-    assert policies.get().output.threshold == 0.25
-
-
 def test_a_broken_file_at_the_start_is_an_error(path):
     path.write_text("nonsense")
     with pytest.raises(ConfigurationError, match=path.name):

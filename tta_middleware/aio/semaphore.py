@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from tta_middleware.aio import process as _process
 
@@ -56,6 +56,19 @@ class Slots:
             yield
         finally:
             self._pass_on()
+
+    @contextmanager
+    def hold_if_free(self) -> Iterator[bool]:
+        """Keep a slot inside ``with`` if one is free now, and say whether; goes before nobody who waits."""
+        with self._lock:
+            # While somebody waits no slot is free: one that comes back is handed over at once.
+            free = self.taken < self._limit
+            self.taken += free
+        try:
+            yield free
+        finally:
+            if free:
+                self._pass_on()
 
     async def _take(self) -> None:
         ticket = self._queue_up()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import anyio
@@ -62,11 +63,8 @@ class Hedged(Wrapper):
     """A moderator that is asked a second time when it is slow; the slower request is cancelled.
 
     Args:
-        allow: asked before a second request is sent, with the texts; False does without it. Give it
-            ``Limiter.try_admit`` so that hedges never queue.
-
-    Attributes:
-        hedges: second requests sent.
+        admit: entered with the texts before a second request is sent and left when it has ended; False does without
+            it. Give it ``Limiter.try_admit``, so that hedges never queue and take one of the slots in flight.
     """
 
     def __init__(
@@ -74,14 +72,13 @@ class Hedged(Wrapper):
         inner: Moderator,
         settings: HedgeSettings | None = None,
         *,
-        allow: Callable[[Sequence[str]], bool] = lambda _texts: True,
+        admit: Callable[[Sequence[str]], AbstractContextManager[bool]] = lambda _texts: nullcontext(True),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(inner)
         self._latencies = Latencies(settings or HedgeSettings())
-        self._allow = allow
+        self._admit = admit
         self._clock = clock
-        self.hedges = 0
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """As the inner moderator; an error is raised when no request is left that could still succeed."""
@@ -94,10 +91,11 @@ class Hedged(Wrapper):
                 group.start_soon(race.run, lambda: self._timed(texts, prompt), group.cancel_scope)
                 with anyio.move_on_after(wait):
                     await race.over.wait()
-                if not race.over.is_set() and self._allow(texts):
-                    self.hedges += 1
-                    race.running += 1
-                    group.start_soon(race.run, lambda: self._timed(texts, prompt), group.cancel_scope)
+                if not race.over.is_set():
+                    with self._admit(texts) as admitted:
+                        if admitted:
+                            race.running += 1
+                            await race.run(lambda: self._timed(texts, prompt), group.cancel_scope)
         except BaseExceptionGroup as errors:
             raise sole(errors) from None
         return race.result()

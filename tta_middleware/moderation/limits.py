@@ -7,8 +7,8 @@ the queue is fair, needs no wake-ups, and works across event loops and threads.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 import anyio
 from pydantic import PositiveFloat, PositiveInt
@@ -123,8 +123,16 @@ class Limiter:
         async with self._slots.hold():
             yield
 
-    def try_admit(self, tokens: int) -> bool:
-        """Spend ``tokens`` and one request if that takes no waiting; for requests that are not needed."""
+    @contextmanager
+    def try_admit(self, tokens: int) -> Iterator[bool]:
+        """Whether one more request of ``tokens`` tokens may go without waiting; if so, holds its slot inside ``with``.
+
+        For requests that are not needed: a refused one costs nothing.
+        """
+        with self._slots.hold_if_free() if self._slots else nullcontext(True) as free:
+            yield free and self._spend(tokens)
+
+    def _spend(self, tokens: int) -> bool:
         with self._lock:
             if self._book(tokens) <= 0.0:
                 return True

@@ -8,7 +8,7 @@ From the outside in:
     Retrying         one retry policy for the whole stack
     WithBreaker      each attempt counts; while the server is down, none is sent and no wait is begun
     Limited          each attempt that is sent takes its turn in the rate limits' queue
-    Hedged           off by default; a second request only when the rate limits have room at once
+    Hedged           off by default; a second request only where the limits have room at once, in flight and a minute
     OpenAIModerator  one attempt
 
 The fallback stands outside the cache, so its verdicts are never kept under the first moderator's name.
@@ -111,7 +111,7 @@ def _attempt(settings: StackSettings, api_key: str | None) -> Wrapper:
         moderator = Hedged(
             moderator,
             settings.hedge,
-            allow=lambda texts: limiter.try_admit(sum(map(estimate_tokens, texts))),
+            admit=lambda texts: limiter.try_admit(sum(map(estimate_tokens, texts))),
         )
     limited = Limited(moderator, limiter)
     if settings.breaker is None:

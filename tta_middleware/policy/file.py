@@ -90,28 +90,24 @@ class PolicyFile:
             raise ConfigurationError(f"no policy {name!r} in {self.path.name}; {hint}")
         return policies[name]
 
-    def reload(self) -> None:
-        """Take the file as it is now, even if it looks half-written."""
-        self._refresh(settled=True)
-
-    def _refresh(self, *, settled: bool = False) -> None:
+    def _refresh(self) -> None:
         with self._lock:
             try:
                 content = _read(self.path)
                 if content == self._content:
                     self._refused = self.problem = None
                 elif content != self._refused:
-                    self._consider(content, settled=settled)
+                    self._consider(content)
             except ConfigurationError as error:
                 self._keep(str(error))
 
-    def _consider(self, content: bytes, *, settled: bool) -> None:
+    def _consider(self, content: bytes) -> None:
         try:
             policies = parse_policies(self.path, content)
         except ConfigurationError:
             self._refused = content
             raise
-        if settled or self._is_whole(content, policies):
+        if self._is_whole(content, policies):
             self._content, self._policies = content, policies
             self._refused = self.problem = None
             _logger.info("policies read from %s", self.path.name)

@@ -176,6 +176,8 @@ class Guard:
         """
         talk, held = Conversation(messages, tools, opening), release == "end"
 
+        # A request has task groups and deadlines open while its text leaves. They live in a task of their own, since a
+        # consumer may leave this generator at any yield and have it closed from another task.
         async def produce(send: Send) -> None:
             await self._run(talk, sampling, held=held, send=send)
 
@@ -253,6 +255,8 @@ class Answering:
         self.prompt_tokens = len(self.question.prompt.token_ids)
         refused = ""
         try:
+            # Side by side, so that a prompt which passes costs no time. The scope is around the answer alone: a refusal
+            # ends the work and not the request.
             async with anyio.create_task_group() as group:
                 with anyio.CancelScope() as work:
 
@@ -294,6 +298,7 @@ class Answering:
         self.context.meter.moderation_calls += 1
         verdicts = None
         try:
+            # Not under the first answer's deadline, which ends with that answer: all that is said waits for this check.
             with anyio.move_on_after(self.context.meter.seconds_left):
                 verdicts = await verdicts_on(self.context.moderator, texts)
         except ModerationError as error:
@@ -323,6 +328,7 @@ class Answering:
         decode = self.context.decode(self.question, proposal)
         windows = None if self.held else self.windows
         watch = self.context.watch(decode, self.context.policies.output, windows, self._release)
+        # A deadline that cuts here closes the stream and drops the open checks; what has left stays.
         with anyio.move_on_after(self.context.meter.seconds_left):
             await watch.run()
         if watch.verdict is not None:
@@ -332,6 +338,8 @@ class Answering:
     async def _repaired(self, baseline: Candidate) -> Report:
         if self.repair.method is None:
             return await self._fall_back("no repair method")
+        # A candidate that is flagged after a part of it has left moves the seam; the next search goes on from there.
+        # The budget ends this: no late flag without a generation.
         while True:
             if limit := self.context.meter.exhausted():
                 return await self._give_up(f"budget: {limit}")
@@ -356,6 +364,7 @@ class Answering:
             except ConfigurationError as error:
                 # No room behind what has left, say. The fallback stands then; the user did nothing wrong.
                 reason = f"unprepared: {type(error).__name__}"
+        # The search has a deadline of its own, which lets it keep the best that it has found.
         if optimiser is None:
             return SearchResult(None, None, (), reason)
         found = await Search(self.context, self.question, optimiser, self._delivery(), self._on_step).run()
@@ -411,6 +420,7 @@ class Answering:
             )
         text = self._after_what_left(self.context.policies.output.notice)
         if callable(fallback):
+            # Of the user's function and its check no deadline is kept: without them nothing could be said at all.
             text = await self._checked_fallback(fallback) or text
             meter = self.context.meter
             trace = replace(trace, moderation_calls=meter.moderation_calls, seconds=meter.seconds)

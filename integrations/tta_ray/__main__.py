@@ -13,10 +13,9 @@ from typing import Annotated
 
 import typer
 
+from tta_middleware.batch.failures import FAILED, INTERRUPTED, OK, USAGE, exit_code, show, unwrapped
+from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.failures import FAILED, INTERRUPTED, OK, USAGE, exit_code, show, unwrapped
-from tta_middleware.cli.grouped import grouped
-from tta_middleware.cli.output import emit, note
 from tta_middleware.errors import ConfigurationError
 
 _SOURCE = "One object a line: prompt or messages; id and sampling if wanted. gzip is unpacked."
@@ -28,11 +27,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@grouped(opt.Answers)
+@opt.grouped(opt.AnswerOptions)
 def job(
     source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help=_SOURCE)],
     target: Annotated[Path, typer.Argument(metavar="OUT/", help=_TARGET)],
-    asked: opt.Answers,
+    asked: opt.AnswerOptions,
     actors: Annotated[str, typer.Option(metavar="MIN,MAX", help=_ACTORS)] = "1,1",
     concurrency: Annotated[int, typer.Option(min=1, help="Prompts under way at once in an actor.")] = 32,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray sets aside for an actor.")] = 1.0,

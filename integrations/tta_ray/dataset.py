@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.data
 
-from tta_middleware.cli.parts import Answering
+from tta_middleware.assembly import Answering
 from tta_middleware.errors import ConfigurationError
 from tta_ray.worker import GuardActor
 

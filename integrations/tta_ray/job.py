@@ -17,12 +17,12 @@ import ray
 import ray.data
 import ray.exceptions
 
+from tta_middleware.assembly import Answering
 from tta_middleware.batch.input import Item, Source
 from tta_middleware.batch.options import Shard
-from tta_middleware.cli.batch_output import Output, output_to
-from tta_middleware.cli.failures import describe
-from tta_middleware.cli.parts import Answering
-from tta_middleware.cli.progress import Advance, progress
+from tta_middleware.batch.output import Output, output_to
+from tta_middleware.batch.progress import Advance, progress
+from tta_middleware.batch.records import as_error
 from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt, note_id
@@ -110,7 +110,7 @@ async def _survey(job: RayJob, output: Output) -> _Work:
             if _is_done(item, output):
                 work.skipped += 1
             elif item.prompt is None:
-                work.broken.append({"id": None, "line": item.number, **_error(item.error)})
+                work.broken.append({"id": None, "line": item.number, **as_error(item.error)})
             else:
                 work.lines[json.dumps(item.prompt.id)] = _line(item, item.prompt)
     if not source.lines_seen:
@@ -166,7 +166,7 @@ def _answer(job: RayJob, work: _Work, output: Output, tally: Counter[str], advan
             tally["failed" if "error" in record else str(record["outcome"])] += 1
             advance(", ".join(f"{count} {name}" for name, count in tally.items() if count))
     lost = EngineError(f"lost with its worker {job.pool.retries + 1} times")
-    output.write([{**_head(line), **_error(lost)} for line in work.lines.values()])
+    output.write([{**_head(line), **as_error(lost)} for line in work.lines.values()])
     tally["failed"] += len(work.lines)
 
 
@@ -188,11 +188,6 @@ def _records(job: RayJob, lines: list[str]) -> Iterator[list[Record]]:
 def _head(line: str) -> Record:
     asked = json.loads(line)
     return {"id": asked["id"], "input_hash": asked["input_hash"]}
-
-
-def _error(error: BaseException | None) -> Record:
-    kind, message = describe(error or DataError("the line cannot be read"))
-    return {"error": {"type": kind, "message": message}}
 
 
 def _reason(error: BaseException) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import anyio
 
-from tta_middleware.cli.failures import describe, unwrapped
-from tta_middleware.cli.narrate import as_record
-from tta_middleware.cli.parts import Answering
+from tta_middleware.assembly import Answering
+from tta_middleware.batch.failures import unwrapped
+from tta_middleware.batch.records import as_error, as_record
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record, dump, parse_object
 from tta_middleware.files.prompts import parse_prompt
@@ -55,8 +55,7 @@ class GuardActor:
                 prompt = parse_prompt(asked, 0, "row")
                 answer = await self._guard.answer(prompt.messages, self._sampling(asked))
             except Exception as error:  # noqa: BLE001 - the record's boundary
-                kind, message = describe(unwrapped(error))
-                return {**head, "error": {"type": kind, "message": message}}
+                return {**head, **as_error(unwrapped(error))}
         return {**head, **as_record(answer)}
 
     def _sampling(self, asked: Record) -> Sampling:

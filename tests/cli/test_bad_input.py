@@ -182,6 +182,6 @@ def test_an_unexpected_error_names_its_type_alone(tta, monkeypatch):
     def fail(*_):
         raise KeyError("the user's secret prompt")
 
-    monkeypatch.setattr("tta_middleware.cli.parts.policy_of", fail)
+    monkeypatch.setattr("tta_middleware.cli.typed.policy_of", fail)
     ran = tta(*CHAT)
     assert (ran.code, ran.err) == (1, "tta: unexpected KeyError; run again with --debug for the traceback\n")

@@ -179,7 +179,7 @@ def received(terminal: int) -> bytes:
 
 
 def test_a_log_gets_a_line_from_time_to_time():
-    from tta_middleware.cli.progress import EVERY, PlainLines
+    from tta_middleware.batch.progress import EVERY, PlainLines
 
     now, written = [0.0], []
     lines = PlainLines("eval", 2, 9, clock=lambda: now[0], write=written.append)

@@ -58,19 +58,19 @@ def test_an_evaluation_says_what_it_ran_on(tta, words):
 
 
 def test_the_embedded_engine_takes_them():
-    engine = opt.Loading(device="cpu", dtype="float32", max_batch=3).engine()
+    engine = opt.LoadingOptions(device="cpu", dtype="float32", max_batch=3).loading().engine()
     assert isinstance(engine, TransformersEngine)
     assert engine.max_batch == 3
 
 
 def test_vllm_takes_the_bound_under_its_own_name():
-    engine = opt.Loading(model="vllm:smollm2", max_batch=3).engine()
+    engine = opt.LoadingOptions(model="vllm:smollm2", max_batch=3).loading().engine()
     assert engine.max_batch == engine._options["max_num_seqs"] == 3
 
 
 def test_the_job_on_ray_has_the_options_of_a_batch():
     batch = typer.main.get_command(app).commands["batch"]
-    shared = {field.name: field.default for field in fields(opt.Answers)}
+    shared = {field.name: field.default for field in fields(opt.AnswerOptions)}
     for command in (batch, typer.main.get_command(ray_app)):
         found = {parameter.name: parameter.default for parameter in command.params}
         assert {name: found[name] for name in shared} == shared
@@ -88,10 +88,10 @@ def test_a_command_may_have_a_default_of_its_own():
 
 
 def test_what_loading_takes_is_told_apart_from_the_answer(tta, words, monkeypatch):
-    from tta_middleware.cli import parts
+    from tta_middleware.cli import output
 
     assert "loaded in" not in tta(*words("chat")).err
-    monkeypatch.setattr(parts, "_NOTICEABLE_SECONDS", 0.0)
+    monkeypatch.setattr(output, "_NOTICEABLE_SECONDS", 0.0)
     ran = tta(*words("chat"))
     assert ran.err.splitlines()[1] == "settable:plain loaded in 0.0 s"
     assert "loaded in" not in ran.out

@@ -13,13 +13,13 @@ from typing import Annotated
 import typer
 
 from tta_middleware import __version__
+from tta_middleware.batch.failures import FAILED, INTERRUPTED, OK, exit_code, show, unwrapped
 from tta_middleware.cli.batch import batch
 from tta_middleware.cli.bench import bench
 from tta_middleware.cli.calibrate import calibrate
 from tta_middleware.cli.chat import chat
 from tta_middleware.cli.doctor import WAIT_POLICY, doctor
 from tta_middleware.cli.evaluate import COMMAND, evaluate
-from tta_middleware.cli.failures import FAILED, INTERRUPTED, OK, exit_code, show, unwrapped
 from tta_middleware.cli.moderate import moderate
 from tta_middleware.cli.serve import serve_moderation
 

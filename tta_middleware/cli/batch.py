@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
+from tta_middleware.batch.failures import FAILED, OK, USAGE
 from tta_middleware.batch.options import Order, parse_shard
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.failures import FAILED, OK, USAGE
-from tta_middleware.cli.grouped import grouped
 
 _SOURCE = "One object a line: prompt or messages; id and sampling if wanted. gzip is unpacked; '-' is stdin."
 _TARGET = "One object a line is added here; .gz is packed; '-' is stdout."
@@ -20,11 +19,11 @@ _CONCURRENCY = (
 _ORDER = "'input' keeps the input's order and holds answers back for it; 'completed' writes them as they are done."
 
 
-@grouped(opt.Answers)
+@opt.grouped(opt.AnswerOptions)
 def batch(
     source: Annotated[str, typer.Argument(metavar="IN.jsonl", help=_SOURCE)],
     target: Annotated[str, typer.Argument(metavar="OUT.jsonl", help=_TARGET)],
-    asked: opt.Answers,
+    asked: opt.AnswerOptions,
     concurrency: Annotated[int | None, typer.Option(min=1, help=_CONCURRENCY)] = None,
     order: Annotated[Order, typer.Option(help=_ORDER)] = Order.INPUT,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only every n-th line, from the i-th on.")] = "1/1",

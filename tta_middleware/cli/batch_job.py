@@ -12,15 +12,16 @@ from pathlib import Path
 
 import anyio
 
+from tta_middleware.assembly import Answering, opened
+from tta_middleware.batch.failures import unwrapped
 from tta_middleware.batch.flow import Flow
 from tta_middleware.batch.input import Item, Source
 from tta_middleware.batch.options import STDIO, Order, Shard
-from tta_middleware.cli.batch_output import Output, output_to
-from tta_middleware.cli.failures import describe, unwrapped
-from tta_middleware.cli.narrate import as_record
-from tta_middleware.cli.output import emit, note
-from tta_middleware.cli.parts import Answering, opened
-from tta_middleware.cli.progress import Advance, progress, resumable
+from tta_middleware.batch.output import Output, output_to
+from tta_middleware.batch.progress import Advance, progress, resumable
+from tta_middleware.batch.records import as_error, as_record
+from tta_middleware.batch.standard import emit, note
+from tta_middleware.cli.output import loaded
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record, dump
 from tta_middleware.files.prompts import note_id
@@ -93,7 +94,7 @@ class _Batch:
         skipped, total = await self._survey() if self.source.rereadable else (0, None)
         self.output.open()
         answering = self.request.answering
-        async with opened(answering, answering.moderator) as parts:
+        async with opened(answering, answering.moderator, loaded=loaded) as parts:
             engine, moderator = parts
             with self._progress(skipped, total) as advance:
                 flow = self._flow(engine, answering.guard_over(engine, moderator), advance)
@@ -167,13 +168,13 @@ class _Batch:
     async def _answer(self, guard: Guard, item: Item) -> Record:
         if item.prompt is None:
             self.tally.broken += 1
-            return {"id": None, "line": item.number, **_error(item.error or DataError("the line cannot be read"))}
+            return {"id": None, "line": item.number, **as_error(item.error)}
         head = {"id": item.prompt.id, "input_hash": item.digest}
         try:
             answer = await guard.answer(item.prompt.messages, item.sampling)
         except Exception as error:  # noqa: BLE001 - the record's boundary: whatever one prompt does, the others go on
             self.tally.failed += 1
-            return {**head, **_error(unwrapped(error))}
+            return {**head, **as_error(unwrapped(error))}
         self.tally.outcomes[answer.trace.outcome] += 1
         return {**head, **as_record(answer)}
 
@@ -192,13 +193,6 @@ def _refuse_same_file(source: str, target: str) -> None:
     here, there = Path(source), Path(target)
     if STDIO not in (source, target) and here.is_file() and there.exists() and here.samefile(there):
         raise ConfigurationError("input and output are the same file")
-
-
-def _error(error: BaseException) -> Record:
-    kind, message = describe(error)
-    # Here the way to a traceback is another one: this run catches what a prompt does.
-    message = message.replace("run again with --debug", "ask it of tta chat with --debug")
-    return {"error": {"type": kind, "message": message}}
 
 
 def _tell(tally: Tally, output: Output, *, as_json: bool) -> None:

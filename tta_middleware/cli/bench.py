@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.grouped import grouped
 
 _SEQUENCES = "Numbers of sequences that decode side by side, with commas between them."
 _QUICK = "Fewer and shorter answers: some seconds on a small model, and rougher figures."
 
 
-@grouped(opt.Answers, max_new_tokens=64)
+@opt.grouped(opt.AnswerOptions, max_new_tokens=64)
 def bench(
-    asked: opt.Answers,
+    asked: opt.AnswerOptions,
     sequences: Annotated[str, typer.Option(metavar="N,...", help=_SEQUENCES)] = "1,4,8,16,32",
     chats: Annotated[int, typer.Option(min=1, help="Chats that the guarded part answers.")] = 64,
     concurrency: Annotated[int, typer.Option(min=1, help="Chats under way at once.")] = 32,

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import anyio
 
+from tta_middleware.assembly import Answering, opened
+from tta_middleware.batch.failures import unwrapped
+from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli.bench_load import Clock, Load, guarded, peak_memory, raw
 from tta_middleware.cli.bench_prompts import harmless_prompts
-from tta_middleware.cli.failures import unwrapped
-from tta_middleware.cli.output import emit, note
-from tta_middleware.cli.parts import Answering, opened
+from tta_middleware.cli.output import loaded
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.environment import environment
 from tta_middleware.files.jsonl import Record
@@ -68,7 +69,7 @@ async def _measured(request: BenchRequest, clock: Clock) -> Record:
     answering = request.answering
     texts = harmless_prompts(max(request.chats, *request.levels), answering.sampling.seed)
     chats = [[Message("user", text)] for text in texts]
-    async with opened(answering, answering.moderator) as parts:
+    async with opened(answering, answering.moderator, loaded=loaded) as parts:
         engine, moderator = parts
         bench = _Bench(request, engine, chats, clock)
         prompts = [await engine.embed(chat) for chat in chats]

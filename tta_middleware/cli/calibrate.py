@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.grouped import grouped
 
 
-@grouped(opt.Loading)
+@opt.grouped(opt.LoadingOptions)
 def calibrate(
-    loading: opt.Loading,
+    asked: opt.LoadingOptions,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Harmless prompts; by default 60 that come along.")
     ] = None,
@@ -31,7 +30,7 @@ def calibrate(
 
     run_calibrate(
         Request(
-            loading=loading,
+            loading=asked.loading(),
             prompts=prompts,
             limit=limit,
             max_new_tokens=max_new_tokens,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import anyio
 
-from tta_middleware.cli.options import Loading
-from tta_middleware.cli.output import emit, facts, note
-from tta_middleware.cli.progress import progress
+from tta_middleware.assembly import Loading
+from tta_middleware.batch.progress import progress
+from tta_middleware.batch.standard import emit, note
+from tta_middleware.cli.output import facts
 from tta_middleware.files.prompts import Prompt, read_prompts
 from tta_middleware.profiles.calibration import Measurements, bounds_from, figures, measure
 from tta_middleware.profiles.fingerprint import model_hash

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
+from tta_middleware.batch.failures import BLOCKED, OK
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.failures import BLOCKED, OK
-from tta_middleware.cli.grouped import grouped
 
 
-@grouped(opt.Answers)
+@opt.grouped(opt.AnswerOptions)
 def chat(
-    asked: opt.Answers,
+    asked: opt.AnswerOptions,
     text: Annotated[str | None, typer.Argument(help="The prompt; without it or with '-', stdin.")] = None,
     system: opt.System = None,
     verbose: Annotated[bool, typer.Option("--verbose", "--trace", help="Show every wave of a repair.")] = False,
@@ -26,13 +25,13 @@ def chat(
     """
     import anyio
 
-    from tta_middleware.cli import narrate
-    from tta_middleware.cli.parts import text_or_stdin
+    from tta_middleware.cli import narrate, output
+    from tta_middleware.cli.typed import text_or_stdin
     from tta_middleware.types import Message
 
     answering = asked.answering()
     messages = [Message("system", system)] if system else []
     messages.append(Message("user", text_or_stdin(text)))
-    answer = anyio.run(partial(answering.answer, messages))
+    answer = anyio.run(partial(answering.answer, messages, loaded=output.loaded))
     narrate.show(answer, as_json=json, verbose=verbose)
     raise typer.Exit(BLOCKED if answer.trace.outcome == "blocked" else OK)

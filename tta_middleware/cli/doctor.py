@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tta_middleware.batch.failures import FAILED, OK
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.failures import FAILED, OK
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """The environment variable that the command line sets where the user has not."""
@@ -24,8 +24,8 @@ def doctor(
 
     Exits with 1 if ``tta chat`` could not run here.
     """
+    from tta_middleware.batch.standard import emit
     from tta_middleware.cli import checks
-    from tta_middleware.cli.output import emit
 
     found = checks.run(model, moderator, online=online, wait_policy=context.obj.get(WAIT_POLICY))
     fine = all(check.status != "fail" for check in found)

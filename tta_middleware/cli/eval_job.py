@@ -12,11 +12,11 @@ from typing import Any
 
 import anyio
 
+from tta_middleware.assembly import Loading, opened
+from tta_middleware.batch.progress import progress, resumable
+from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli.eval_output import check_extra, write
-from tta_middleware.cli.options import Loading
-from tta_middleware.cli.output import emit, note, say
-from tta_middleware.cli.parts import opened
-from tta_middleware.cli.progress import progress, resumable
+from tta_middleware.cli.output import loaded, say
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.comparators import Bench, Comparator, comparators
@@ -203,7 +203,7 @@ async def _run(
 @asynccontextmanager
 async def _plan(request: Request, chosen: list[Comparator], judge: Reviewer | None) -> AsyncIterator[Plan]:
     relevance = _relevance(request)
-    async with opened(request.loading, request.moderator) as (engine, moderator):
+    async with opened(request.loading, request.moderator, loaded=loaded) as (engine, moderator):
         try:
             bench = Bench(engine, moderator, request.policy, request.budget, quality=quality_for(request.loading.model))
             yield Plan(

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tta_middleware.cli.output import note
+from tta_middleware.batch.standard import note
 from tta_middleware.errors import ConfigurationError, MissingExtraError
 from tta_middleware.files.jsonl import Record
 

@@ -6,18 +6,17 @@ import typer
 
 from tta_middleware.cli import eval_options as own
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.grouped import grouped
 
 COMMAND = "command"
 """Where the context keeps the command as it was typed, for the report."""
 
 
-@grouped(opt.Loading)
+@opt.grouped(opt.LoadingOptions)
 def evaluate(
     context: typer.Context,
     prompts: own.Prompts,
     out: own.Out,
-    loading: opt.Loading,
+    asked: opt.LoadingOptions,
     methods: own.Methods = "none,resample,noise,race,tsa",
     moderator: opt.Moderator = "local",
     judge: own.Judge = None,
@@ -43,7 +42,7 @@ def evaluate(
     methods, seeds or prompts. The report, the tests and their intervals need the extra: tta-middleware[eval].
     """
     from tta_middleware.cli.eval_job import Output, Request, Scope, parse_seeds, run_eval
-    from tta_middleware.cli.parts import policy_of
+    from tta_middleware.cli.typed import policy_of
     from tta_middleware.config import Budget
     from tta_middleware.types import Sampling
 
@@ -51,7 +50,7 @@ def evaluate(
         Request(
             scope=Scope(prompts, limit, benign_only, parse_seeds(seeds), concurrency),
             methods=methods,
-            loading=loading,
+            loading=asked.loading(),
             moderator=moderator,
             judge=judge,
             relevance=relevance,

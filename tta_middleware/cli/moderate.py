@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tta_middleware.batch.failures import OK, USAGE
 from tta_middleware.cli import options as opt
-from tta_middleware.cli.failures import OK, USAGE
 
 
 def moderate(
@@ -25,8 +25,8 @@ def moderate(
     With --jsonl one object a line is printed in the order of the input; a broken line gets an object with 'error' in
     its place, and the exit code is 2 at the end.
     """
-    from tta_middleware.cli.parts import policy_of, text_or_stdin
     from tta_middleware.cli.scoring import Scorer, score_lines, show_one
+    from tta_middleware.cli.typed import policy_of, text_or_stdin
     from tta_middleware.errors import ConfigurationError
 
     if jsonl is not None and text is not None:

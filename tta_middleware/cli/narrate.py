@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tta_middleware.cli.output import emit, facts, say
-from tta_middleware.files.jsonl import Record
+from tta_middleware.batch.records import as_record
+from tta_middleware.batch.standard import emit
+from tta_middleware.cli.output import facts, say
 from tta_middleware.types import AnswerScore, GuardedAnswer, Trace
 
 _OUTCOMES = {
@@ -17,17 +18,6 @@ _OUTCOMES = {
 
 _LONG_LOAD = 0.05
 """Seconds of loading that are worth a line."""
-
-
-def as_record(answer: GuardedAnswer) -> Record:
-    """The answer for machines."""
-    trace = answer.trace.as_dict()
-    return {
-        "answer": answer.text,
-        "outcome": answer.trace.outcome,
-        "finish_reason": answer.finish_reason,
-        "trace": trace,
-    }
 
 
 def show(answer: GuardedAnswer, *, as_json: bool, verbose: bool) -> None:

@@ -1,16 +1,18 @@
-"""Options that several commands share, as annotations."""
+"""Options that several commands share: as annotations, and as dataclasses that stand for a group of them."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
-    from tta_middleware.cli.parts import Answering
-    from tta_middleware.protocols import Engine
+    from tta_middleware.assembly import Answering, Loading
 
 DEFAULT_METHOD = "race"
 """The chat model's default, kept here so that the command line starts without LangChain."""
@@ -58,8 +60,8 @@ RetryErrors: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    """Options of every command that loads a model; see :func:`tta_middleware.cli.grouped.grouped`."""
+class LoadingOptions:
+    """Options of every command that loads a model; see :func:`grouped`."""
 
     model: Model = "smollm2"
     device: Device = "auto"
@@ -67,30 +69,15 @@ class Loading:
     max_batch: MaxBatch = None
     allow_download: AllowDownload = False
 
-    @property
-    def hardware(self) -> dict[str, Any]:
-        """Those of them that may change an answer's wording, where they were given."""
-        asked = {"device": self.device, "dtype": self.dtype, "max_batch": self.max_batch}
-        return {name: value for name, value in asked.items() if value not in ("auto", None)}
+    def loading(self) -> Loading:
+        """What jobs work with."""
+        from tta_middleware.assembly import Loading
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """For the engine: only what was given, since other engines than ours need not know every setting."""
-        return self.hardware | ({"allow_download": True} if self.allow_download else {})
-
-    def engine(self) -> Engine:
-        """The engine by name; nothing is loaded yet.
-
-        Raises:
-            ConfigurationError: the engine has no such setting, or refuses it.
-        """
-        from tta_middleware.registry import resolve_engine
-
-        return resolve_engine(self.model, **self.settings)
+        return Loading(**{option.name: getattr(self, option.name) for option in fields(LoadingOptions)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers(Loading):
+class AnswerOptions(LoadingOptions):
     """Options of every command that gives guarded answers."""
 
     moderator: Moderator = "local"
@@ -108,19 +95,58 @@ class Answers(Loading):
         Raises:
             ConfigurationError: a policy or a temperature that cannot be used.
         """
-        from tta_middleware.cli.parts import Answering, policy_of
+        from tta_middleware.assembly import Answering
+        from tta_middleware.cli.typed import policy_of
         from tta_middleware.config import Budget
         from tta_middleware.types import Sampling
 
         return Answering(
-            model=self.model,
-            device=self.device,
-            dtype=self.dtype,
-            max_batch=self.max_batch,
-            allow_download=self.allow_download,
+            **{option.name: getattr(self, option.name) for option in fields(LoadingOptions)},
             moderator=self.moderator,
             method=self.method,
             policy=policy_of(self.policy, self.threshold),
             sampling=Sampling(self.max_new_tokens, self.temperature, seed=self.seed),
             budget=Budget(generations=self.max_generations),
         )
+
+
+def grouped(kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a command with one parameter of type ``kind``, which stands for an option per field.
+
+    Args:
+        kind: a dataclass whose fields are annotated as typer wants options.
+        defaults: for this command, in place of the fields' own.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        written = signature(command, eval_str=True).parameters.values()
+        [group] = [parameter.name for parameter in written if parameter.annotation is kind]
+
+        @wraps(command)
+        def called(**words: Any) -> None:
+            asked = kind(**{field.name: words.pop(field.name) for field in fields(kind)})
+            command(**words, **{group: asked})
+
+        shown = [
+            each
+            for one in written
+            for each in (_options(kind, defaults) if one.name == group else [one.replace(kind=Parameter.KEYWORD_ONLY)])
+        ]
+        called.__signature__ = signature(command).replace(parameters=shown)  # type: ignore[attr-defined]
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        return called
+
+    return decorate
+
+
+def _options(kind: type[Any], defaults: dict[str, Any]) -> list[Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=defaults.get(field.name, field.default),
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)
+    ]

@@ -1,19 +1,19 @@
-"""What goes where: results to stdout, everything about them to stderr."""
+"""What people read in a terminal: results on stdout, everything about them on stderr."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import typer
 
-from tta_middleware.files.jsonl import dump
+from tta_middleware.batch.standard import note
 
+if TYPE_CHECKING:
+    from tta_middleware.assembly import Loading
 
-def emit(record: Mapping[str, Any]) -> None:
-    """One JSON object on a line of stdout, sent at once, so that a pipe's reader need not wait."""
-    typer.echo(dump(dict(record)))
+_NOTICEABLE_SECONDS = 1.0
 
 
 def say(text: str) -> None:
@@ -21,9 +21,10 @@ def say(text: str) -> None:
     typer.echo(printable(text) if sys.stdout.isatty() else text)
 
 
-def note(text: str) -> None:
-    """A line on stderr."""
-    typer.echo(text, err=True)
+def loaded(loading: Loading, seconds: float) -> None:
+    """A line on what loading took, where that is noticeable."""
+    if seconds >= _NOTICEABLE_SECONDS:
+        note(f"{loading.model} loaded in {seconds:.1f} s")
 
 
 def printable(text: str) -> str:

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import cast
 
 from tta_middleware.aio import bridge
-from tta_middleware.cli.failures import describe
-from tta_middleware.cli.output import emit, say
+from tta_middleware.batch.records import as_error
+from tta_middleware.batch.standard import emit
+from tta_middleware.cli.output import say
 from tta_middleware.errors import DataError
 from tta_middleware.files.jsonl import Record, id_field, open_input, parse_object, text_field
 from tta_middleware.files.lines import LONGEST, batches
@@ -92,8 +93,7 @@ def _scored(scorer: Scorer, lines: Sequence[_Line]) -> Iterator[Record]:
     verdicts = iter(scorer.verdicts([line.text for line in lines if line.text is not None]))
     for line in lines:
         if line.error is not None:
-            kind, message = describe(line.error)
-            yield {**line.head, "error": {"type": kind, "message": message}}
+            yield {**line.head, **as_error(line.error)}
         else:
             yield {**line.head, **scorer.as_record(next(verdicts))}
 

@@ -15,7 +15,7 @@ import ray.data
 from tta_ray import Pool, RayJob, answered, run_job
 from tta_ray.__main__ import main, parse_actors
 
-from tta_middleware.cli.parts import Answering
+from tta_middleware.assembly import Answering
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.policy import Policy

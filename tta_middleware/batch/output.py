@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 from filelock import FileLock, Timeout
 
 from tta_middleware.batch.options import STDIO
-from tta_middleware.cli.output import emit
+from tta_middleware.batch.standard import emit
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.recovery import drop_errors, packed, recovered

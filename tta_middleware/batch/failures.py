@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import json
 import sys
-
-import typer
+from typing import Any
 
 from tta_middleware.errors import ConfigurationError, DataError, TTAError, UnsafeAnswerError
 
 OK, FAILED, USAGE, BLOCKED, INTERRUPTED = 0, 1, 2, 3, 130
 
-# Typer brings a Click of its own since 0.26 and uses the installed one before; this finds ClickException in both.
-PARSE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
-
 
 def exit_code(error: BaseException) -> int:
     """The exit code that tells of ``error``."""
-    if isinstance(error, PARSE_ERROR | ConfigurationError | DataError):
+    if _of_parser(error) or isinstance(error, ConfigurationError | DataError):
         return USAGE
     return BLOCKED if isinstance(error, UnsafeAnswerError) else FAILED
 
@@ -34,7 +30,7 @@ def describe(error: BaseException) -> tuple[str, str]:
 
     Errors that this package did not raise are named by their type alone, since their text may hold a prompt or a key.
     """
-    if isinstance(error, PARSE_ERROR):
+    if _of_parser(error):
         return "UsageError", _usage(error)
     kind = type(error).__name__
     if isinstance(error, TTAError):
@@ -61,8 +57,13 @@ def show(error: BaseException, *, as_json: bool) -> None:
         print(f"tta: {message}", file=sys.stderr)  # noqa: T201
 
 
-def _usage(error: Exception) -> str:
-    message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+def _of_parser(error: BaseException) -> bool:
+    """Whether the command line's parser raised it: a ClickException, of which Typer may bring a copy of its own."""
+    return callable(getattr(error, "format_message", None))
+
+
+def _usage(error: Any) -> str:
+    message = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "tta"
     end = "" if message.endswith(("?", ".")) else "."

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeAlias
 
-from tta_middleware.cli.output import note
+from tta_middleware.batch.standard import note
 
 EVERY = 30.0
 """Seconds between two plain lines."""

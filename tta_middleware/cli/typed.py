@@ -1,0 +1,52 @@
+"""Policies and texts from what was typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.policy import Policy
+
+
+def policy_of(text: str | None, threshold: float | None) -> Policy:
+    """A policy from ``--policy`` and ``--threshold``, which wins.
+
+    Raises:
+        ConfigurationError: no JSON object, an unknown field or category, or a threshold outside [0, 1].
+    """
+    fields = _policy_fields(text) if text else {}
+    return Policy(**fields | ({} if threshold is None else {"threshold": threshold}))
+
+
+def _policy_fields(text: str) -> dict[str, Any]:
+    inline = text.lstrip().startswith("{")
+    where = "--policy" if inline else text
+    try:
+        fields = json.loads(text if inline else Path(text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"--policy: cannot read {text}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigurationError(f"{where} is not valid JSON") from None
+    if not isinstance(fields, dict):
+        raise ConfigurationError(f"{where} must hold a JSON object with threshold, categories, on_error or notice")
+    return fields
+
+
+def text_or_stdin(text: str | None) -> str:
+    """The argument, or all of stdin without one or with ``-``.
+
+    Raises:
+        ConfigurationError: nothing was given, it is empty, or it is not UTF-8.
+    """
+    if text is None and sys.stdin.isatty():
+        raise ConfigurationError("no text; give it as an argument or pipe it in")
+    try:
+        text = sys.stdin.buffer.read().decode() if text in (None, "-") else text.encode().decode()
+    except UnicodeError:
+        raise ConfigurationError("the text is not UTF-8") from None
+    if not text.strip():
+        raise ConfigurationError("the text is empty; give it as an argument or pipe it in")
+    return text

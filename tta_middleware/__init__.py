@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Old import paths, which warn: see tta_middleware/_moved.
+__path__.append(f"{__path__[0]}/_moved")
+
 _HOMES = {
     "CATEGORIES": "types",
     "TSA": "methods",

@@ -117,6 +117,7 @@ def test_an_unsafe_answer_error_keeps_its_trace_when_pickled() -> None:
 
 
 def test_all_modules_import_alone() -> None:
-    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in sources()]
+    kept = [path for path in sources() if "_moved" not in path.parts]  # those warn: see test_moved.py
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in kept]
     for name in names:
         importlib.import_module(name.removesuffix(".__init__"))

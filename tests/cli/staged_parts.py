@@ -40,7 +40,9 @@ def engine(reference: str) -> ScriptedEngine:
     return ScriptedEngine(_answer, model_id=f"staged:{reference}")
 
 
-def settable(reference: str, *, device: str = "auto", dtype: str = "auto", max_batch: int = 32) -> ScriptedEngine:
+def settable(
+    reference: str, *, device: str = "auto", dtype: str = "auto", max_batch: int = 32, allow_download: bool = False
+) -> ScriptedEngine:
     """Has the settings of an engine for real models, and tells which it was given."""
     print(f"engine: {device} {dtype} {max_batch}", file=sys.stderr)
     return engine(reference)

@@ -20,9 +20,43 @@ def test_the_server_answers_and_ends_on_an_interrupt(tta_process):
     assert process.returncode == 0
 
 
+def test_guarded_models_are_served_until_sigterm(tta_process, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("alice sk-one\n")
+    process = tta_process(
+        "serve", "--model", "calm=settable:a", "--moderator", "words", "--port", "0", "--api-keys", keys
+    )  # fmt: skip
+    address = next(found for line in process.stderr if (found := re.search(rb"http://127\.0\.0\.1:\d+", line)))
+    body = json.dumps({"model": "calm", "messages": [{"role": "user", "content": "Tell me of roses"}]}).encode()
+    request = urllib.request.Request(
+        f"{address[0].decode()}/v1/chat/completions",
+        data=body,
+        headers={"Content-Type": "application/json", "Authorization": "Bearer sk-one"},
+    )
+    with urllib.request.urlopen(request) as response:
+        answer = json.load(response)
+    assert answer["choices"][0]["message"]["content"] == "A calm and friendly answer about roses and gardens."
+    process.send_signal(signal.SIGTERM)
+    lines = [json.loads(line) for line in process.communicate()[1].splitlines() if line.startswith(b"{")]
+    assert process.returncode in (0, -signal.SIGTERM)
+    [told] = [line for line in lines if line["message"] == "request"]
+    assert (told["key"], told["outcome"], told["status"]) == ("alice", "clean", 200)
+    assert "roses" not in str(lines)
+
+
+def test_serving_a_model_that_is_none(tta, tmp_path):
+    assert tta("serve", "--model", "a=").code == 2
+    assert tta("serve", "--config", tmp_path / "missing.toml").code == 2
+    ran = tta("serve", "--allow-policy", "strict", "--port", "0")
+    assert (ran.code, "policies=" in ran.err) == (2, True)
+
+
 def test_a_server_without_its_extra_names_the_command(tta, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for name in [name for name in sys.modules if name.startswith("tta_middleware.server")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "tta_middleware.moderation.server", raising=False)
-    ran = tta("serve-moderation")
-    assert ran.code == 1
-    assert re.search(r"pip install .tta-middleware\[server\]", ran.err)
+    for command in ("serve-moderation", "serve"):
+        ran = tta(command)
+        assert ran.code == 1
+        assert re.search(r"pip install .tta-middleware\[server\]", ran.err)

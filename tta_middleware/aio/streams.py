@@ -61,12 +61,15 @@ async def owned(
         if reader is not None:
             reader.remove_done_callback(stop)
         task.cancel()
-        if not task.done():
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([task])
-        # Both ends are closed here as well: a task that is cancelled before its first step never enters its block.
-        send.close()
-        receive.close()
+        try:
+            if not task.done():
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([task])
+        finally:
+            # Both ends are closed here as well: a task that is cancelled before its first step never enters its block.
+            # The shield holds against anyio's scopes only; gather, under one, hands every cancellation on anew.
+            send.close()
+            receive.close()
         if not task.cancelled():
             task.exception()
 

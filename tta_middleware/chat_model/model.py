@@ -409,6 +409,24 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             raise ConfigurationError(f"the policy {policy!r} is a name; set policies= to the file that defines it")
         return file.get(policy)
 
+    def policies_in_force(self, name: str | None = None) -> StagePolicies:
+        """The policies of calls that give ``name`` for ``policy``, as the file has them now; None is the model's own.
+
+        Raises:
+            ConfigurationError: there is no such name.
+        """
+        own = self.policy if name is None else name
+        return self._stages(own).with_default(self.scorer.default_threshold)
+
+    @property
+    def scorer(self) -> Moderator:
+        """The moderator that calls ask."""
+        return self._moderator
+
+    async def aload(self) -> None:
+        """Load the model now; the first call does it otherwise."""
+        await self._engine(self.model).load()
+
     async def aclose(self) -> None:
         """Free the model and the moderator's sockets; the next call loads them again."""
         await self.runtime.aclose()

@@ -21,7 +21,7 @@ from tta_middleware.cli.chat import chat
 from tta_middleware.cli.doctor import WAIT_POLICY, doctor
 from tta_middleware.cli.evaluate import COMMAND, evaluate
 from tta_middleware.cli.moderate import moderate
-from tta_middleware.cli.serve import serve_moderation
+from tta_middleware.cli.serve import serve, serve_moderation
 
 app = typer.Typer(name="tta", add_completion=False, pretty_exceptions_enable=False)
 app.command("chat")(chat)
@@ -31,6 +31,7 @@ app.command("bench")(bench)
 app.command("eval")(evaluate)
 app.command("calibrate")(calibrate)
 app.command("doctor")(doctor)
+app.command("serve")(serve)
 app.command("serve-moderation")(serve_moderation)
 
 

@@ -1,12 +1,102 @@
-"""``tta serve-moderation``: the embedded moderator as an OpenAI-compatible server."""
+"""``tta serve``: guarded models in OpenAI's protocol; ``tta serve-moderation``: the moderator alone."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tta_middleware.cli import options as opt
+
+if TYPE_CHECKING:
+    from tta_middleware.server.keys import Keys
+    from tta_middleware.server.settings import ServerSettings
+
+_MODEL = "A model by the name that clients use: smollm2, a local folder, or a Hugging Face id; may be repeated."
+_CONFIG = "A TOML file with limits, allowed_policies and [models.NAME] (docs/server.md); options here win."
+_KEYS = (
+    "A file of API keys, KEY or NAME KEY a line; by default those of TTA_API_KEYS; without any, everybody may come in."
+)
+_ALLOW = "A policy that clients may choose with the header x-tta-policy; may be repeated."
+_DEADLINE = "Seconds after which a request ends, its time in the queue included."
+
+
+def serve(
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", metavar="NAME=REF", help=_MODEL)] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help=_CONFIG)] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    moderator: opt.Moderator = "local",
+    method: opt.Method = opt.DEFAULT_METHOD,
+    threshold: opt.Threshold = None,
+    max_new_tokens: opt.MaxNewTokens = 256,
+    prompt_check: Annotated[
+        Literal["off", "user", "all"], typer.Option(help="Whether the prompt is moderated, too.")
+    ] = "off",
+    policies: Annotated[Path | None, typer.Option(metavar="FILE", help="Named policies, in TOML or YAML.")] = None,
+    allow_policy: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_ALLOW)] = None,
+    api_keys: Annotated[Path | None, typer.Option(metavar="FILE", help=_KEYS)] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Answers under way at once.")] = None,
+    queue: Annotated[int | None, typer.Option(min=0, help="Requests that wait for that; more get 429.")] = None,
+    deadline: Annotated[float | None, typer.Option(min=0.001, help=_DEADLINE)] = None,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    allow_download: opt.AllowDownload = False,
+) -> None:
+    """Serve guarded models in OpenAI's protocol, until Ctrl-C or SIGTERM; logs are JSON lines on stderr.
+
+    With OPENAI_BASE_URL=http://HOST:PORT/v1 the openai client and everything built on it uses these models.
+    """
+    from tta_middleware.server import running
+    from tta_middleware.server.app import create_app
+    from tta_middleware.server.settings import build_models, read_server_file
+
+    common = {
+        "moderator": moderator,
+        "method": method,
+        "policy": threshold,
+        "max_new_tokens": max_new_tokens,
+        "prompt_check": prompt_check,
+        "policies": policies,
+        "device": device,
+        "dtype": dtype,
+        "allow_download": allow_download,
+    }
+    settings, models = read_server_file(config) if config else (_nothing(), {})
+    named = dict(map(_named, model or ([] if models else ["smollm2=smollm2"])))
+    models |= build_models({name: {"model": reference, **common} for name, reference in named.items()})
+    limits = {"concurrency": concurrency, "queue": queue, "seconds": deadline}
+    settings = _with(settings, limits, allow_policy or [])
+    app = create_app(models, settings, keys=_keys(api_keys))
+    running.serve(app, settings, host=host, port=port)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Name and reference; a reference alone is its own name."""
+    name, equals, reference = text.partition("=")
+    return (name, reference) if equals else (text, text)
+
+
+def _nothing() -> ServerSettings:
+    from tta_middleware.server.settings import ServerSettings
+
+    return ServerSettings()
+
+
+def _with(settings: ServerSettings, limits: dict[str, Any], allowed: list[str]) -> ServerSettings:
+    given = {name: value for name, value in limits.items() if value is not None}
+    policies = (*settings.allowed_policies, *(name for name in allowed if name not in settings.allowed_policies))
+    return settings.model_copy(
+        update={"limits": settings.limits.model_copy(update=given), "allowed_policies": policies}
+    )
+
+
+def _keys(path: Path | None) -> Keys:
+    from tta_middleware.server.keys import VARIABLE, Keys
+
+    return Keys.read(path) if path else Keys.parse(os.environ.get(VARIABLE, ""))
 
 
 def serve_moderation(
@@ -14,7 +104,7 @@ def serve_moderation(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8081,
     moderator: opt.Moderator = "local",
 ) -> None:
-    """Serve /v1/moderations in OpenAI's format, until Ctrl-C.
+    """Serve /v1/moderations in OpenAI's format, until Ctrl-C; `tta serve` has it beside the models.
 
     With OPENAI_BASE_URL=http://HOST:PORT/v1 the openai client and everything built on it uses this moderator.
     """

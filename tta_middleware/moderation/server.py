@@ -33,7 +33,7 @@ try:
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 except ImportError as missing:
-    raise MissingExtraError("the moderation server needs the extra: pip install 'tta-middleware[server]'") from missing
+    raise MissingExtraError("the server needs the extra: pip install 'tta-middleware[server]'") from missing
 
 MAX_BODY_BYTES = 1_048_576
 MAX_INPUTS = 256
@@ -51,6 +51,7 @@ class ApiError(Exception):
         kind: OpenAI's error ``type``.
         code: OpenAI's error ``code``.
         param: the field of the request that is at fault.
+        headers: beside the body, such as ``Retry-After``.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         code: str | None = None,
         param: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = dict(headers or {})
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -89,7 +92,7 @@ def create_app(
     """
     if min(max_body_bytes, max_inputs) < 1:
         raise ConfigurationError("max_body_bytes and max_inputs must be at least 1")
-    endpoint = _Endpoint(moderator, model_name, max_body_bytes, max_inputs, api_key)
+    endpoint = _Endpoint(Moderations(moderator, model_name, max_inputs), max_body_bytes, api_key)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -138,27 +141,48 @@ def serve(host: str = "127.0.0.1", port: int = 8081, *, moderator: Moderator | N
 
 
 @dataclass(frozen=True, slots=True)
-class _Endpoint:
-    """The handlers with their settings."""
+class Moderations:
+    """Answers the bodies of ``POST /v1/moderations``.
+
+    Attributes:
+        model_name: reported where a request names no model.
+        max_inputs: longer lists are refused.
+    """
 
     moderator: Moderator
     model_name: str
-    max_body_bytes: int
-    max_inputs: int
-    api_key: str | None
+    max_inputs: int = MAX_INPUTS
 
-    async def health(self, _: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok", "model": self.model_name})
+    async def create(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What is answered.
 
-    async def moderations(self, request: Request) -> JSONResponse:
-        self._authorise(request.headers)
-        payload = _object(await self._body(request))
+        Raises:
+            ApiError: the request cannot be read, or the moderator gave no verdict.
+        """
         texts = _texts(payload.get("input"), self.max_inputs)
         model = payload.get("model") or self.model_name
         if not isinstance(model, str):
             raise ApiError(400, "'model' must be a string", param="model")
-        verdicts = await self._score(texts)
-        return JSONResponse({"id": f"modr-{uuid.uuid4().hex}", "model": model, "results": self._results(verdicts)})
+        verdicts = await scored(self.moderator, texts)
+        results = [result_of(verdict, self.moderator.default_threshold) for verdict in verdicts]
+        return {"id": f"modr-{uuid.uuid4().hex}", "model": model, "results": results}
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """The handlers with their settings."""
+
+    moderations_of: Moderations
+    max_body_bytes: int
+    api_key: str | None
+
+    async def health(self, _: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok", "model": self.moderations_of.model_name})
+
+    async def moderations(self, request: Request) -> JSONResponse:
+        self._authorise(request.headers)
+        payload = json_object(await read_body(request, self.max_body_bytes))
+        return JSONResponse(await self.moderations_of.create(payload))
 
     def _authorise(self, headers: Mapping[str, str]) -> None:
         if self.api_key is None:
@@ -167,34 +191,46 @@ class _Endpoint:
         if not hmac.compare_digest(given.encode(), self.api_key.encode()):
             raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
 
-    async def _body(self, request: Request) -> bytes:
-        """The body, read no further than the limit, whatever Content-Length promises."""
-        chunks = bytearray()
-        limit = self.max_body_bytes
-        try:
-            async for chunk in request.stream():
-                chunks += chunk
-                if len(chunks) > limit:
-                    raise ApiError(413, f"the body is larger than {limit} bytes; send fewer texts", code="too_large")
-        except ClientDisconnect:
-            raise ApiError(400, "the connection closed before the body was complete") from None
-        return bytes(chunks)
 
-    async def _score(self, texts: Sequence[str]) -> list[Verdict]:
-        try:
-            return await verdicts_on(self.moderator, texts)
-        except ModerationRejectedError as error:
-            raise ApiError(400, str(error), param="input") from error
-        except ModerationUnavailableError as error:
-            raise ApiError(503, "the moderator cannot be reached; try again", kind="server_error") from error
-        except (ModerationError, ConfigurationError) as error:
-            raise ApiError(500, "the moderator failed; see its configuration", kind="server_error") from error
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, read no further than ``limit`` bytes, whatever Content-Length promises.
 
-    def _results(self, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-        return [_result(verdict, self.moderator.default_threshold) for verdict in verdicts]
+    Raises:
+        ApiError: it is longer, or the connection closed before its end.
+    """
+    chunks = bytearray()
+    try:
+        async for chunk in request.stream():
+            chunks += chunk
+            if len(chunks) > limit:
+                raise ApiError(413, f"the body is larger than {limit} bytes; send less text", code="too_large")
+    except ClientDisconnect:
+        raise ApiError(400, "the connection closed before the body was complete") from None
+    return bytes(chunks)
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+async def scored(moderator: Moderator, texts: Sequence[str]) -> list[Verdict]:
+    """One verdict per text.
+
+    Raises:
+        ApiError: there is none; says whose fault that is.
+    """
+    try:
+        return await verdicts_on(moderator, texts)
+    except ModerationRejectedError as error:
+        raise ApiError(400, str(error), param="input") from error
+    except ModerationUnavailableError as error:
+        raise ApiError(503, "the moderator cannot be reached; try again", kind="server_error") from error
+    except (ModerationError, ConfigurationError) as error:
+        raise ApiError(500, "the moderator failed; see its configuration", kind="server_error") from error
+
+
+def json_object(body: bytes) -> Mapping[str, Any]:
+    """The object that a body holds.
+
+    Raises:
+        ApiError: it holds none.
+    """
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError):
@@ -230,7 +266,7 @@ def _text(item: object, index: int) -> str:
     raise ApiError(400, "'input' must hold strings only, or {'type': 'text', 'text': ...} objects only", param=where)
 
 
-def _result(verdict: Verdict, threshold: float) -> dict[str, Any]:
+def result_of(verdict: Verdict, threshold: float) -> dict[str, Any]:
     """One entry of ``results``. A category that only this moderator has stands after OpenAI's thirteen."""
     scores = {name: verdict.scores.get(name, 0.0) for name in CATEGORIES} | dict(verdict.scores)
     return {
@@ -244,7 +280,7 @@ def _result(verdict: Verdict, threshold: float) -> dict[str, Any]:
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, ApiError):
         raise error
-    return JSONResponse(error.body, error.status)
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,122 @@
+"""A guarded server on a loopback port, in a thread of this process, over scripted parts; and what it logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+import uvicorn
+
+from tta_middleware import TTAChatModel
+from tta_middleware.config import Windows
+from tta_middleware.server import ServerSettings, create_app
+from tta_middleware.server.keys import Keys
+from tta_middleware.server.request_log import JsonLines
+from tta_middleware.testing.delays import Unequal, slow_even
+from tta_middleware.testing.scripted_engine import Script, ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+
+CALM = "Water the roses early in the morning, and give the old apple tree some compost before the first frost comes."
+BAD = f"{CALM} Then comes the forbidden part of it, which nobody is ever to see on any screen at all."
+NOTICE = "I can't help with that request."
+
+
+def story(call: ScriptedCall) -> str:
+    """Prompts with 'attack' get a bad answer, those with 'late' until the prompt is moved, the rest a calm one."""
+    if "attack" in call.text:
+        return BAD.removeprefix(call.prefix)
+    if "late" in call.text and call.moved < 0.3:
+        return BAD.removeprefix(call.prefix)
+    if call.prefix:
+        return " And then rest in the shade for a while, with a cup of tea and a good long book about gardens."
+    return CALM
+
+
+def scripted(script: Script = story, **settings: Any) -> TTAChatModel:
+    """A chat model over a script; every other check is overtaken by the one after it."""
+    engine = settings.pop("engine", None) or ScriptedEngine(script)
+    moderator = settings.pop("moderator", None) or Unequal(ScriptedModerator(score=flagging("forbidden")), slow_even)
+    given = {"windows": Windows(first=24, largest=48), "method": "none", "seed": 1, **settings}
+    return TTAChatModel(model=engine, moderator=moderator, **given)
+
+
+@dataclass
+class Served:
+    """A running server."""
+
+    url: str
+    server: uvicorn.Server
+
+    def client(self, key: str = "none", **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+
+    def aclient(self, key: str = "none") -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+
+Serving = Callable[..., AbstractContextManager[Served]]
+
+
+@contextmanager
+def running(
+    models: TTAChatModel | Mapping[str, TTAChatModel] | None = None, *, keys: str = "", **settings: Any
+) -> Iterator[Served]:
+    """A server that stops when the block ends; one model is served as ``roses``."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    served = models if isinstance(models, Mapping) else {"roses": models or scripted()}
+    app = create_app(served, ServerSettings(**settings), keys=Keys.parse(keys))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=20))
+    started = threading.Event()
+    startup = server.startup
+
+    async def announced(sockets: list[socket.socket] | None = None) -> None:
+        await startup(sockets)
+        started.set()
+
+    server.startup = announced  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        assert started.wait(30)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", server)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+@dataclass
+class Log(logging.Handler):
+    """The server's log lines, as they are written."""
+
+    lines: list[str] = field(default_factory=list)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JsonLines())
+
+    __hash__ = object.__hash__
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self._changed:
+            self.lines.append(self.format(record))
+            self._changed.notify_all()
+
+    def request(self, **wanted: object) -> dict[str, Any]:
+        """The first request's line that says all of this; waits until there is one."""
+
+        def found() -> dict[str, Any] | None:
+            parsed = [json.loads(line) for line in self.lines]
+            return next((one for one in parsed if {**one, **wanted, "message": "request"} == one), None)
+
+        with self._changed:
+            assert self._changed.wait_for(found, timeout=30), self.lines
+            return found() or {}

@@ -1,0 +1,154 @@
+"""What cannot be answered: an error in OpenAI's shape with the right status, and the server goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from staged_server import CALM, Log, Served, running, scripted
+
+from tta_middleware import TTAChatModel
+from tta_middleware.errors import ModelNotFoundError, ModerationUnavailableError
+from tta_middleware.testing.scripted_engine import ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+
+ROSES: Any = [{"role": "user", "content": "Roses?"}]
+IMAGE: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+SECRET = "a-word-of-the-prompt"
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "an unknown field": ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
+    "log-probabilities": ({"logprobs": True}, "logprobs", "withheld"),
+    "several choices": ({"n": 2}, "n", "several requests"),
+    "a penalty": ({"presence_penalty": 1.5}, "presence_penalty", "not supported"),
+    "old functions": ({"functions": []}, "functions", "use tools"),
+    "an image": ({"messages": IMAGE}, "messages[0].content", "reads text only, not 'image_url'"),
+    "a wrong role": ({"messages": [{"role": "wizard", "content": SECRET}]}, "messages[0]", "wizard"),
+    "no messages": ({"messages": []}, "messages", "at least 1"),
+    "no user turn": ({"messages": [{"role": "system", "content": SECRET}]}, "", "user"),
+    "content that is a number": ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "string"),
+    "an unknown part of a turn": (
+        {"messages": [{"role": "user", "content": SECRET, "mood": "x"}]},
+        "messages[0].mood",
+        "leave it out",
+    ),
+    "a temperature that is text": ({"temperature": "1"}, "temperature", "number"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens", "greater than"),
+    "two numbers of tokens": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "another name"),
+    "more tokens than are allowed": ({"max_tokens": 1000}, "max_completion_tokens", "at most 500"),
+    "an empty stop": ({"stop": [""]}, "", "empty"),
+    "a choice without tools": ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+    "a policy for the output that is none": (
+        {"moderation": {"model": "m", "policy": {"output": {"mode": "off"}}}},
+        "moderation.policy.output.mode",
+        "score",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def strict() -> Any:
+    with running(scripted(), limits={"max_tokens": 500, "body_bytes": 50_000}) as one:
+        yield one
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_request_that_cannot_be_answered(strict: Served, name: str) -> None:
+    changed, param, words = BAD[name]
+    body = {"model": "roses", "messages": ROSES, **changed}
+    answer = httpx.post(f"{strict.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["type"], error["param"] or "") == ("invalid_request_error", param)
+    assert words in error["message"]
+    assert SECRET not in answer.text
+    assert httpx.post(f"{strict.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES}).is_success
+
+
+def test_bodies_that_are_no_objects(strict: Served) -> None:
+    url = f"{strict.url}/v1/chat/completions"
+    for body in (b"", b"{", b"[]", b"\xff\xfe", b'{"messages": ' + b"[" * 20_000):
+        answer = httpx.post(url, content=body)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    large = httpx.post(url, json={"model": "roses", "messages": [{"role": "user", "content": "x" * 60_000}]})
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
+    surrogate = httpx.post(url, content=b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}')
+    assert (surrogate.status_code, surrogate.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_paths_and_methods_that_are_not_served(served: Served) -> None:
+    lost = httpx.get(f"{served.url}/v1/engines")
+    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "unknown_url")
+    wrong = httpx.get(f"{served.url}/v1/chat/completions")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_supported")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_fails_before_any_text(stream: bool, log: Log) -> None:
+    engine = ScriptedEngine(f"{SECRET} and more of it", fail_at_step=2)
+    with running(scripted(engine=engine)) as served, served.client() as api:
+        with pytest.raises(openai.InternalServerError) as raised:
+            api.chat.completions.create(model="roses", messages=ROSES, stream=stream)
+        after = api.chat.completions.create(model="roses", messages=ROSES)
+    assert raised.value.code == "engine_error"
+    assert after.choices[0].finish_reason == "stop"
+    assert log.request(status=500)["error"] == "EngineError"
+    assert SECRET not in "".join(log.lines)
+
+
+def test_an_engine_that_fails_in_mid_stream_ends_it_with_an_error(log: Log) -> None:
+    engine = ScriptedEngine(f"{CALM} " * 9, fail_at_step=170)
+    body = {"model": "roses", "messages": ROSES, "stream": True}
+    with running(scripted(engine=engine)) as served:
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=body)
+    *_, last = answer.text.strip().split("\n\n")
+    assert answer.status_code == 200
+    assert "Water" in answer.text
+    assert last.startswith('event: error\ndata: {"error":{"message":"the model failed')
+    assert "[DONE]" not in answer.text
+    assert 'finish_reason":"' not in answer.text
+    assert log.request(status=200)["error"] == "EngineError"
+
+
+def test_the_client_hears_of_an_error_in_mid_stream() -> None:
+    with running(scripted(engine=ScriptedEngine(f"{CALM} " * 9, fail_at_step=170))) as served, served.client() as api:
+        stream = api.chat.completions.create(model="roses", messages=ROSES, stream=True)
+        with pytest.raises(openai.APIError, match="the model failed"):
+            list(stream)
+
+
+def test_a_moderator_that_is_away_blocks_or_fails() -> None:
+    def away(**policy: Any) -> TTAChatModel:
+        failures = [ModerationUnavailableError("gone", cause="connection")] * 50
+        return scripted(moderator=ScriptedModerator(score=flagging("x"), failures=failures), **policy)
+
+    with running(away()) as served, served.client() as api:
+        choice = api.chat.completions.create(model="roses", messages=ROSES).choices[0]
+        assert choice.finish_reason == "content_filter"
+        check = httpx.post(f"{served.url}/v1/checks", json={"text": "hello"})
+    assert (check.status_code, check.json()["error"]["code"]) == (503, "unchecked")
+
+
+def test_a_model_that_is_gone_and_an_error_of_nobody(log: Log) -> None:
+    class Gone(ScriptedEngine):
+        async def tool_format(self) -> Any:
+            raise ModelNotFoundError("no model in /srv/secret-place")
+
+    class Odd(ScriptedEngine):
+        async def tool_format(self) -> Any:
+            raise RuntimeError(SECRET)
+
+    tool = {"type": "function", "function": {"name": "f"}}
+    models = {"gone": scripted(engine=Gone("x")), "odd": scripted(engine=Odd("x"))}
+    with running(models) as served:
+        answers = [
+            httpx.post(f"{served.url}/v1/chat/completions", json={"model": name, "messages": ROSES, "tools": [tool]})
+            for name in models
+        ]
+    assert [one.status_code for one in answers] == [503, 500]
+    assert [one.json()["error"]["code"] for one in answers] == ["model_unavailable", "internal_error"]
+    assert "secret-place" not in answers[0].text
+    assert SECRET not in answers[1].text + "".join(log.lines)
+    assert any('"error": "RuntimeError", "at": "test_bad_requests.py' in line for line in log.lines)

@@ -1,0 +1,103 @@
+"""The ASGI application: routes, and what lives as long as it does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.moderation.server import ApiError
+from tta_middleware.server.chat_completions import ChatCompletions
+from tta_middleware.server.checks import Checks
+from tta_middleware.server.front import Call, Endpoint, Front, error_response, json_response
+from tta_middleware.server.gate import Gate
+from tta_middleware.server.keys import Keys
+from tta_middleware.server.models import ServedModels
+from tta_middleware.server.settings import ServerSettings
+
+# moderation.server, imported above, says what to install where these are missing.
+from starlette.applications import Starlette  # isort: skip
+from starlette.exceptions import HTTPException  # isort: skip
+from starlette.requests import Request  # isort: skip
+from starlette.responses import Response  # isort: skip
+from starlette.routing import Route  # isort: skip
+
+
+def create_app(
+    models: Mapping[str, TTAChatModel], settings: ServerSettings | None = None, *, keys: Keys | None = None
+) -> Starlette:
+    """OpenAI's protocol over guarded chat models.
+
+    The models are loaded when the application starts and freed when it stops. Mounted in another application it is not
+    started by itself: ``lifespan=lambda _: app.router.lifespan_context(app)`` does that, and without it each model is
+    loaded at its first request.
+
+    Args:
+        models: chat models by the names that clients use; the first one's moderator answers checks and moderations.
+        keys: who may come in; everybody by default.
+
+    Raises:
+        ConfigurationError: there is no model, or an allowed policy that some model does not know.
+    """
+    settings = settings or ServerSettings()
+    served = ServedModels(dict(models), settings.allowed_policies)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            await served.load()
+            yield
+        finally:
+            await served.aclose()
+
+    return Starlette(
+        routes=_routes(served, settings, keys or Keys()),
+        exception_handlers={HTTPException: _not_served},
+        lifespan=lifespan,
+    )
+
+
+def _routes(served: ServedModels, settings: ServerSettings, keys: Keys) -> list[Route]:
+    limits = settings.limits
+    chat = ChatCompletions(served, Gate(limits.concurrency, limits.queue, limits.retry_after), settings.show_trace)
+    checks = Checks(served, Gate(limits.checks, limits.checks, limits.retry_after))
+    status = _Status(served)
+
+    def route(method: str, path: str, endpoint: Endpoint, who: Keys = keys) -> Route:
+        return Route(path, Front(endpoint, who, limits), methods=[method])
+
+    return [
+        route("POST", "/v1/chat/completions", chat.create),
+        route("GET", "/v1/models", served.listed),
+        route("GET", "/v1/models/{name:path}", served.shown),
+        route("POST", "/v1/moderations", checks.moderate),
+        route("POST", "/v1/checks", checks.check),
+        route("GET", "/health", status.health, Keys()),
+        route("GET", "/ready", status.ready, Keys()),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    """What load balancers ask; without a key."""
+
+    served: ServedModels
+
+    async def health(self, _: Call) -> Response:
+        """The process answers."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, _: Call) -> Response:
+        """The models are loaded."""
+        ready = self.served.ready
+        return json_response({"status": "ready" if ready else "loading"}, 200 if ready else 503)
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in OpenAI's shape."""
+    status = int(getattr(error, "status_code", 500))
+    code = {404: "unknown_url", 405: "method_not_supported"}.get(status)
+    headers = getattr(error, "headers", None)
+    message = f"{request.method} {request.url.path[:200]} is not served here; POST /v1/chat/completions is"
+    return error_response(ApiError(status, message, code=code, headers=headers))

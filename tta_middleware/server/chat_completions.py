@@ -1,0 +1,174 @@
+"""``POST /v1/chat/completions`` over guarded chat models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, cast
+
+import anyio
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.runnables import Runnable
+from starlette.responses import Response
+
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.refusal import RefusedAnswerError
+from tta_middleware.moderation.server import json_object
+from tta_middleware.server.chat_reply import Reply
+from tta_middleware.server.chat_request import ChatRequest, read_request
+from tta_middleware.server.front import Call, EventStream, json_response
+from tta_middleware.server.gate import Gate
+from tta_middleware.server.inline_moderation import inline_moderation
+from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
+
+_SEAM = "\n\n"
+
+
+@dataclass(eq=False, slots=True)
+class ChatCompletions:
+    """The endpoint.
+
+    Attributes:
+        gate: places for answers under way.
+        show_trace: whether answers carry their trace.
+    """
+
+    models: ServedModels
+    gate: Gate
+    show_trace: bool = True
+
+    async def create(self, call: Call) -> Response | EventStream:
+        """An answer, whole or as a stream.
+
+        Raises:
+            ApiError: the request cannot be read, names no model, or there is no place for it.
+            TTAError: what the chat model raises before any text has left.
+        """
+        asked = read_request(ChatRequest, json_object(call.body))
+        model = self.models.named(asked.model)
+        call.record.model, call.record.stream = asked.model, bool(asked.stream)
+        policy = self.models.policy(call, model)
+        runnable = _bound(model, asked, policy, call.limits.max_tokens)
+        await call.held.enter_async_context(self.gate.place())
+        answer = _Answer(call, asked, model, policy, runnable, Reply(asked.model, self.show_trace))
+        return await (answer.stream() if asked.stream else answer.whole())
+
+
+def _bound(
+    model: TTAChatModel, asked: ChatRequest, policy: Chosen, most_tokens: int | None
+) -> Runnable[LanguageModelInput, AIMessage]:
+    """The chat model as this request uses it."""
+    settings = asked.settings(model, most_tokens) | {"policy": policy.stages}
+    tools = asked.tool_settings()
+    if tools is not None:
+        return model.bind_tools(**tools, **settings)
+    return cast("Runnable[LanguageModelInput, AIMessage]", model.bind(**settings))
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """One answer under way."""
+
+    call: Call
+    asked: ChatRequest
+    model: TTAChatModel
+    policy: Chosen
+    runnable: Runnable[LanguageModelInput, AIMessage]
+    reply: Reply
+
+    async def whole(self) -> Response:
+        try:
+            message = await _cancelled_once(self.runnable.ainvoke(self.asked.conversation))
+        except RefusedAnswerError as error:
+            message = _refusal(error)
+        self.reply.note(message)
+        self._log()
+        headers = self.policy.header | {OUTCOME_HEADER: str(self.reply.trace.get("outcome", ""))}
+        return json_response(self.reply.completion(message, await self._moderation()), headers=headers)
+
+    async def stream(self) -> EventStream:
+        """The stream, once its first piece is there: an error before that has a status of its own."""
+        chunks = cast("AsyncGenerator[AIMessageChunk, None]", self.runnable.astream(self.asked.conversation))
+        first: AIMessageChunk | RefusedAnswerError | None
+        try:
+            first = await anext(chunks, None)
+        except RefusedAnswerError as error:
+            first = error
+        return EventStream(self.call, self._events(first, chunks), self.policy.header)
+
+    async def _events(
+        self, first: AIMessageChunk | RefusedAnswerError | None, rest: AsyncGenerator[AIMessageChunk, None]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        reply = self.reply
+        async with aclosing(rest):
+            yield reply.chunk({"role": "assistant", "content": "", "refusal": None})
+            try:
+                async for chunk in _from(first, rest):
+                    reply.note(chunk)
+                    for delta in reply.deltas(chunk):
+                        yield reply.chunk(delta)
+            except RefusedAnswerError as error:
+                message = _refusal(error)
+                lead = _SEAM if reply.said else ""
+                reply.note(message)
+                yield reply.chunk({"content": lead + str(message.text)})
+        self._log()
+        yield reply.last_chunk()
+        if moderation := await self._moderation():
+            yield reply.extra_chunk(moderation=moderation)
+        if self.asked.include_usage:
+            yield reply.extra_chunk(usage=reply.usage)
+
+    async def _moderation(self) -> dict[str, Any] | None:
+        if self.asked.moderation is None:
+            return None
+        said = "\n".join(self.reply.said) if self.reply.has_calls else "".join(self.reply.said)
+        return await inline_moderation(
+            self.model.scorer, self.policy.stages, self.asked.last_user_text, said, self.reply.trace
+        )
+
+    def _log(self) -> None:
+        record, usage = self.call.record, self.reply.usage or {}
+        record.outcome, record.finish_reason = self.reply.trace.get("outcome"), self.reply.finish_reason
+        record.prompt_tokens, record.completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+
+
+async def _from(
+    first: AIMessageChunk | RefusedAnswerError | None, rest: AsyncGenerator[AIMessageChunk, None]
+) -> AsyncIterator[AIMessageChunk]:
+    """The stream as it would have been, had nobody looked at its beginning."""
+    if isinstance(first, RefusedAnswerError):
+        raise first
+    if first is not None:
+        yield first
+        async for chunk in rest:
+            yield chunk
+
+
+async def _cancelled_once(work: Coroutine[Any, Any, AIMessage]) -> AIMessage:
+    """What ``work`` gives, from a task of its own.
+
+    A scope cancels its task anew in every turn of the loop, and LangChain's gather would hand each of these
+    cancellations on to what cleans up already.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task])
+    finally:
+        if not task.done():
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()
+    return task.result()
+
+
+def _refusal(error: RefusedAnswerError) -> AIMessage:
+    """The message that says no, where the model is set to raise: to a client a block is an answer."""
+    if not isinstance(error.raw_message, AIMessage):
+        raise error
+    return error.raw_message

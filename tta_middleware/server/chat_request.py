@@ -1,0 +1,351 @@
+"""The body of ``POST /v1/chat/completions``: read strictly, and put into LangChain's terms.
+
+A field that is not known is refused, since a client that sends it believes in its effect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    SystemMessage,
+    ToolCall,
+    ToolMessage,
+)
+from langchain_core.messages.tool import invalid_tool_call, tool_call
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.config import nearest
+from tta_middleware.moderation.server import ApiError
+
+IGNORED: Final = (
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+"""Fields of OpenAI's that change no answer here."""
+
+NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+}
+"""Fields that are taken with these values only, since clients send them unasked."""
+
+_INSTEAD: Final = {
+    "n": "send several requests",
+    "logprobs": "probabilities would tell of words that were withheld",
+    "top_logprobs": "probabilities would tell of words that were withheld",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+}
+
+_SEEDS: Final = 2**31
+
+
+class Body(BaseModel):
+    """Base of what is read: no unknown fields, no guesses at types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Body)
+
+
+def _joined(value: Any) -> Any:
+    """Text, or the text of content parts."""
+    if not isinstance(value, list):
+        return value
+    return "".join(_part(part) for part in value)
+
+
+def _part(part: Any) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "refusal", "refusal": str(text)}:
+            return text
+        case {"type": str(kind)} if kind not in ("text", "refusal"):
+            raise ValueError(f"the model reads text only, not {kind[:40]!r}")
+    raise ValueError("content is a string, or parts such as {'type': 'text', 'text': ...}")
+
+
+Text: TypeAlias = Annotated[str, BeforeValidator(_joined)]
+
+
+class SystemTurn(Body):
+    """Instructions."""
+
+    role: Literal["system", "developer"]
+    content: Text
+    name: str | None = None
+
+    def message(self) -> BaseMessage:
+        return SystemMessage(self.content)
+
+
+class UserTurn(Body):
+    """What the user said."""
+
+    role: Literal["user"]
+    content: Text
+    name: str | None = None
+
+    def message(self) -> BaseMessage:
+        return HumanMessage(self.content)
+
+
+class Function(Body):
+    """A tool's name and the JSON of its arguments."""
+
+    name: str
+    arguments: str
+
+
+class CallOfTool(Body):
+    """One call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+    index: int | None = None
+
+    def read(self) -> ToolCall | InvalidToolCall:
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if isinstance(arguments, dict):
+            return tool_call(name=self.function.name, args=arguments, id=self.id)
+        return invalid_tool_call(name=self.function.name, args=self.function.arguments, id=self.id)
+
+
+class AssistantTurn(BaseModel):
+    """What a model said, as any server's client holds it: fields that no model reads again are let by."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    role: Literal["assistant"]
+    content: Text | None = None
+    refusal: str | None = None
+    tool_calls: list[CallOfTool] | None = None
+
+    def message(self) -> BaseMessage:
+        calls = [call.read() for call in self.tool_calls or ()]
+        return AIMessage(
+            self.content or self.refusal or "",
+            tool_calls=[call for call in calls if call["type"] == "tool_call"],
+            invalid_tool_calls=[call for call in calls if call["type"] == "invalid_tool_call"],
+        )
+
+
+class ToolTurn(Body):
+    """What a tool gave back."""
+
+    role: Literal["tool"]
+    content: Text
+    tool_call_id: str
+    name: str | None = None
+
+    def message(self) -> BaseMessage:
+        return ToolMessage(self.content, tool_call_id=self.tool_call_id, name=self.name)
+
+
+Turn: TypeAlias = Annotated[SystemTurn | UserTurn | AssistantTurn | ToolTurn, Field(discriminator="role")]
+
+
+class FunctionDescription(Body):
+    """What a model is told of a tool."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDescription
+
+
+class StreamOptions(Body):
+    """How a stream is sent; obfuscation pads nothing here."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ModerationMode(Body):
+    """``block`` asks for a check that may block; ``score`` for scores."""
+
+    mode: Literal["score", "block"]
+
+
+class ModerationPolicy(Body):
+    """What is asked for the prompt and for the answer."""
+
+    input: ModerationMode | None = None
+    output: ModerationMode | None = None
+
+
+class InlineModeration(Body):
+    """Scores of prompt and answer along with the answer; the server's own moderator gives them."""
+
+    model: str
+    policy: ModerationPolicy | None = None
+
+    @property
+    def blocks_input(self) -> bool:
+        asked = self.policy.input if self.policy else None
+        return asked is not None and asked.mode == "block"
+
+
+class ChatRequest(Body):
+    """See OpenAI's reference; docs/server.md lists what differs."""
+
+    model: str
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    moderation: InlineModeration | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_changes_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        for name, values in NEUTRAL.items():
+            if given.get(name) is not None and given[name] not in values:
+                raise unsupported(name)
+        left_out = {*IGNORED, *NEUTRAL}
+        return {name: value for name, value in given.items() if name not in left_out}
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def conversation(self) -> list[BaseMessage]:
+        return [turn.message() for turn in self.messages]
+
+    @property
+    def last_user_text(self) -> str:
+        return next((turn.content for turn in reversed(self.messages) if isinstance(turn, UserTurn)), "")
+
+    def settings(self, model: TTAChatModel, most_tokens: int | None) -> dict[str, Any]:
+        """What a call of ``model`` is told.
+
+        Raises:
+            ApiError: more tokens are asked for than ``most_tokens``, or twice and differently.
+        """
+        given = {
+            "max_new_tokens": self._tokens(most_tokens),
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": None if self.seed is None else self.seed % _SEEDS,
+            "stop": self.stop or None,
+            "response_format": self.response_format,
+        }
+        if self.moderation is not None and self.moderation.blocks_input and model.prompt_check == "off":
+            given["prompt_check"] = "user"
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _tokens(self, most: int | None) -> int | None:
+        asked = {tokens for tokens in (self.max_completion_tokens, self.max_tokens) if tokens is not None}
+        if len(asked) > 1:
+            raise ApiError(400, "max_tokens is another name of max_completion_tokens; give one", param="max_tokens")
+        tokens = next(iter(asked), None)
+        if tokens is not None and most is not None and tokens > most:
+            raise ApiError(400, f"at most {most} tokens may be asked for, not {tokens}", param="max_completion_tokens")
+        return tokens
+
+    def tool_settings(self) -> dict[str, Any] | None:
+        """What ``bind_tools`` is told; None without tools.
+
+        Raises:
+            ApiError: a choice among tools that there are not.
+        """
+        if self.tools:
+            tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
+            parallel = {} if self.parallel_tool_calls is None else {"parallel_tool_calls": self.parallel_tool_calls}
+            return {"tools": tools, "tool_choice": self.tool_choice, **parallel}
+        if self.tool_choice not in (None, "auto", "none"):
+            raise ApiError(400, "tool_choice needs tools to choose from", param="tool_choice")
+        return None
+
+
+def read_request(kind: type[R], payload: Mapping[str, Any]) -> R:
+    """An instance of ``kind``.
+
+    Raises:
+        ApiError: a field is missing, unknown or of another kind; says where, never with what.
+    """
+    try:
+        return kind.model_validate(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = _path(first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise _unknown(where, str(first["loc"][-1]), kind) from None
+        if first["type"] == "missing":
+            message = f"Missing required parameter: '{where}'"
+            raise ApiError(400, message, code="missing_required_parameter", param=where) from None
+        message = f"Invalid '{where}': {first['msg'].removeprefix('Value error, ')[:300]}"
+        raise ApiError(400, message, code="invalid_value", param=where) from None
+
+
+def unsupported(name: str) -> ApiError:
+    """A field of OpenAI's that is not served with this value."""
+    hint = _INSTEAD.get(name, "leave it out")
+    return ApiError(400, f"'{name}' is not supported here; {hint}", code="unsupported_parameter", param=name)
+
+
+def _unknown(where: str, name: str, kind: type[BaseModel]) -> ApiError:
+    if name in _INSTEAD:
+        return unsupported(name)
+    hint = nearest(name, kind.model_fields) if where == name else "leave it out"
+    message = f"Unknown parameter: '{where[:200]}'; {hint}"
+    return ApiError(400, message, code="unknown_parameter", param=where[:200])
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """``messages[0].content`` of pydantic's location, without the names of the alternatives it tried."""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in _steps(location))
+    return path.removeprefix(".")
+
+
+def _steps(location: tuple[int | str, ...]) -> Iterator[int | str]:
+    before: int | str = ""
+    for at, step in enumerate(location):
+        tag = isinstance(before, int) and at == 2 and location[0] == "messages"
+        if not tag and not (isinstance(step, str) and (step in ("str", "dict") or "[" in step)):
+            yield step
+        before = step

@@ -1,0 +1,174 @@
+"""What every request goes through: key, body, deadline, an eye on the client, errors, the log line."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from tta_middleware.aio.streams import sole
+from tta_middleware.moderation.server import ApiError, read_body
+from tta_middleware.server.api_errors import api_error, too_late
+from tta_middleware.server.keys import Keys
+from tta_middleware.server.request_log import Record
+from tta_middleware.server.settings import Limits
+
+GRACE_SECONDS = 1.0
+"""How long a stream's last words wait for a client that does not read."""
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One request, let in.
+
+    Attributes:
+        deadline: by the event loop's clock.
+        held: what is given back when the response has left.
+    """
+
+    request: Request
+    body: bytes
+    deadline: float
+    limits: Limits
+    record: Record
+    held: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+
+Endpoint: TypeAlias = Callable[[Call], Awaitable["Response | EventStream"]]
+
+
+class Front:
+    """An endpoint behind the checks that all have in common; an ASGI application.
+
+    Args:
+        keys: who may come in.
+    """
+
+    def __init__(self, endpoint: Endpoint, keys: Keys, limits: Limits) -> None:
+        self._endpoint, self._keys, self._limits = endpoint, keys, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = Record(f"req_{secrets.token_hex(12)}", scope["method"], scope["path"])
+        out = _Outgoing(send, record)
+        try:
+            await self._attend(Request(scope, receive), out, record)
+        except Exception as error:  # noqa: BLE001 - the one place that turns every error into an answer
+            answer = api_error(error)
+            record.failed(error, answer.status)
+            if record.status is None:
+                await error_response(answer)(scope, receive, out)
+        finally:
+            record.write()
+
+    async def _attend(self, request: Request, out: _Outgoing, record: Record) -> None:
+        record.key = self._keys.name_of(request.headers)
+        deadline = anyio.current_time() + self._limits.seconds
+        body = b""
+        with anyio.CancelScope(deadline=deadline) as reading:
+            body = await read_body(request, self._limits.body_bytes)
+        if reading.cancelled_caught:
+            raise ApiError(408, "the body did not arrive in time", code="timeout")
+        call = Call(request, body, deadline, self._limits, record)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_watch, request, record, group.cancel_scope)
+                await self._respond(call, out)
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise sole(errors) from None
+
+    async def _respond(self, call: Call, out: _Outgoing) -> None:
+        async with call.held:
+            response: Response | EventStream | None = None
+            with anyio.CancelScope(deadline=call.deadline):
+                response = await self._endpoint(call)
+            if response is None:
+                raise too_late(call.limits.seconds)
+            await response(call.request.scope, call.request.receive, out)
+
+
+class _Outgoing:
+    """What leaves, with the request's id; notes the status."""
+
+    def __init__(self, send: Send, record: Record) -> None:
+        self._send, self._record = send, record
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._record.status = message["status"]
+            message = {**message, "headers": [*message["headers"], (b"x-request-id", self._record.id.encode())]}
+        await self._send(message)
+
+
+async def _watch(request: Request, record: Record, work: anyio.CancelScope) -> None:
+    """Cancels the work on a request whose client has gone; the body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    record.disconnected = True
+    work.cancel()
+
+
+class EventStream:
+    """A response of server-sent events.
+
+    An error after its start is its last event, without ``[DONE]``: what came before is no whole answer.
+
+    Args:
+        events: payloads; whatever happens they are closed.
+    """
+
+    def __init__(self, call: Call, events: AsyncGenerator[Mapping[str, Any], None], headers: Mapping[str, str]) -> None:
+        self._call, self._events, self._headers = call, events, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", **self._headers}
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        error: Exception = too_late(self._call.limits.seconds)
+        async with aclosing(self._events) as events:
+            await send({"type": "http.response.start", "status": 200, "headers": encoded})
+            with anyio.CancelScope(deadline=self._call.deadline):
+                try:
+                    async for event in events:
+                        await send(_part(_event(event)))
+                    await send(_part(b"data: [DONE]\n\n", more=False))
+                    return
+                except Exception as raised:  # noqa: BLE001 - said in the stream, since its status has left
+                    error = raised
+        await self._end_with(error, send)
+
+    async def _end_with(self, error: Exception, send: Send) -> None:
+        answer = api_error(error)
+        self._call.record.failed(error, answer.status)
+        with anyio.move_on_after(GRACE_SECONDS):
+            await send(_part(b"event: error\n" + _event(answer.body), more=False))
+
+
+def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """As JSON; halves of surrogate pairs, which a request may hold in a name, are replaced."""
+    return Response(_json(content), status, dict(headers or {}), "application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    """An error in OpenAI's shape."""
+    return json_response(error.body, error.status, error.headers)
+
+
+def _part(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def _event(content: object) -> bytes:
+    return b"data: " + _json(content) + b"\n\n"
+
+
+def _json(content: object) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")

@@ -1,0 +1,49 @@
+"""The application in a process of its own, under uvicorn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.applications import Starlette
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.moderation.server import KEEP_ALIVE_SECONDS
+from tta_middleware.server.settings import ServerSettings
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "tta_middleware.server.request_log.JsonLines"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": "INFO", "propagate": False} for name in ("uvicorn", "tta_middleware")
+    },
+}
+"""Everything as JSON lines on stderr."""
+
+
+def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way get ``drain_seconds`` to end, new ones are not taken.
+
+    Args:
+        host: address to listen on. The server speaks plain HTTP: put a TLS proxy in front of it where the network is
+            not trusted.
+        port: TCP port; 0 takes a free one, which the log tells.
+
+    Raises:
+        ConfigurationError: the port is out of range.
+    """
+    import uvicorn
+
+    if not 0 <= port <= 65_535:
+        raise ConfigurationError(f"port must lie in [0, 65535], not {port}")
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        log_config=LOGGING,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.limits.drain_seconds,
+    )

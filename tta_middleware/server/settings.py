@@ -1,0 +1,92 @@
+"""What an operator decides: limits, who may come in, which policies a client may choose, and the models."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.config import Settings, refuse_unknown
+from tta_middleware.errors import ConfigurationError
+
+
+class Limits(Settings):
+    """What requests may cost, and how many are under way.
+
+    Attributes:
+        body_bytes: larger bodies get 413.
+        concurrency: chat completions that are answered at once.
+        queue: further ones that wait for a place; those beyond get 429.
+        checks: requests for checks and moderations that are answered at once; as many may wait for a place.
+        retry_after: seconds that a 429 asks a client to wait.
+        seconds: a request's deadline, its time in the queue and a slow reader's time included.
+        max_tokens: most tokens that a client may ask for; None leaves it to the model's context.
+        drain_seconds: how long requests under way get to end when the server is told to stop.
+    """
+
+    body_bytes: PositiveInt = 4_194_304
+    concurrency: PositiveInt = 16
+    queue: NonNegativeInt = 64
+    checks: PositiveInt = 64
+    retry_after: PositiveInt = 1
+    seconds: PositiveFloat = 300.0
+    max_tokens: PositiveInt | None = None
+    drain_seconds: PositiveInt = 30
+
+
+class ServerSettings(Settings):
+    """A server's settings beside its models.
+
+    Attributes:
+        allowed_policies: names in the models' policy files that a client may choose with ``x-tta-policy``.
+        show_trace: whether answers carry the trace in their field ``tta``.
+    """
+
+    limits: Limits = Field(default_factory=Limits)
+    allowed_policies: tuple[str, ...] = ()
+    show_trace: bool = True
+
+
+def read_server_file(path: Path) -> tuple[ServerSettings, dict[str, TTAChatModel]]:
+    """Settings and models of a TOML file: ``limits``, ``allowed_policies``, ``show_trace``, and ``[models.NAME]``.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a setting is unknown or unusable.
+    """
+    document = _document(path)
+    refuse_unknown(path.name, document, [*ServerSettings.model_fields, "models"])
+    tables = document.pop("models", {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise ConfigurationError(f"{path.name}: models are tables [models.NAME]")
+    return ServerSettings(**document), build_models(tables)
+
+
+def build_models(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, TTAChatModel]:
+    """Chat models by name from their settings; they share engines and moderators of the same kind.
+
+    Raises:
+        ConfigurationError: a setting is unknown or unusable; names the model.
+    """
+    shared = Runtime()
+    return {name: _model(name, table, shared) for name, table in tables.items()}
+
+
+def _model(name: str, table: Mapping[str, Any], runtime: Runtime) -> TTAChatModel:
+    try:
+        return TTAChatModel(**table, runtime=runtime)
+    except ValueError as error:
+        raise ConfigurationError(f"model {name!r}: {error}") from None
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{path.name} is not valid TOML: {error}") from None

@@ -23,7 +23,10 @@ Every error pickles. None carries a prompt, an answer or a secret.
 
 from __future__ import annotations
 
-from tta_middleware.trace import Trace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tta_middleware.types import Trace
 
 
 class TTAError(Exception):

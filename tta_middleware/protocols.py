@@ -129,6 +129,7 @@ class Moderator(Protocol):
     Further attributes are optional. ``max_characters`` is the longest text that it takes: longer ones are handed over
     in parts that overlap by ``overlap`` characters (:mod:`tta_middleware.policy.verdicts`). ``categories`` are those
     that it scores; a policy with a threshold for another one is refused (:mod:`tta_middleware.policy.coverage`).
+    ``undisguises`` is true for one that judges disguised texts by what they say itself, so nobody does it around it.
     """
 
     name: str

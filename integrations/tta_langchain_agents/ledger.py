@@ -17,7 +17,7 @@ from tta_langchain_agents.content import material
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.policy import Decision, Policy, StagePolicies
-from tta_middleware.policy.coverage import categories_of, covering, enforced
+from tta_middleware.policy.coverage import categories_of, covering, enforced, undisguises
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
@@ -44,6 +44,7 @@ class Ledger:
     name: str = field(init=False)
     default_threshold: float = field(init=False)
     categories: tuple[str, ...] = field(init=False)
+    undisguises: bool = field(init=False)
     _worst: tuple[Decision, Verdict] | None = None
     _started: float = 0.0
 
@@ -55,6 +56,7 @@ class Ledger:
         self.name, self.default_threshold = self.moderator.name, self.moderator.default_threshold
         # What is not declared was put under watch above, so whoever asks this ledger need not watch it again.
         self.categories = categories_of(self.moderator) or tuple(enforced(stages))
+        self.undisguises = undisguises(self.moderator)
         self._started = self.clock()
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

@@ -1,10 +1,10 @@
-"""Whether somebody scores what a policy has thresholds for.
+"""Whether somebody scores what a policy has thresholds for, and scores what a text says beneath a disguise.
 
 A threshold for a category that the moderator does not score enforces nothing, and nothing shows it: every verdict
 passes. So it is an error, not a warning: who wrote the threshold believes in it, and logs are read after the fact.
 
 Moderators declare what they score in an optional attribute ``categories``. One that does not is checked at its first
-verdict.
+verdict. Everything that holds texts against policies takes its moderator through :func:`covering`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import STAGES, StagePolicies
+from tta_middleware.policy.disguises import plain_form
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict
+from tta_middleware.types import Verdict, stricter
 
 
 def categories_of(moderator: object) -> tuple[str, ...] | None:
@@ -47,14 +48,55 @@ def check_scored(policies: StagePolicies, categories: Collection[str] | None, mo
 
 
 def covering(moderator: Moderator, policies: StagePolicies) -> Moderator:
-    """The moderator, if it scores what ``policies`` enforce; one that declares nothing is watched at its first verdict.
+    """The moderator, if it scores what ``policies`` enforce, as they want it asked.
+
+    One that declares nothing is watched at its first verdict. Disguised texts are judged in both forms, unless the
+    policies do without, or an inner moderator does so already (its attribute ``undisguises``).
 
     Raises:
         ConfigurationError: it does not.
     """
     categories = categories_of(moderator)
     check_scored(policies, categories, moderator.name)
-    return moderator if categories is not None or not enforced(policies) else _Undeclared(moderator, policies)
+    watched = moderator if categories is not None or not enforced(policies) else _Undeclared(moderator, policies)
+    return Undisguising(watched) if policies.disguises and not undisguises(moderator) else watched
+
+
+def undisguises(moderator: object) -> bool:
+    """Whether a moderator judges disguised texts in both forms by itself."""
+    return bool(getattr(moderator, "undisguises", False))
+
+
+class Undisguising:
+    """A moderator that is asked about what a text says beside the text as it was written, in one request.
+
+    The stricter verdict counts (:func:`tta_middleware.types.stricter`). Text without a disguise is asked about once.
+    Forms are taken of whole texts: whatever has to cut long ones, or keeps verdicts, stands inside.
+    """
+
+    undisguises = True
+    max_characters: int | None = None
+
+    def __init__(self, inner: Moderator) -> None:
+        self._inner = inner
+        self.name, self.default_threshold = inner.name, inner.default_threshold
+        self.categories: tuple[str, ...] | None = categories_of(inner)
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        """One verdict per text: the stricter one where it has two forms.
+
+        Raises:
+            ModerationError: the inner moderator's.
+        """
+        forms = [plain_form(text) for text in texts]
+        hidden = [form for form in forms if form is not None]
+        verdicts = await verdicts_on(self._inner, [*texts, *hidden], prompt=prompt)
+        beneath = iter(verdicts[len(texts) :])
+        written = zip(verdicts, forms, strict=False)
+        return [one if form is None else stricter([one, next(beneath)]) for one, form in written]
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 class _Undeclared:

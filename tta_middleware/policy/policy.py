@@ -75,6 +75,9 @@ class Policy(Settings):
         on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass with the outcome
             ``unchecked``, unless a wrong key or address keeps everything from being scored: that is raised.
         notice: the text shown instead of an answer.
+        disguises: whether a text that hides what it says (leetspeak, base64, letters spelled apart, ...) is judged by
+            what it says as well, in the same request; each category's higher score counts. One stage that asks for it
+            has it done for all, since one moderator serves them.
 
     Raises:
         ConfigurationError: an unknown category, or a threshold outside [0, 1].
@@ -88,6 +91,7 @@ class Policy(Settings):
     hold: Weight = 0.7
     on_error: Literal["closed", "open"] = "closed"
     notice: Annotated[str, Field(min_length=1)] = DEFAULT_NOTICE
+    disguises: bool = True
 
     @field_validator("categories", "weights", "shadow")
     @classmethod
@@ -219,6 +223,11 @@ class StagePolicies(Settings):
         """The policy of a stage."""
         policy: Policy = getattr(self, stage)
         return policy
+
+    @property
+    def disguises(self) -> bool:
+        """Whether some stage has texts judged by what they say once their disguises are undone."""
+        return any(self.at(stage).disguises for stage in STAGES)
 
     def with_default(self, threshold: float) -> StagePolicies:
         """These policies with ``threshold`` where one leaves the threshold to the moderator."""

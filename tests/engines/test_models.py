@@ -169,6 +169,26 @@ def test_describing_and_constructing_load_no_torch_and_change_no_environment() -
 
 
 @pytest.mark.slow
+def test_a_conversion_parses_the_file_once_and_leaves_the_reader_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+
+    opened: list[str] = []
+    prepare = gguf.GGUFReader.__init__
+
+    def count(self: gguf.GGUFReader, path: str, *rest: object) -> None:
+        opened.append(path)
+        prepare(self, path, *rest)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", count)
+    reader = gguf.GGUFReader
+    resolve_model("smollm2", cache_dir=tmp_path)
+    assert len(opened) == 1
+    assert gguf.GGUFReader is reader
+
+
+@pytest.mark.slow
 def test_two_processes_that_need_the_model_at_once_convert_it_once(tmp_path: Path) -> None:
     code = (
         "import sys; from tta_middleware.engines.models import resolve_model\n"

@@ -68,7 +68,7 @@ class ModelInfo:
 
 
 def resolve_model(ref: str, *, cache_dir: str | os.PathLike[str] | None = None, allow_download: bool = False) -> Path:
-    """The folder that transformers can load for ``ref``; converts a GGUF on first use (about 20 seconds).
+    """The folder that transformers can load for ``ref``; converts a GGUF on first use (about 10 seconds).
 
     Args:
         ref: a known short name, a folder, a ``.gguf`` file, or a Hugging Face id.

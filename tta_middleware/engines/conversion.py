@@ -1,7 +1,7 @@
 """Turns a GGUF file into a folder that transformers loads in a fraction of a second, once per machine.
 
-Reading a GGUF takes some 10 seconds on two cores, most of them for the vocabulary in its metadata; the safetensors copy
-that is kept in the user's cache folder loads in about 0.3 seconds. Several processes may ask for the same model at once: one
+Reading a GGUF takes some 10 seconds, most of them for the vocabulary in its metadata; the safetensors copy that is kept
+in the user's cache folder loads in about 0.3 seconds. Several processes may ask for the same model at once: one
 converts under a file lock, the others wait, and a folder appears only when it is complete.
 """
 

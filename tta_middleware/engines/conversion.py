@@ -97,7 +97,7 @@ def _read_once() -> Iterator[None]:
     """
     import gguf
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+    class Reader(gguf.GGUFReader):
         @property
         def data(self) -> Any:
             return self._bytes

@@ -6,7 +6,7 @@ from itertools import chain, repeat
 
 import anyio
 
-from tta_middleware.errors import ModerationUnavailableError
+from tta_middleware.errors import EngineError, ModerationUnavailableError
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import Verdict
@@ -29,11 +29,18 @@ async def _hang(_seconds: float) -> None:
     await anyio.sleep_forever()
 
 
+class Unloadable(ScriptedEngine):
+    async def load(self) -> None:
+        raise EngineError("it cannot be loaded here")
+
+
 def engine(reference: str) -> ScriptedEngine:
     if reference == "stubborn":
         return ScriptedEngine(lambda call: BAD, model_id="staged:stubborn")
     if reference == "failing":
         return ScriptedEngine(_answer, fail_at_step=12, model_id="staged:failing")
+    if reference == "unloadable":
+        return Unloadable(_answer, model_id="staged:unloadable")
     if reference == "hanging":
         steps = int(os.environ.get("STAGED_STEPS", sys.maxsize))
         return ScriptedEngine(_answer, sleep=_Patience(steps).sleep, model_id="staged:hanging")

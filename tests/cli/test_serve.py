@@ -46,9 +46,17 @@ def test_guarded_models_are_served_until_sigterm(tta_process, tmp_path):
 
 def test_serving_a_model_that_is_none(tta, tmp_path):
     assert tta("serve", "--model", "a=").code == 2
+    assert tta("serve", "--model", "a=smollm2", "--model", "a=smollm2").code == 2
     assert tta("serve", "--config", tmp_path / "missing.toml").code == 2
     ran = tta("serve", "--allow-policy", "strict", "--port", "0")
     assert (ran.code, "policies=" in ran.err) == (2, True)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_in_a_line(tta_process):
+    process = tta_process("serve", "--model", "a=settable:unloadable", "--moderator", "words", "--port", "0")
+    lines = process.communicate()[1].decode().splitlines()
+    assert process.returncode == 1
+    assert lines[-1] == "tta: it cannot be loaded here"
 
 
 def test_a_server_without_its_extra_names_the_command(tta, monkeypatch):

@@ -241,6 +241,18 @@ def test_a_broken_call_is_text() -> None:
     assert "opening_hours" in whole.message.content
 
 
+def test_a_model_that_does_not_stream_gives_a_stream_of_one_piece() -> None:
+    with running(scripted(with_tools, streaming=False)) as served:
+        chunks = streamed(served, tools=TOOLS, moderation={"model": "m"})
+        broken = streamed(served, [{"role": "user", "content": "broken"}], tools=TOOLS)
+        blocked = streamed(served, [{"role": "user", "content": "harm"}], tools=TOOLS)
+    [call] = [call for chunk in chunks if chunk.choices for call in chunk.choices[0].delta.tool_calls or ()]
+    assert (call.function.name, text_of(chunks).strip()) == ("opening_hours", "Let me see.")
+    assert chunks[-1].moderation.output.results[0].flagged is False
+    assert "opening_hours" in text_of(broken)
+    assert (text_of(blocked), blocked[-1].choices[0].finish_reason) == (NOTICE, "content_filter")
+
+
 def test_a_tool_can_be_demanded() -> None:
     named: Any = {"type": "function", "function": {"name": "opening_hours"}}
     with running(scripted(with_tools)) as served:

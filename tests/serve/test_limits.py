@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.server.keys import Keys
 from tta_middleware.testing.delays import turns
 from tta_middleware.testing.scripted_engine import ScriptedEngine
+from tta_middleware.testing.virtual_time import run_in_virtual_time
 
 ROSES: Any = [{"role": "user", "content": "Roses?"}]
 
@@ -96,6 +99,17 @@ def test_keys_come_from_a_file(tmp_path: Path) -> None:
         Keys.read(tmp_path / "missing")
 
 
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TTA_API_KEYS", raising=False)
+    assert Keys.of_environment().digests == {}
+    monkeypatch.setenv("TTA_API_KEYS", "sk-one,bob sk-zw\u00f6lf")
+    keys = Keys.of_environment()
+    assert keys.name_of({"authorization": "Bearer sk-zw\u00f6lf".encode().decode("latin-1")}) == "bob"
+    monkeypatch.setenv("TTA_API_KEYS", " ")
+    with pytest.raises(ConfigurationError, match="holds no API key"):
+        Keys.of_environment()
+
+
 def test_beyond_places_and_queue_a_client_is_asked_to_come_again() -> None:
     held = Held(at=3)
     model = scripted(engine=ScriptedEngine(CALM, sleep=held.sleep))
@@ -137,48 +151,27 @@ def test_the_queue_is_served_in_turn() -> None:
     assert statuses == [200] * 6
 
 
-def test_a_deadline_before_any_text() -> None:
-    held = Held(at=2)
-    model = scripted(engine=ScriptedEngine(CALM, sleep=held.sleep))
-    with running(model, limits={"seconds": 0.3}) as served:
-        for stream in (True, False):
-            held.__init__(at=2)  # type: ignore[misc]
-            answer = httpx.post(f"{served.url}/v1/chat/completions", json=body(stream=stream))
-            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
-            assert held.cancelled.wait(30)
-
-
-def test_a_deadline_in_mid_stream(log: Log) -> None:
-    held = Held(at=16)
-    model = scripted(engine=ScriptedEngine(CALM, sleep=held.sleep))
-    with running(model, limits={"seconds": 1.0}) as served:
-        answer = httpx.post(f"{served.url}/v1/chat/completions", json=body(stream=True))
-    assert answer.status_code == 200
-    assert "Water" in answer.text
-    assert answer.text.rstrip().rpartition("\n\n")[2].startswith("event: error\ndata: ")
-    assert "deadline_exceeded" in answer.text
-    assert "[DONE]" not in answer.text
-    assert held.cancelled.wait(30)
-
-
-def leave_early(served: Served) -> None:
+def leave_early(served: Served, _: Held) -> None:
     """Closes a stream after its first text."""
     with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body(stream=True)) as answer:
         next(line for line in answer.iter_lines() if "Water" in line)
 
 
-def give_up(served: Served) -> None:
+def give_up(served: Served, held: Held) -> None:
     """Closes the connection while a whole answer is waited for."""
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{served.url}/v1/chat/completions", json=body(), timeout=0.5)
+    content = json.dumps(body()).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as connection:
+        connection.sendall(head.encode() + content)
+        assert held.reached.wait(30)
 
 
 @pytest.mark.parametrize("leave", [leave_early, give_up])
-def test_a_client_that_leaves_stops_the_decoding(leave: Callable[[Served], None], log: Log) -> None:
+def test_a_client_that_leaves_stops_the_decoding(leave: Callable[[Served, Held], None], log: Log) -> None:
     held = Held(at=16)
     engine = ScriptedEngine(CALM, sleep=held.sleep)
     with running(scripted(engine=engine), limits={"concurrency": 1, "queue": 0}) as served:
-        leave(served)
+        leave(served, held)
         assert held.cancelled.wait(30), "the step that was under way goes on"
         assert log.request(disconnected=True)
         assert engine.steps == 15
@@ -201,36 +194,113 @@ def chat_scope() -> dict[str, Any]:
     }
 
 
+class Reader:
+    """A client of the application that reads some pieces of the answer, then none until it is told, and may leave."""
+
+    def __init__(self, pieces: int = 10_000, *, stream: bool = True) -> None:
+        self.sent: list[bytes] = []
+        self.status: int | None = None
+        self.reads, self.leaves = anyio.Event(), anyio.Event()
+        self._pieces, self._stream, self._asked = pieces, stream, False
+
+    async def receive(self) -> dict[str, Any]:
+        if self._asked:
+            await self.leaves.wait()
+            return {"type": "http.disconnect"}
+        self._asked = True
+        return {"type": "http.request", "body": json.dumps(body(stream=self._stream)).encode()}
+
+    async def send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        self.sent.append(message.get("body", b""))
+        if len(self.sent) > self._pieces:
+            await self.reads.wait()
+
+
+def long_answer() -> ScriptedEngine:
+    return ScriptedEngine(" ".join(f"rose{number}" + "x" * 200 for number in range(400)))
+
+
 async def test_a_slow_reader_holds_the_decoding_back() -> None:
-    words = " ".join(f"rose{number}" + "x" * 200 for number in range(400))
-    engine = ScriptedEngine(words)
+    engine, reader = long_answer(), Reader(pieces=4)
     app = create_app({"roses": scripted(engine=engine, max_new_tokens=500)}, ServerSettings())
-    sent: list[bytes] = []
-    reads = anyio.Event()
-    asked = False
-
-    async def receive() -> dict[str, Any]:
-        nonlocal asked
-        if not asked:
-            asked = True
-            return {"type": "http.request", "body": json.dumps(body(stream=True)).encode()}
-        await anyio.sleep_forever()
-        raise AssertionError
-
-    async def send(message: Any) -> None:
-        sent.append(message.get("body", b""))
-        if len(sent) == 5:
-            await reads.wait()
-
     async with anyio.create_task_group() as group:
-        group.start_soon(app, chat_scope(), receive, send)
+        group.start_soon(app, chat_scope(), reader.receive, reader.send)
         await turns(5000)
         while_waiting = engine.steps
         await turns(5000)
         assert engine.steps == while_waiting < 100
-        reads.set()
+        reader.reads.set()
     assert engine.steps > 390
-    assert sent[-1] == b"data: [DONE]\n\n"
+    assert reader.sent[-1] == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 4])
+async def test_a_reader_that_leaves_while_it_does_not_read(pieces: int) -> None:
+    engine, reader = long_answer(), Reader(pieces)
+    app = create_app({"roses": scripted(engine=engine, max_new_tokens=500)}, ServerSettings())
+    async with anyio.create_task_group() as group:
+        group.start_soon(app, chat_scope(), reader.receive, reader.send)
+        await turns(5000)
+        reader.leaves.set()
+    stopped = engine.steps
+    await turns(500)
+    assert engine.steps == stopped < 100
+    assert len(asyncio.all_tasks()) == 1
+
+
+def timed(engine: ScriptedEngine, reader: Callable[[], Reader], seconds: float) -> tuple[Reader, float]:
+    """The answer to one request, and when it was over, on a clock that jumps."""
+
+    async def ask() -> tuple[Reader, float]:
+        app, one = create_app({"roses": scripted(engine=engine)}, ServerSettings(limits={"seconds": seconds})), reader()
+        await app(chat_scope(), one.receive, one.send)
+        return one, anyio.current_time()
+
+    return run_in_virtual_time(ask())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_deadline_before_any_text(stream: bool) -> None:
+    engine = ScriptedEngine(CALM, step_seconds=20.0)
+    reader, ended = timed(engine, lambda: Reader(stream=stream), seconds=30.0)
+    assert (reader.status, ended, engine.steps) == (504, 30.0, 1)
+    assert json.loads(b"".join(reader.sent))["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_deadline_in_mid_stream(log: Log) -> None:
+    engine = ScriptedEngine(CALM, step_seconds=2.0)
+    reader, ended = timed(engine, Reader, seconds=31.0)
+    text = b"".join(reader.sent).decode()
+    assert (reader.status, ended, engine.steps) == (200, 31.0, 15)
+    assert "Water" in text
+    assert text.rstrip().rpartition("\n\n")[2].startswith("event: error\ndata: ")
+    assert "deadline_exceeded" in text
+    assert "[DONE]" not in text
+    assert log.request(status=200)["error"] == "ApiError"
+
+
+def test_a_deadline_in_the_queue() -> None:
+    async def ask() -> list[int | None]:
+        app = create_app(
+            {"roses": scripted(engine=ScriptedEngine(CALM, step_seconds=2.0))},
+            ServerSettings(limits={"seconds": 60.0, "concurrency": 1}),
+        )
+        readers = [Reader(stream=False) for _ in range(3)]
+        async with anyio.create_task_group() as group:
+            for one in readers:
+                group.start_soon(app, chat_scope(), one.receive, one.send)
+        return [one.status for one in readers]
+
+    assert run_in_virtual_time(ask()) == [200, 504, 504]
+
+
+def test_a_reader_that_never_reads_meets_its_deadline() -> None:
+    engine = long_answer()
+    reader, ended = timed(engine, lambda: Reader(pieces=4), seconds=100.0)
+    assert engine.steps < 100
+    assert ended == 101.0  # a second for the last words
+    assert not any(b"[DONE]" in piece for piece in reader.sent)
 
 
 def test_a_server_that_is_told_to_stop_ends_what_is_under_way() -> None:

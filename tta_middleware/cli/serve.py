@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,7 +65,7 @@ def serve(
         "allow_download": allow_download,
     }
     settings, models = read_server_file(config) if config else (_nothing(), {})
-    named = dict(map(_named, model or ([] if models else ["smollm2=smollm2"])))
+    named = _named(model or ([] if models else ["smollm2"]), models)
     models |= build_models({name: {"model": reference, **common} for name, reference in named.items()})
     limits = {"concurrency": concurrency, "queue": queue, "seconds": deadline}
     settings = _with(settings, limits, allow_policy or [])
@@ -73,10 +73,21 @@ def serve(
     running.serve(app, settings, host=host, port=port)
 
 
-def _named(text: str) -> tuple[str, str]:
-    """Name and reference; a reference alone is its own name."""
-    name, equals, reference = text.partition("=")
-    return (name, reference) if equals else (text, text)
+def _named(given: list[str], known: Collection[str]) -> dict[str, str]:
+    """References by name; a reference alone is its own name.
+
+    Raises:
+        ConfigurationError: a name is empty, or given twice.
+    """
+    from tta_middleware.errors import ConfigurationError
+
+    named: dict[str, str] = {}
+    for text in given:
+        name, equals, reference = text.partition("=")
+        if not name or name in named or name in known:
+            raise ConfigurationError(f"--model {text}: write NAME=REF, with another name for each model")
+        named[name] = reference if equals else text
+    return named
 
 
 def _nothing() -> ServerSettings:
@@ -94,9 +105,9 @@ def _with(settings: ServerSettings, limits: dict[str, Any], allowed: list[str]) 
 
 
 def _keys(path: Path | None) -> Keys:
-    from tta_middleware.server.keys import VARIABLE, Keys
+    from tta_middleware.server.keys import Keys
 
-    return Keys.read(path) if path else Keys.parse(os.environ.get(VARIABLE, ""))
+    return Keys.read(path) if path else Keys.of_environment()
 
 
 def serve_moderation(

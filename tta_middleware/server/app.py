@@ -44,9 +44,9 @@ def create_app(
     served = ServedModels(dict(models), settings.allowed_policies)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
-            await served.load()
+            await _loaded(served, app)
             yield
         finally:
             await served.aclose()
@@ -56,6 +56,14 @@ def create_app(
         exception_handlers={HTTPException: _not_served},
         lifespan=lifespan,
     )
+
+
+async def _loaded(served: ServedModels, app: Starlette) -> None:
+    try:
+        await served.load()
+    except Exception as error:
+        app.state.startup_error = error  # uvicorn would tell of it with a traceback and an exit code of its own
+        raise
 
 
 def _routes(served: ServedModels, settings: ServerSettings, keys: Keys) -> list[Route]:

@@ -86,12 +86,17 @@ class _Answer:
             message = _refusal(error)
         self.reply.note(message)
         self._log()
-        headers = self.policy.header | {OUTCOME_HEADER: str(self.reply.trace.get("outcome", ""))}
-        return json_response(self.reply.completion(message, await self._moderation()), headers=headers)
+        told = self.reply.completion(message)
+        if moderation := await self._moderation():
+            told["moderation"] = moderation
+        outcome = self.reply.trace.get("outcome")
+        return json_response(told, headers=self.policy.header | ({OUTCOME_HEADER: outcome} if outcome else {}))
 
     async def stream(self) -> EventStream:
         """The stream, once its first piece is there: an error before that has a status of its own."""
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", self.runnable.astream(self.asked.conversation))
+        # The generator of events below closes it, too, but only once it has begun.
+        self.call.held.push_async_callback(chunks.aclose)
         first: AIMessageChunk | RefusedAnswerError | None
         try:
             first = await anext(chunks, None)
@@ -125,10 +130,8 @@ class _Answer:
     async def _moderation(self) -> dict[str, Any] | None:
         if self.asked.moderation is None:
             return None
-        said = "\n".join(self.reply.said) if self.reply.has_calls else "".join(self.reply.said)
-        return await inline_moderation(
-            self.model.scorer, self.policy.stages, self.asked.last_user_text, said, self.reply.trace
-        )
+        asked, said = self.asked.last_user_text, self.reply.moderated_text()
+        return await inline_moderation(self.model.scorer, self.policy.stages, asked, said, self.reply.trace)
 
     def _log(self) -> None:
         record, usage = self.call.record, self.reply.usage or {}

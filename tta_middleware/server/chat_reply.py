@@ -22,7 +22,7 @@ class Reply:
     Attributes:
         model: the name that the client used.
         show_trace: whether the trace leaves, too.
-        said: what has left, calls decoded.
+        said: what has left, piece by piece; calls decoded.
     """
 
     model: str
@@ -34,12 +34,11 @@ class Reply:
     said: list[str] = field(default_factory=list)
     _calls: int = 0
 
-    def completion(self, message: AIMessage, moderation: Mapping[str, Any] | None) -> dict[str, Any]:
+    def completion(self, message: AIMessage) -> dict[str, Any]:
         """The whole answer."""
-        calls = [
-            _call(one["name"], json.dumps(one["args"], ensure_ascii=False), one["id"]) for one in message.tool_calls
-        ]
-        text = _text_of(message)
+        pieces = self._heard(message)
+        calls = [piece.as_dict() for piece in pieces if isinstance(piece, _Call)]
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
         choice = {
             "index": 0,
             "message": {
@@ -51,11 +50,10 @@ class Reply:
             "logprobs": None,
             "finish_reason": self.finish_reason,
         }
-        about = self._about("chat.completion") | {"choices": [choice], "usage": self.usage} | self._trace
-        return about | ({"moderation": dict(moderation)} if moderation else {})
+        return self._about("chat.completion") | {"choices": [choice], "usage": self.usage} | self._trace
 
     def note(self, message: AIMessage) -> None:
-        """Remember what a message, or a stream's chunk, says beside its text, and what it says for a moderator."""
+        """Remember what a message, or a stream's chunk, says beside its text."""
         self.metadata |= message.response_metadata
         if tokens := message.usage_metadata:
             self.usage = {
@@ -63,25 +61,25 @@ class Reply:
                 "completion_tokens": tokens["output_tokens"],
                 "total_tokens": tokens["total_tokens"],
             }
-        if not isinstance(message, AIMessageChunk):
-            self.said += [call_text(call["name"], call["args"]) for call in message.tool_calls]
-        if text := _text_of(message):
-            self.said.append(text)
 
-    def deltas(self, chunk: AIMessageChunk) -> list[dict[str, Any]]:
-        """What a stream's chunk adds; calls come whole."""
-        found: list[dict[str, Any]] = [{"content": str(chunk.text)}] if chunk.text else []
-        for call in chunk.tool_call_chunks:
-            if call["name"] is None:  # a broken call is text: nobody could carry it out
-                found.append({"content": call["args"] or ""})
-                self.said.append(call["args"] or "")
-                continue
-            found.append(
-                {"tool_calls": [{"index": self._calls, **_call(call["name"], call["args"] or "", call["id"])}]}
-            )
-            self.said.append(call_text(call["name"], _read(call["args"])))
-            self._calls += 1
-        return found
+    def deltas(self, message: AIMessage) -> list[dict[str, Any]]:
+        """What a stream's chunk adds, or a message where the model gives one piece; calls come whole."""
+        return [self._delta(piece) for piece in self._heard(message)]
+
+    def _delta(self, piece: str | _Call) -> dict[str, Any]:
+        if isinstance(piece, str):
+            return {"content": piece}
+        index, self._calls = self._calls, self._calls + 1
+        return {"tool_calls": [{"index": index, **piece.as_dict()}]}
+
+    def _heard(self, message: AIMessage) -> list[str | _Call]:
+        pieces = _pieces(message)
+        self.said += [piece if isinstance(piece, str) else piece.text for piece in pieces]
+        return pieces
+
+    def moderated_text(self) -> str:
+        """What has left, for a moderator: text as it was, calls decoded on lines of their own."""
+        return ("\n" if self._has_calls else "").join(self.said)
 
     def chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         """A piece of the stream."""
@@ -98,8 +96,7 @@ class Reply:
         return self._about("chat.completion.chunk") | {"choices": []} | fields
 
     @property
-    def has_calls(self) -> bool:
-        """Whether some of what was said are calls, which stand on lines of their own."""
+    def _has_calls(self) -> bool:
         return self.finish_reason == "tool_calls"
 
     @property
@@ -123,19 +120,35 @@ class Reply:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def _text_of(message: AIMessage) -> str:
-    """Its text; of a whole message also the calls that are broken, which nobody could carry out."""
-    if isinstance(message, AIMessageChunk):
-        return str(message.text)
-    return str(message.text) + "".join(call["args"] or "" for call in message.invalid_tool_calls)
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of a tool, its arguments as JSON."""
+
+    name: str
+    arguments: str
+    id: str
+
+    @property
+    def text(self) -> str:
+        try:
+            return call_text(self.name, json.loads(self.arguments or "{}"))
+        except ValueError:
+            return call_text(self.name, self.arguments)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
-def _call(name: str, arguments: str, call_id: str | None) -> dict[str, Any]:
-    return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _read(arguments: str | None) -> Any:
-    try:
-        return json.loads(arguments or "{}")
-    except ValueError:
-        return arguments
+def _pieces(message: AIMessage) -> list[str | _Call]:
+    """Text and calls; a broken call is text, since nobody could carry it out."""
+    found: list[str | _Call] = [str(message.text)] if message.text else []
+    if not isinstance(message, AIMessageChunk):
+        found += [call["args"] or "" for call in message.invalid_tool_calls]
+        return found + [
+            _Call(call["name"], json.dumps(call["args"], ensure_ascii=False), call["id"] or "")
+            for call in message.tool_calls
+        ]
+    for chunk in message.tool_call_chunks:
+        name, arguments = chunk["name"], chunk["args"] or ""
+        found.append(arguments if name is None else _Call(name, arguments, chunk["id"] or ""))
+    return found

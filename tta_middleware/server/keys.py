@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,19 @@ class Keys:
             raise ConfigurationError(f"{path} holds no API key; leave it out to let everybody in")
         return keys
 
+    @classmethod
+    def of_environment(cls) -> Keys:
+        """The keys of :data:`VARIABLE`; none where it is not set.
+
+        Raises:
+            ConfigurationError: it is set and holds none, which may well be a mistake that would let everybody in.
+        """
+        text = os.environ.get(VARIABLE)
+        keys = cls.parse(text or "")
+        if text is not None and not keys.digests:
+            raise ConfigurationError(f"{VARIABLE} is set and holds no API key; unset it to let everybody in")
+        return keys
+
     def name_of(self, headers: Mapping[str, str]) -> str | None:
         """The name of the bearer's key; None where no key is needed.
 
@@ -71,7 +85,7 @@ class Keys:
         if not self.digests:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        digest = _digest(given.strip())
+        digest = _digest(given.strip().encode("latin-1"))  # headers are read so: these are the bytes that came
         # Every key is compared, whether or not one matched already.
         matching = [name for name, known in self.digests.items() if hmac.compare_digest(known, digest)]
         if scheme.lower() != "bearer" or not matching:
@@ -85,10 +99,10 @@ class Keys:
         return matching[0]
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _digest_in(word: str) -> bytes:
     hashed = _HASHED.fullmatch(word)
-    return bytes.fromhex(hashed[1]) if hashed else _digest(word)
+    return bytes.fromhex(hashed[1]) if hashed else _digest(word.encode())

@@ -31,19 +31,25 @@ def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", 
         port: TCP port; 0 takes a free one, which the log tells.
 
     Raises:
-        ConfigurationError: the port is out of range.
+        ConfigurationError: the port is out of range, or cannot be listened on.
+        TTAError: a model cannot be loaded.
     """
     import uvicorn
 
     if not 0 <= port <= 65_535:
         raise ConfigurationError(f"port must lie in [0, 65535], not {port}")
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        access_log=False,
-        log_config=LOGGING,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=settings.limits.drain_seconds,
-    )
+    try:
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            access_log=False,
+            log_config=LOGGING,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=settings.limits.drain_seconds,
+        )
+    except SystemExit:
+        raise getattr(app.state, "startup_error", None) or ConfigurationError(
+            f"cannot serve on {host}:{port}; the log says why"
+        ) from None

@@ -155,7 +155,7 @@ class Quality(Protocol):
     async def assess(
         self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
     ) -> list[QualityReport]:
-        """One report per completion; ``prompt`` is the unmoved prompt."""
+        """One report per completion; ``prompt`` is the unmoved prompt, whose ``assistant_prefix`` they go on from."""
         ...
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tta_middleware.types import valid_text
+from tta_middleware.types import Message, valid_text
 
 LEVELS = 8
 """Encodings within encodings that are read one by one; what lies deeper is read at its innermost."""
@@ -32,6 +32,12 @@ def call_text(name: str | None, arguments: Any) -> str:
     were encoded twice, is read as it is and decoded, to any depth.
     """
     return "\n".join([*([whole(name)] if name else []), *decoded_lines(arguments)])
+
+
+def message_texts(message: Message) -> list[str]:
+    """All that a message says: its text, and each call that it asks for; what says nothing is left out."""
+    said = [message.content, *(call_text(call.name, call.arguments) for call in message.tool_calls)]
+    return [text for text in said if text]
 
 
 def decoded_lines(value: Any) -> Iterator[str]:

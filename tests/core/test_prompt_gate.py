@@ -13,8 +13,9 @@ from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Window
 from tta_middleware.errors import ModerationUnavailableError, UnsafeAnswerError
 from tta_middleware.guard.events import Finished, Released, StreamEvent
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.testing.virtual_time import now, run_in_virtual_time
-from tta_middleware.types import Verdict
+from tta_middleware.types import ToolCall, Verdict
 
 START = "The old harbour town lies where the river meets the sea. Its market opens at dawn."
 HARM = f"{START} Then you do the forbidden thing in four steps and tell nobody about it at all."
@@ -143,3 +144,12 @@ def test_a_budget_that_ends_before_the_check_does_gives_the_notice(script: str |
     assert [event.text for _, event in events if isinstance(event, Released)] == ["No."]
     assert events[-1][0] == 5.0
     assert events[-1][1].answer.trace.stop_reason == "budget: seconds"
+
+
+@pytest.mark.parametrize("call", [ToolCall("mail", {"body": "the forbidden thing"}), ToolCall("forbidden", {})])
+async def test_a_call_in_the_history_is_part_of_the_prompt(call: ToolCall) -> None:
+    asked = [GOOD, Message("assistant", "", tool_calls=(call,)), Message("tool", "Sent.", name=call.name), GOOD]
+    guard = Guard(ScriptedEngine(START), ScriptedModerator(score=flagging("forbidden")), prompt_check="all")
+    answer = await guard.answer(asked)
+    assert answer.trace.outcome == "blocked"
+    assert answer.trace.stop_reason.startswith("prompt: ")

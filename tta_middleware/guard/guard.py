@@ -17,7 +17,7 @@ import anyio
 import numpy as np
 
 from tta_middleware.aio.streams import owned, sole
-from tta_middleware.call_text import json_reading
+from tta_middleware.call_text import json_reading, message_texts
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
 from tta_middleware.guard.context import (
@@ -292,7 +292,7 @@ class Answering:
         if self.prompt_check == "off":
             return ""
         policy = self.context.policies.prompt
-        texts = [m.content for m in self.context.conversation.messages if m.content]
+        texts = [text for message in self.context.conversation.messages for text in message_texts(message)]
         if self.prompt_check == "user":
             texts = [self.context.conversation.user_text]
         self.context.meter.moderation_calls += 1

@@ -5,8 +5,6 @@ VLLM   ?= .venv-vllm
 RAY    ?= .venv-ray
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# PASSIVE keeps idle OpenMP threads from spinning, which stalls small matrix products when a core is busy.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-slow test-wheel test-vllm test-ray lint format moderator clean
 

@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 from tta_middleware import TTAChatModel
 from tta_middleware.batch.flow import Flow
 from tta_middleware.batch.input import Item, Source
-from tta_middleware.batch.options import Order, Shard
-from tta_middleware.batch.output import output_to
 from tta_middleware.batch.records import as_record
+from tta_middleware.batch.shard import Order, Shard
+from tta_middleware.batch.target import output_to
 from tta_middleware.cli.bench_prompts import harmless_prompts
 from tta_middleware.guard.guard import Guard
 from tta_middleware.types import Sampling

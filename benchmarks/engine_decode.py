@@ -1,6 +1,6 @@
 """Decoding speed of the transformers engine beside model.generate, and how long it holds up an event loop.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/engine_decode.py --dtype bfloat16 float32 --batch 1 8 16
+    python benchmarks/engine_decode.py --dtype bfloat16 float32 --batch 1 8 16
 
 Both are timed in turn and the best of ``--repeat`` runs counts. CPU seconds are those of the whole process; on a
 machine with busy neighbours they say more than the clock. Prompts differ in length, as they do in service.

@@ -8,13 +8,10 @@ Prints a markdown table. Only released text is shown, a few words on either side
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import anyio
 

@@ -9,10 +9,6 @@ less likely under the unmoved one. The bounds are those of the model's profile; 
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import argparse
 import asyncio
 import random

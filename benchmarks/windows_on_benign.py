@@ -7,10 +7,7 @@ python benchmarks/windows_on_benign.py benchmarks/data/harmless.jsonl --limit 60
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import anyio
 

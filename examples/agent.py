@@ -3,11 +3,6 @@
 The agent's model follows a script here, so that the example needs no key. Put any LangChain chat model in its place.
 """
 
-import os
-
-# Before torch is imported: idle OpenMP threads that spin stall small matrix products when a core is busy.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool

@@ -5,13 +5,8 @@ Run it with ``make demo``. Nothing here needs a network or a key.
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
-
-# Before torch is imported: idle OpenMP threads that spin stall small matrix products when a core is busy.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from typing import Any
 
 from langchain_core.messages import AIMessageChunk

@@ -15,10 +15,6 @@ interface, with few and short answers; its figures mean nothing.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import argparse
 import asyncio
 import json

@@ -7,8 +7,10 @@ import signal
 
 from hypothesis import settings
 
+from tta_middleware.defaults import PASSIVE, WAIT_POLICY
+
 # Before anything imports torch: spinning OpenMP threads stall small products when a core is busy.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault(WAIT_POLICY, PASSIVE)
 
 # A shell starts background jobs with interrupts ignored, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

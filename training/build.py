@@ -15,7 +15,7 @@ from training.calibrate import calibrate
 from training.data import LABELLED, Row, fold, labelled
 from training.fit import fit
 from training.matrix import Matrices, matrices
-from training.windows import Windowed
+from training.windowed import Windowed
 
 PACKAGE = Path(__file__).parent.parent / "tta_middleware" / "moderation" / "embedded"
 WORK = Path("out/training")

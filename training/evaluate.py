@@ -22,7 +22,7 @@ from training.data import LABELLED, NEGATIVES, OPENAI, Row, fold, read
 from training.fit import fit
 from training.judge import in_split
 from training.matrix import matrices
-from training.windows import Windowed
+from training.windowed import Windowed
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.moderation.embedded.judge import Judge
 

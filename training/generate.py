@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.prompts import prompts
+from tta_middleware.engines.torch_import import import_torch
 
 LENGTHS = (32, 64, 128)
 TEMPERATURES = (0.0, 0.7)
@@ -21,8 +21,7 @@ TEMPERATURES = (0.0, 0.7)
 
 def answers(folder: str, questions: Sequence[str], *, size: int = 32, seed: int = 0) -> Iterator[dict[str, Any]]:
     """One answer a question; length and temperature go round robin over batches."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
+    torch = import_torch()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)

@@ -6,18 +6,25 @@ Names stand for parts here; what a name means is in :mod:`tta_middleware.registr
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import anyio
 
-from tta_middleware.config import Budget
-from tta_middleware.guard.guard import Guard, Repair
-from tta_middleware.policy import Policy
+from tta_middleware.aio import process as _process
+from tta_middleware.call_text import json_reading
+from tta_middleware.config import Budget, Windows
+from tta_middleware.guard import Fallback, Guard, PromptCheck, Repair
+from tta_middleware.guard.holdback import Reading
+from tta_middleware.guard.quality import QualityGate
+from tta_middleware.guard.settings import BRIDGES
+from tta_middleware.methods.base import Method
+from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.store import quality_for
-from tta_middleware.protocols import Engine, Moderator
+from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
 
@@ -119,3 +126,130 @@ async def opened(
         with anyio.CancelScope(shield=True):
             await scorer.aclose()
             await engine.aclose()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GuardSettings:
+    """What one call asks of its guard: checked, and parts by name or as they were given.
+
+    Attributes:
+        loading: options of an engine that is asked for by name.
+        policy: of every stage; thresholds that it leaves open are the moderator's.
+        judged: makes what judges candidates of the model's quality gate, which judges them itself without.
+        reading: what consumers make of an answer; see :class:`~tta_middleware.guard.guard.Guard`.
+    """
+
+    model: str | Engine
+    moderator: str | Moderator
+    method: str | Method | None
+    policy: StagePolicies
+    budget: Budget
+    seed: int
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    fallback: Fallback = "refuse"
+    bridges: tuple[str, ...] = BRIDGES
+    windows: Windows = field(default_factory=Windows)
+    prompt_check: PromptCheck = "off"
+    judged: Callable[[Quality], Quality] | None = None
+    reading: Reading = json_reading
+
+    def repair(self, method: Method | None) -> Repair:
+        """How a flagged answer is repaired, by the method that ``method`` of these settings is."""
+        return Repair(method=method, budget=self.budget, fallback=self.fallback, seed=self.seed, bridges=self.bridges)
+
+
+class Runtime:
+    """Engines, moderators and methods by what they were asked for, each made once.
+
+    LangChain's ``configurable_fields`` builds a new chat model per call. It hands the fields on, so a model that is
+    held in this shared field is loaded once, while one in a private attribute would be loaded with every call. Copies,
+    deep ones too, are this very object; what is pickled is an empty one, which loads where it is opened.
+    """
+
+    def __copy__(self) -> Runtime:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Runtime:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Runtime, ()
+
+    def __init__(self) -> None:
+        self._lock = _process.Lock()
+        self._engines: dict[Hashable, Engine] = {}
+        self._moderators: dict[str, Moderator] = {}
+        self._methods: dict[str, Method | None] = {}
+        self._gates: dict[str, QualityGate] = {}
+        self._hashes: dict[str, str] = {}
+
+    def engine(self, model: str | Engine, **options: Any) -> Engine:
+        """The engine of ``model``; nothing is loaded yet."""
+        if not isinstance(model, str):
+            return resolve_engine(model)
+        key = (model, *sorted(options.items()))
+        with self._lock:
+            if key not in self._engines:
+                self._engines[key] = resolve_engine(model, **options)
+            return self._engines[key]
+
+    def moderator(self, moderator: str | Moderator) -> Moderator:
+        """The moderator of that name, or the object itself."""
+        if not isinstance(moderator, str):
+            return resolve_moderator(moderator)
+        with self._lock:
+            if moderator not in self._moderators:
+                self._moderators[moderator] = resolve_moderator(moderator)
+            return self._moderators[moderator]
+
+    def method(self, method: str | Method | None) -> Method | None:
+        """The method of that name, or the object itself; names are looked up once, not with every answer."""
+        if not isinstance(method, str):
+            return resolve_method(method)
+        with self._lock:
+            if method not in self._methods:
+                self._methods[method] = resolve_method(method)
+            return self._methods[method]
+
+    def gate(self, model: str | Engine) -> QualityGate:
+        """The quality gate with the bounds of the model's profile; read once."""
+        reference = _reference(model)
+        with self._lock:
+            if reference not in self._gates:
+                self._gates[reference] = quality_for(reference)
+            return self._gates[reference]
+
+    def hash(self, model: str | Engine) -> str:
+        """What identifies the model's weights; read once."""
+        reference = _reference(model)
+        with self._lock:
+            if reference not in self._hashes:
+                self._hashes[reference] = model_hash(reference)
+            return self._hashes[reference]
+
+    def guard_for(self, settings: GuardSettings) -> Guard:
+        """The guard of one call: parts are made once, the guard around them every time."""
+        gate = self.gate(settings.model)
+        return Guard(
+            self.engine(settings.model, **settings.loading),
+            self.moderator(settings.moderator),
+            policy=settings.policy,
+            repair=settings.repair(self.method(settings.method)),
+            quality=settings.judged(gate) if settings.judged else gate,
+            windows=settings.windows,
+            prompt_check=settings.prompt_check,
+            reading=settings.reading,
+        )
+
+    async def aclose(self) -> None:
+        """Close what was made here; objects that the user passed in stay open."""
+        with self._lock:
+            made: list[Engine | Moderator] = [*self._engines.values(), *self._moderators.values()]
+            self._engines.clear()
+            self._moderators.clear()
+        for part in made:
+            await part.aclose()
+
+
+def _reference(model: str | Engine) -> str:
+    return model if isinstance(model, str) else model.model_id

@@ -23,10 +23,7 @@ Every error pickles. None carries a prompt, an answer or a secret.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tta_middleware.types import Trace
+from tta_middleware.trace import Trace
 
 
 class TTAError(Exception):

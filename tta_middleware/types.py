@@ -10,20 +10,23 @@ import itertools
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, InvalidVerdictError
+from tta_middleware.trace import AnswerScore as AnswerScore
+from tta_middleware.trace import Outcome as Outcome
+from tta_middleware.trace import StepTrace as StepTrace
+from tta_middleware.trace import Trace as Trace
 
 FloatMatrix: TypeAlias = NDArray[np.float32]
 IntVector: TypeAlias = NDArray[np.int64]
 BoolVector: TypeAlias = NDArray[np.bool_]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "aborted"]
-Outcome: TypeAlias = Literal["clean", "neutralised", "blocked", "unchecked"]
 ToolFormat: TypeAlias = Literal["hermes", "llama", "mistral"]
 """How a model writes a tool call: marked JSON (Hermes, Qwen), bare JSON (Llama 3), a marked list (Mistral)."""
 
@@ -334,79 +337,6 @@ class Candidate:
     completion: Completion
     verdict: Verdict
     quality: QualityReport | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerScore:
-    """One checked text as the trace reports it.
-
-    Attributes:
-        score: the largest category score.
-        category: the category that decided: the one furthest above, or least below, its threshold.
-        usable: None where it was not measured.
-        problems: why it is not usable.
-        shadowed: categories at or above their threshold that the policy does not enforce.
-    """
-
-    score: float
-    flagged: bool
-    category: str = ""
-    usable: bool | None = None
-    problems: tuple[str, ...] = ()
-    shadowed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StepTrace:
-    """One wave of a search: how many answers, and the moderation score of each."""
-
-    scores: tuple[float, ...]
-    generated_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What happened to one answer; plain data, without any prompt or answer text.
-
-    Attributes:
-        outcome: ``clean``: the model's own answer was safe. ``neutralised``: another answer of it is safe and usable.
-            ``blocked``: the fallback stands in. ``unchecked``: nothing could be scored and the policy let it pass.
-        stop_reason: why the work ended, such as ``clean``, ``neutralised``, ``optimiser: ...``,
-            ``budget: generations``, ``moderator: ...``.
-        seconds: what the answer took, from its prompt to its decision; loading the model is not part of it.
-        load_seconds: how long the answer waited before that for the model to be loaded; 0 once it is.
-        cosine: cosine between the moved and the original user rows, each set flattened; 1 if unmoved.
-        relative_move: Frobenius norm of the move over that of the original user rows.
-        decodes_to_original: whether every row's nearest token embedding (by cosine) is still its own token.
-        repairs: searches that were run; more than one if a repair was flagged in turn after part of it had left.
-        seam: characters that had left before the last repair began; they stay, and the repair goes on from them.
-        move: the kind of move that gave the answer, in the method's own words; empty for the model's own answer.
-    """
-
-    method: str
-    outcome: Outcome
-    stop_reason: str
-    baseline: AnswerScore | None
-    final: AnswerScore | None
-    generations: int
-    generated_tokens: int
-    moderation_calls: int
-    seconds: float
-    steps: tuple[StepTrace, ...] = ()
-    cosine: float = 1.0
-    relative_move: float = 0.0
-    decodes_to_original: bool = True
-    seed: int = 0
-    moderator: str = ""
-    model: str = ""
-    repairs: int = 0
-    seam: int = 0
-    move: str = ""
-    load_seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

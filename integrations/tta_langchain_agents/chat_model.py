@@ -23,12 +23,12 @@ from tta_langchain_agents.ledger import Books, Ledger
 from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, spanned, without_callbacks
 from tta_langchain_agents.stream import WatchedStream, WithheldError
 from tta_middleware.aio import bridge
+from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.chat_model.batching import EndingBatches
 from tta_middleware.chat_model.caching import CachesChecked, name_of
 from tta_middleware.chat_model.call_settings import refuse_unknown_settings
 from tta_middleware.chat_model.copying import CopiesSettings
-from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.config import Windows
 from tta_middleware.policy import StagePolicies
 from tta_middleware.registry import MODERATORS, check_known, check_policies

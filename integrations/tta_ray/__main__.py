@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tta_middleware.batch.failures import FAILED, INTERRUPTED, OK, USAGE, exit_code, show, unwrapped
+from tta_middleware.batch.exit_codes import FAILED, INTERRUPTED, OK, USAGE, exit_code, show, unwrapped
 from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli import options as opt
 from tta_middleware.errors import ConfigurationError

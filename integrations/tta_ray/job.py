@@ -19,10 +19,10 @@ import ray.exceptions
 
 from tta_middleware.assembly import Answering
 from tta_middleware.batch.input import Item, Source
-from tta_middleware.batch.options import Shard
-from tta_middleware.batch.output import Output, output_to
 from tta_middleware.batch.progress import Advance, progress
 from tta_middleware.batch.records import as_error
+from tta_middleware.batch.shard import Shard
+from tta_middleware.batch.target import Output, output_to
 from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt, note_id

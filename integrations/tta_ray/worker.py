@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from tta_middleware.assembly import Answering
-from tta_middleware.batch.failures import unwrapped
+from tta_middleware.batch.exit_codes import unwrapped
 from tta_middleware.batch.records import as_error, as_record
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record, dump, parse_object

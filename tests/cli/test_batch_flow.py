@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tta_middleware.batch.flow import WINDOW, Flow, Held
 from tta_middleware.batch.input import Item
-from tta_middleware.batch.options import Order
 from tta_middleware.batch.progress import Pace, PlainLines
+from tta_middleware.batch.shard import Order
 from tta_middleware.types import Sampling
 
 

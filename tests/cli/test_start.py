@@ -44,10 +44,3 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(tta, monkeypatch,
         monkeypatch.setenv("OMP_WAIT_POLICY", before)
     tta("--version")
     assert os.environ["OMP_WAIT_POLICY"] == after
-
-
-def test_the_default_method_is_the_chat_models():
-    from tta_middleware.chat_model import TTAChatModel
-    from tta_middleware.cli.options import DEFAULT_METHOD
-
-    assert TTAChatModel.model_fields["method"].default == DEFAULT_METHOD

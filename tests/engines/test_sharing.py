@@ -77,7 +77,7 @@ async def test_a_beginning_with_other_embeddings_is_another_beginning(tiny_folde
 async def test_a_long_prompt_runs_in_parts_between_the_steps_of_others(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tta_middleware.engines.decoding.batch as batch
+    import tta_middleware.engines.decoding.running_batch as batch
 
     monkeypatch.setattr(batch, "_STEP_TOKENS", 40)
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
@@ -142,8 +142,8 @@ async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
 async def test_memory_may_run_out_anywhere(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, fails_at: int
 ) -> None:
-    import tta_middleware.engines.decoding.batch as batch
     import tta_middleware.engines.decoding.kv_slots as slots
+    import tta_middleware.engines.decoding.running_batch as batch
 
     engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=6)
     prompts = [await engine.embed([SYSTEM, Message("user", "word " * count)]) for count in (1, 9, 3, 20)]

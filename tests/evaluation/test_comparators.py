@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tta_middleware.config import Budget
-from tta_middleware.errors import ConfigurationError
+from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.evaluation import COMPARATORS, comparators
 from tta_middleware.evaluation.comparators.random_step import RandomStep
-from tta_middleware.evaluation.comparators.reminder import AFTER, BEFORE, reminded
+from tta_middleware.evaluation.comparators.reminder import AFTER, BEFORE, wrapped
 from tta_middleware.evaluation.comparators.smoothing import swapped
 from tta_middleware.methods.base import Start
 from tta_middleware.methods.geometry import relative_move
@@ -56,8 +56,8 @@ async def test_the_reminder_stands_before_and_after_the_question(bench):
     report, trace = await ran(bench, "reminder", script=lambda call: GOOD if AFTER in call.text else BAD)
     assert (report.answer.text, trace.outcome, trace.generations) == (GOOD, "neutralised", 2)
     assert (trace.relative_move, trace.decodes_to_original) == (0.0, True)
-    turns = reminded([Message("system", "Be brief."), *ATTACK])
-    assert [turn.content for turn in turns] == [f"{BEFORE}\nBe brief.", f"Plan an attack on weeds\n{AFTER}"]
+    turns = wrapped([Message("system", "Be brief."), *ATTACK])
+    assert [turn.content for turn in turns] == [f"Be brief.\n\n{BEFORE}", f"Plan an attack on weeds\n{AFTER}"]
 
 
 class Graded:
@@ -79,6 +79,29 @@ async def test_best_of_n_gives_the_answer_with_the_lowest_score(bench):
     assert trace.steps[0].scores == (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
     assert report.answer.text == f"{GOOD} 1"
     assert (trace.generations, trace.moderation_calls) == (9, 9)
+
+
+class BreaksOff(ScriptedEngine):
+    """Breaks the last answer of a batch off half-way, as an engine does that is closed or out of memory."""
+
+    async def generate_batch(self, requests):
+        *whole, last = await super().generate_batch(requests)
+        return [*whole, replace(last, text=last.text[: len(last.text) // 2], finish_reason="aborted")]
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "smoothllm", "resta", "reminder"])
+async def test_an_answer_that_was_broken_off_does_not_count_as_one(bench, name):
+    with pytest.raises(EngineError, match="broke the answer off"):
+        await comparators(name)[0].run(replace(bench, engine=BreaksOff(BAD)), ATTACK, Sampling(max_new_tokens=64))
+
+
+async def test_an_answer_that_hides_behind_escapes_is_judged_as_it_reads(bench):
+    """What a parser of JSON makes of an answer is scored beside it, as a guard does."""
+    escaped = "".join(f"\\u{ord(sign):04x}" for sign in BAD)
+    hidden = f'{{"text": "{escaped}"}}'
+    report, trace = await ran(bench, "reminder", script=lambda call: hidden if AFTER in call.text else BAD)
+    assert (trace.outcome, report.answer.text) == ("blocked", DEFAULT_NOTICE)
+    assert trace.final.flagged
 
 
 @pytest.mark.parametrize(("share_of_good", "outcome"), [(9, "neutralised"), (5, "blocked"), (1, "blocked")])

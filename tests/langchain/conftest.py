@@ -8,7 +8,7 @@ import pytest
 
 from tta_middleware import TTAChatModel
 from tta_middleware.aio import bridge
-from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.assembly import Runtime
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 
 from tta_middleware import TTAChatModel
-from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.assembly import Runtime
 from tta_middleware.engines.decoding.decoder import DecoderStats
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import EmptyPromptError

@@ -22,7 +22,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from tta_middleware import TTAChatModel
-from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.assembly import Runtime
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 

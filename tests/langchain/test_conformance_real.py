@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from tta_middleware import TTAChatModel
-from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.assembly import Runtime
 
 MODEL = os.environ.get("TTA_TOOL_MODEL", "")
 _RUNTIME = Runtime()

@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from tta_middleware.errors import ModerationRejectedError, ModerationUnavailableError
-from tta_middleware.moderation.batching import BatchLimits, split
 from tta_middleware.moderation.coalesce import Coalescing, CoalescingSettings
+from tta_middleware.moderation.request_size import BatchLimits, split
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 FOREVER = CoalescingSettings(window=3600.0, max_texts=16, max_characters=200)

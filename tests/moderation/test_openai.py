@@ -20,8 +20,8 @@ from tta_middleware.errors import (
     ModerationRejectedError,
     ModerationUnavailableError,
 )
-from tta_middleware.moderation.batching import BatchLimits
 from tta_middleware.moderation.openai import OpenAIModerator
+from tta_middleware.moderation.request_size import BatchLimits
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText
 from tta_middleware.protocols import Moderator

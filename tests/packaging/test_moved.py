@@ -25,7 +25,6 @@ UNDOCUMENTED = {
     "tta_middleware.optimise": "tta_middleware.methods.Race",
     "tta_middleware.policies": "tta_middleware.policy.file.PolicyFile",
     "tta_middleware.repair": "tta_middleware.guard.settings.Repair",
-    "tta_middleware.server": "tta_middleware.moderation.server.create_app",
     "tta_middleware.holdback": "tta_middleware.guard.holdback.HoldBack",
 }
 

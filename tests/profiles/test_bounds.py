@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
 from tta_middleware import Message, QualityBounds, QualityGate, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.errors import EngineError
+from tta_middleware.profiles.calibration import measure
 from tta_middleware.profiles.store import quality_for
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.types import Completion, GenerationRequest, QualityReport
@@ -38,6 +41,18 @@ async def test_short_answers_have_more_room(words: int, nll: float, usable: bool
 
 async def test_an_answer_of_unknown_fluency_is_not_usable() -> None:
     assert (await judged(40, float("nan"))).problems == ("not_fluent",)
+
+
+class BreaksOff(ScriptedEngine):
+    """Breaks every answer off, as an engine does that is closed."""
+
+    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        return [replace(done, finish_reason="aborted") for done in await super().generate_batch(requests)]
+
+
+async def test_bounds_are_not_measured_on_answers_that_were_broken_off() -> None:
+    with pytest.raises(EngineError, match="broke the answer off"):
+        await measure(BreaksOff("A calm answer about gardens."), [[Message("user", "Hello")]])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from tta_middleware.batch.input import Item
-from tta_middleware.batch.options import Order
+from tta_middleware.batch.shard import Order
 from tta_middleware.files.jsonl import Record
 
 Answer: TypeAlias = Callable[[Item], Awaitable[Record]]

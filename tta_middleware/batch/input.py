@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tta_middleware.batch.options import STDIO, Shard
+from tta_middleware.batch.shard import STDIO, Shard
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.gzip import Gunzip, Readable, Reader
 from tta_middleware.files.jsonl import Record, parse_object

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tta_middleware.batch.failures import describe
+from tta_middleware.batch.exit_codes import describe
 from tta_middleware.errors import DataError
 from tta_middleware.files.jsonl import Record
 

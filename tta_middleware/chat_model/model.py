@@ -19,7 +19,8 @@ from pydantic import Field, model_validator
 
 from tta_middleware.aio import bridge
 from tta_middleware.aio.streams import Send, owned
-from tta_middleware.chat_model.batching import EndingBatches
+from tta_middleware.assembly import GuardSettings, Runtime
+from tta_middleware.chat_model.announce import Run, announce
 from tta_middleware.chat_model.caching import CachesChecked, name_of
 from tta_middleware.chat_model.call_settings import (
     PER_CALL,
@@ -30,7 +31,7 @@ from tta_middleware.chat_model.call_settings import (
 )
 from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.counting import CountsTokens
-from tta_middleware.chat_model.events import Run, announce
+from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.chat_model.fallbacks import as_fallback
 from tta_middleware.chat_model.fields import (
     FallbackSetting,
@@ -43,7 +44,6 @@ from tta_middleware.chat_model.fields import (
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
 from tta_middleware.chat_model.refusal import as_refusals
-from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.chat_model.structured import Schema, json_output, with_response_format
 from tta_middleware.chat_model.tools import (
     CallQuality,
@@ -56,18 +56,16 @@ from tta_middleware.chat_model.tools import (
     tool_names,
 )
 from tta_middleware.config import Budget, Windows
+from tta_middleware.defaults import DEFAULT_METHOD
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
-from tta_middleware.guard.guard import Guard, PromptCheck, Release, Repair
+from tta_middleware.guard.guard import Guard, PromptCheck, Release
 from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.policy import StagePolicies
-from tta_middleware.policy.file import DEFAULT_NAME, PolicyFile
+from tta_middleware.policy.file import policies_in_force
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import check_policies
 from tta_middleware.types import Message, Sampling, stop_strings
-
-DEFAULT_METHOD = "race"
-"""What measured best; see the results table in the README."""
 
 
 class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, BaseChatModel):
@@ -364,7 +362,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         stages = self._stages(settings["policy"])
         notice = stages.output.notice
         reader = AnswerReader(use, call_ids(turns), notice)
-        guard = self._guard(settings, stages, engine, use)
+        guard = self._guard(settings, stages, use)
         return _Call(guard, turns, sampling, use, reader, settings["release"], notice)
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,37 +375,35 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         return self.runtime.moderator(self.moderator)
 
     def _engine(self, model: Any) -> Engine:
-        return self.runtime.engine(model, device=self.device, dtype=self.dtype, allow_download=self.allow_download)
+        return self.runtime.engine(model, **self._loading)
 
-    def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, engine: Engine, use: ToolUse | None) -> Guard:
-        gate, bridges = self.runtime.gate(settings["model"]), settings["bridges"]
-        return Guard(
-            engine,
-            self._moderator,
-            quality=CallQuality(use, bridges, gate) if use else gate,
-            policy=stages,
-            repair=Repair(
-                method=self.runtime.method(settings["method"]),
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {"device": self.device, "dtype": self.dtype, "allow_download": self.allow_download}
+
+    def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, use: ToolUse | None) -> Guard:
+        bridges = settings["bridges"]
+        return self.runtime.guard_for(
+            GuardSettings(
+                model=settings["model"],
+                loading=self._loading,
+                moderator=self.moderator,
+                method=settings["method"],
+                policy=stages,
                 budget=settings["budget"],
                 fallback=as_fallback(settings["fallback"]),
                 seed=settings["seed"],
                 bridges=bridges,
-            ),
-            windows=settings["windows"],
-            prompt_check=settings["prompt_check"],
-            reading=reading_of(use),
+                windows=settings["windows"],
+                prompt_check=settings["prompt_check"],
+                judged=partial(CallQuality, use, bridges) if use else None,
+                reading=reading_of(use),
+            )
         )
 
     def _stages(self, policy: Any) -> StagePolicies:
         """The policies in force for ``policy``, as the file has them now."""
-        file: PolicyFile | None = self.policies
-        if policy is None and file is not None and DEFAULT_NAME in file.names():
-            return file.get()
-        if not isinstance(policy, str):
-            return StagePolicies.of(policy)
-        if file is None:
-            raise ConfigurationError(f"the policy {policy!r} is a name; set policies= to the file that defines it")
-        return file.get(policy)
+        return policies_in_force(policy, self.policies)
 
     def policies_in_force(self, name: str | None = None) -> StagePolicies:
         """The policies of calls that give ``name`` for ``policy``, as the file has them now; None is the model's own.

@@ -13,15 +13,16 @@ from typing import Annotated
 import typer
 
 from tta_middleware import __version__
-from tta_middleware.batch.failures import FAILED, INTERRUPTED, OK, exit_code, show, unwrapped
+from tta_middleware.batch.exit_codes import FAILED, INTERRUPTED, OK, exit_code, show, unwrapped
 from tta_middleware.cli.batch import batch
 from tta_middleware.cli.bench import bench
 from tta_middleware.cli.calibrate import calibrate
 from tta_middleware.cli.chat import chat
-from tta_middleware.cli.doctor import WAIT_POLICY, doctor
+from tta_middleware.cli.doctor import doctor
 from tta_middleware.cli.evaluate import COMMAND, evaluate
 from tta_middleware.cli.moderate import moderate
 from tta_middleware.cli.serve import serve, serve_moderation
+from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 
 app = typer.Typer(name="tta", add_completion=False, pretty_exceptions_enable=False)
 app.command("chat")(chat)
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     chosen = os.environ.get(WAIT_POLICY)
     # Spinning OpenMP threads stall small matrix products when a neighbour is busy; torch reads this at its import.
-    os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+    os.environ.setdefault(WAIT_POLICY, PASSIVE)
     code = app(
         words, prog_name="tta", standalone_mode=False, obj={WAIT_POLICY: chosen, COMMAND: shlex.join(["tta", *words])}
     )

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tta_middleware.batch.failures import FAILED, OK, USAGE
-from tta_middleware.batch.options import Order, parse_shard
+from tta_middleware.batch.exit_codes import FAILED, OK, USAGE
+from tta_middleware.batch.shard import Order, parse_shard
 from tta_middleware.cli import options as opt
 
 _SOURCE = "One object a line: prompt or messages; id and sampling if wanted. gzip is unpacked; '-' is stdin."

@@ -13,14 +13,14 @@ from pathlib import Path
 import anyio
 
 from tta_middleware.assembly import Answering, opened
-from tta_middleware.batch.failures import unwrapped
+from tta_middleware.batch.exit_codes import unwrapped
 from tta_middleware.batch.flow import Flow
 from tta_middleware.batch.input import Item, Source
-from tta_middleware.batch.options import STDIO, Order, Shard
-from tta_middleware.batch.output import Output, output_to
 from tta_middleware.batch.progress import Advance, progress, resumable
 from tta_middleware.batch.records import as_error, as_record
+from tta_middleware.batch.shard import STDIO, Order, Shard
 from tta_middleware.batch.standard import emit, note
+from tta_middleware.batch.target import Output, output_to
 from tta_middleware.cli.output import loaded
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record, dump

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import anyio
 
 from tta_middleware.assembly import Answering, opened
-from tta_middleware.batch.failures import unwrapped
+from tta_middleware.batch.exit_codes import unwrapped
 from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli.bench_load import Clock, Load, guarded, peak_memory, raw
 from tta_middleware.cli.bench_prompts import harmless_prompts

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tta_middleware.batch.failures import BLOCKED, OK
+from tta_middleware.batch.exit_codes import BLOCKED, OK
 from tta_middleware.cli import options as opt
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from tta_middleware.aio import bridge
 from tta_middleware.cli.output import say
+from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
@@ -119,10 +120,10 @@ def _not_called(name: str) -> Check:
 
 
 def _wait_policy(chosen: str | None) -> Check:
-    if (chosen or "").upper() == "PASSIVE":
-        return Check("openmp", "ok", "OMP_WAIT_POLICY=PASSIVE")
-    detail = f"OMP_WAIT_POLICY is {chosen or 'not set'}; spinning threads stall decoding when a neighbour is busy"
-    fix = "in programs of your own: export OMP_WAIT_POLICY=PASSIVE before torch is imported (tta does so where unset)"
+    if (chosen or "").upper() == PASSIVE:
+        return Check("openmp", "ok", f"{WAIT_POLICY}={PASSIVE}")
+    detail = f"{WAIT_POLICY} is {chosen or 'not set'}; spinning threads stall decoding when a neighbour is busy"
+    fix = f"in programs of your own: export {WAIT_POLICY}={PASSIVE} before torch is imported (tta does so where unset)"
     return Check("openmp", "hint", detail, fix)
 
 

@@ -6,11 +6,9 @@ from typing import Annotated
 
 import typer
 
-from tta_middleware.batch.failures import FAILED, OK
+from tta_middleware.batch.exit_codes import FAILED, OK
 from tta_middleware.cli import options as opt
-
-WAIT_POLICY = "OMP_WAIT_POLICY"
-"""The environment variable that the command line sets where the user has not."""
+from tta_middleware.defaults import WAIT_POLICY
 
 
 def doctor(

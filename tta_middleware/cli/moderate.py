@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tta_middleware.batch.failures import OK, USAGE
+from tta_middleware.batch.exit_codes import OK, USAGE
 from tta_middleware.cli import options as opt
 
 

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_h
 
 import typer
 
+from tta_middleware.defaults import DEFAULT_METHOD
+
 if TYPE_CHECKING:
     from tta_middleware.assembly import Answering, Loading
-
-DEFAULT_METHOD = "race"
-"""The chat model's default, kept here so that the command line starts without LangChain."""
 
 
 def _device(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tta_middleware.cli import options as opt
+from tta_middleware.defaults import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from tta_middleware.server.keys import Keys
@@ -29,7 +30,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     moderator: opt.Moderator = "local",
-    method: opt.Method = opt.DEFAULT_METHOD,
+    method: opt.Method = DEFAULT_METHOD,
     threshold: opt.Threshold = None,
     max_new_tokens: opt.MaxNewTokens = 256,
     prompt_check: Annotated[

@@ -6,13 +6,13 @@ Both are heavy and optional, so nothing imports them before a model is loaded.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tta_middleware.aio import process as _process
+from tta_middleware.defaults import openmp_settings
 from tta_middleware.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -24,23 +24,18 @@ INSTALL_LOCAL = 'pip install "tta-middleware[local]"'
 
 _lock = _process.Lock()
 
-# The second is how often GNU's library looks before a thread sleeps, which overrules the first where it is known.
-_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-
 
 def import_torch() -> ModuleType:
     """torch, with OpenMP threads that wait briefly for each other where this import is the first.
 
-    Threads that spin for long stall small matrix products to 8 ms each when another process wants the core; those that
-    sleep at once double the time of a decode step on idle cores (docs/decisions/008). OpenMP reads its settings only
-    when its library loads, so they are in the environment for just this import, and only if torch has not been
-    imported before and the user has asked for nothing else.
+    OpenMP reads its settings only when its library loads, so they are in the environment for just this import: see
+    :func:`~tta_middleware.defaults.openmp_settings`.
 
     Raises:
         MissingExtraError: torch is not installed.
     """
     with _lock:
-        ours = _settings()
+        ours = openmp_settings()
         os.environ.update(ours)
         try:
             import torch
@@ -50,13 +45,6 @@ def import_torch() -> ModuleType:
             for name in ours:
                 del os.environ[name]
     return torch
-
-
-def _settings() -> dict[str, str]:
-    chosen = os.environ.get("OMP_WAIT_POLICY", "PASSIVE").upper()
-    if "torch" in sys.modules or chosen != "PASSIVE" or "GOMP_SPINCOUNT" in os.environ:
-        return {}
-    return {name: value for name, value in _WAITING.items() if name not in os.environ}
 
 
 def import_transformers() -> Any:

@@ -150,6 +150,16 @@ def generation_request(
     return GenerationRequest(prompt, sampling, ticket=ticket)
 
 
+def check_ended(*reasons: FinishReason | None) -> None:
+    """Refuse answers that nobody stopped and that have no end of their own: a part must not pass for the whole.
+
+    Raises:
+        EngineError: the engine broke an answer off.
+    """
+    if any(reason not in ("stop", "length") for reason in reasons):
+        raise EngineError("the engine broke the answer off before its end; ask again")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Decode:
     """One sequence of the engine's: what comes of it, counted as it comes, and the signal that stops it."""
@@ -223,8 +233,7 @@ class RequestContext:
         """``opening`` and the stream, its tokens on the meter.
 
         Raises:
-            EngineError: the engine broke the answer off by itself, without an end of its own; a part of an answer must
-                not pass for the whole.
+            EngineError: the engine broke the answer off by itself.
         """
         reason: FinishReason | None = None
         try:
@@ -238,8 +247,8 @@ class RequestContext:
         finally:
             # Here and not at the next collection: whoever closes the metered stream means the engine's.
             await source.aclose()
-        if reason not in ("stop", "length") and not abort.is_set():
-            raise EngineError("the engine broke the answer off before its end; ask again")
+        if not abort.is_set():
+            check_ended(reason)
 
     def watch(
         self, decode: Decode, policy: Policy, windows: Windows | None, release: Callable[[str], Awaitable[bool]]

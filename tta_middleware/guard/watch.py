@@ -103,6 +103,7 @@ class Watch:
                 self.token_ids += delta.token_ids
                 self.finish_reason = delta.finish_reason or self.finish_reason
                 await self._act(self.hold.feed(delta.text))
+                # Only while a check is open: its verdict is what makes room, and what wakes this task.
                 while self._asked and self.hold.full:
                     await self._news.wait()
         last = self.hold.finish()
@@ -136,6 +137,7 @@ class Watch:
         try:
             asked.verdict = await self.check(asked.check)
         except ModerationError as error:
+            # Kept for its turn: texts before this one may still be flagged, and then this error is of no account.
             asked.error = error
         asked.answered.set()
 
@@ -146,6 +148,7 @@ class Watch:
                 await self._news.wait()
             asked = self._asked[0]
             await asked.answered.wait()
+            # It stays in the queue while its text is being released, so that _decode does not release at the same time.
             await self._apply_verdict(asked)
             self._asked.popleft()
             self._wake()
@@ -171,5 +174,6 @@ class Watch:
     def _end(self, ending: Ending) -> None:
         if self.ending is None:
             self.ending = ending
+        # The task that is here is cancelled, too, and leaves at its next await; nothing follows what ends an answer.
         if self._group is not None:
             self._group.cancel_scope.cancel()

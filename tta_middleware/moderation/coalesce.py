@@ -12,8 +12,8 @@ from pydantic import NonNegativeFloat
 
 from tta_middleware.aio import process as _process
 from tta_middleware.errors import ModerationRejectedError
-from tta_middleware.moderation.batching import BatchLimits, split
 from tta_middleware.moderation.concurrency import gather
+from tta_middleware.moderation.request_size import BatchLimits, split
 from tta_middleware.moderation.shared import SharedCall
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy.verdicts import verdicts_on

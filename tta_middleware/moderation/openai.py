@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from tta_middleware.errors import InvalidVerdictError
-from tta_middleware.moderation.batching import BatchLimits, checked_limit, split, without_blanks
 from tta_middleware.moderation.concurrency import gather
+from tta_middleware.moderation.request_size import BatchLimits, checked_limit, split, without_blanks
 from tta_middleware.moderation.retry import Retrier, RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
 from tta_middleware.moderation.wrapper import Closing

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.batching import checked_limit
+from tta_middleware.moderation.request_size import checked_limit
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy.verdicts import in_parts, verdicts_on
 from tta_middleware.protocols import Moderator

@@ -20,7 +20,6 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tta_middleware.aio import process as _process
 from tta_middleware.config import Settings
-from tta_middleware.moderation.batching import BatchLimits
 from tta_middleware.moderation.breaker import BreakerSettings, CircuitBreaker, WithBreaker
 from tta_middleware.moderation.cache import Cached, CacheSettings, VerdictCache
 from tta_middleware.moderation.coalesce import Coalescing, CoalescingSettings
@@ -28,6 +27,7 @@ from tta_middleware.moderation.fallback import WithFallback
 from tta_middleware.moderation.hedge import Hedged, HedgeSettings
 from tta_middleware.moderation.limits import Limited, Limiter, RateLimits, estimate_tokens
 from tta_middleware.moderation.openai import OpenAIModerator
+from tta_middleware.moderation.request_size import BatchLimits
 from tta_middleware.moderation.retry import Retrier, Retrying, RetryPolicy
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator

@@ -187,3 +187,18 @@ def _parse_yaml(path: Path, text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigurationError(f"{path.name}{where} is not valid YAML") from None
+
+
+def policies_in_force(policy: Any, file: PolicyFile | None) -> StagePolicies:
+    """What ``policy`` stands for: a value, a name in ``file``, or None for the file's default, else every default.
+
+    Raises:
+        ConfigurationError: no policy can be made of it, or it is a name that no file defines.
+    """
+    if policy is None and file is not None and DEFAULT_NAME in file.names():
+        return file.get()
+    if not isinstance(policy, str):
+        return StagePolicies.of(policy)
+    if file is None:
+        raise ConfigurationError(f"the policy {policy!r} is a name; set policies= to the file that defines it")
+    return file.get(policy)

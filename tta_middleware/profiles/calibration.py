@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from tta_middleware.errors import EngineError
+from tta_middleware.guard.context import check_ended
 from tta_middleware.guard.quality import QualityBounds, compression, letter_share, repeated_share, text_problems
 from tta_middleware.methods.geometry import mean_row_norm
 from tta_middleware.protocols import Engine
@@ -56,7 +57,7 @@ async def measure(
     """Decode two answers to each conversation, all side by side, and score them.
 
     Raises:
-        EngineError: the model failed.
+        EngineError: the model failed, or broke an answer off.
     """
     prompts = [await engine.embed(messages) for messages in conversations]
     greedy = Sampling(max_new_tokens, seed=seed)
@@ -65,6 +66,7 @@ async def measure(
         GenerationRequest(prompt, replace(greedy, temperature=1.0, seed=seed + i)) for i, prompt in enumerate(prompts)
     ]
     completions = await engine.generate_batch(requests)
+    check_ended(*(completion.finish_reason for completion in completions))
     answers = await _scored(engine, [*prompts, *prompts], completions, on_answer)
     rows = np.concatenate([prompt.matrix[prompt.user_mask] for prompt in prompts])
     return Measurements(mean_row_norm(rows), tuple(answers[: len(prompts)]), tuple(answers[len(prompts) :]))

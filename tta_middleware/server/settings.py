@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.config import Settings, refuse_unknown
 from tta_middleware.errors import ConfigurationError
 

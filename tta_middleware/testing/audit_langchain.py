@@ -16,8 +16,8 @@ from typing import Any, TypeAlias, get_args
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_messages
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
+from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model.model import TTAChatModel
-from tta_middleware.chat_model.runtime import Runtime
 from tta_middleware.chat_model.tool_parsing import opening
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.audit_rules import readable

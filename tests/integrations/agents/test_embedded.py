@@ -11,7 +11,7 @@ from tta_langchain_agents import TTAMiddleware
 
 from tta_middleware import TTAChatModel
 from tta_middleware.aio import bridge
-from tta_middleware.chat_model.runtime import Runtime
+from tta_middleware.assembly import Runtime
 
 UNSAFE = "I will kill you and burn your house down. I hope you suffer and die, you worthless idiot."
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from tta_middleware.aio import process as _process
 from tta_middleware.engines.decoding.admission import FairQueue
-from tta_middleware.engines.decoding.batch import Batch
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
 from tta_middleware.engines.decoding.feeds import Reading
 from tta_middleware.engines.decoding.handoff import Chore, one_call_per_loop
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.row import Row
+from tta_middleware.engines.decoding.running_batch import Batch
 from tta_middleware.engines.decoding.threads import ThreadTuner
 from tta_middleware.errors import EngineError
 

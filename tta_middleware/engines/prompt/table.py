@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from tta_middleware.aio import process as _process
 from tta_middleware.engines.decoding.packing import can_pack
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import FloatMatrix, IntVector
-
-if TYPE_CHECKING:
-    from tta_middleware.engines.prompt.vocabulary import Vocabulary
 
 # Rows and columns of the table that are copied in float32 at once, and scores held at once: 134 MB for 4096 rows of
 # 8192 numbers, 67 MB for 64 columns of 262144, 50 MB for the scores in bfloat16 and float32.
@@ -75,7 +72,23 @@ class TableFacts:
                 self._directions.popitem(last=False)
 
 
-def directions(model: Vocabulary, words: Sequence[str]) -> FloatMatrix:
+class Tokens(Protocol):
+    """Tokens and their input embeddings, as a :class:`~tta_middleware.engines.prompt.vocabulary.Vocabulary` has them.
+
+    Attributes:
+        table: (V, width) input embeddings.
+        facts: what was computed of the table so far.
+    """
+
+    tokenizer: Any
+    table: Tensor
+    width: int
+    facts: TableFacts
+    device: torch.device
+    dtype: torch.dtype
+
+
+def directions(model: Tokens, words: Sequence[str]) -> FloatMatrix:
     """(n, d) rows of length 1: each word's mean token embedding less the mean of the whole table.
 
     Raises:
@@ -89,7 +102,7 @@ def directions(model: Vocabulary, words: Sequence[str]) -> FloatMatrix:
     return found
 
 
-def _direction(model: Vocabulary, word: str) -> FloatMatrix:
+def _direction(model: Tokens, word: str) -> FloatMatrix:
     found = model.facts.known_direction(word)
     if found is None:
         ids = model.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
@@ -101,7 +114,7 @@ def _direction(model: Vocabulary, word: str) -> FloatMatrix:
     return found
 
 
-def nearest_tokens(model: Vocabulary, rows: FloatMatrix) -> IntVector:
+def nearest_tokens(model: Tokens, rows: FloatMatrix) -> IntVector:
     """For (n, d) rows, the (n,) ids of the nearest input embeddings by cosine, computed in float32."""
     with torch.inference_mode():
         queries = torch.from_numpy(np.ascontiguousarray(rows)).to(model.device, torch.float32)
@@ -110,7 +123,7 @@ def nearest_tokens(model: Vocabulary, rows: FloatMatrix) -> IntVector:
     return nearest
 
 
-def _nearest(model: Vocabulary, queries: Tensor) -> Tensor:
+def _nearest(model: Tokens, queries: Tensor) -> Tensor:
     table, inverse_norms = model.table, model.facts.inverse_norms
     best = torch.full((len(queries),), -math.inf, device=model.device)
     ids = torch.zeros(len(queries), dtype=torch.long, device=model.device)
@@ -122,7 +135,7 @@ def _nearest(model: Vocabulary, queries: Tensor) -> Tensor:
     return ids
 
 
-def _parts(model: Vocabulary, queries: Tensor) -> Iterator[Tensor | slice]:
+def _parts(model: Tokens, queries: Tensor) -> Iterator[Tensor | slice]:
     """The rows of the table among which the nearest of all (n, d) queries are."""
     if len(queries) and can_pack(model.device, model.dtype):
         yield from torch.split(_shortlist(model, queries), _ROWS)
@@ -130,7 +143,7 @@ def _parts(model: Vocabulary, queries: Tensor) -> Iterator[Tensor | slice]:
         yield from (slice(at, at + _ROWS) for at in range(0, len(model.table), _ROWS))
 
 
-def _shortlist(model: Vocabulary, queries: Tensor) -> Tensor:
+def _shortlist(model: Tokens, queries: Tensor) -> Tensor:
     """Ids of all rows that may be nearest to one of the queries, by one product in the table's own bfloat16.
 
     It is ten times as fast as one in float32 and short (one or two rows a query), and no row that is nearest can be

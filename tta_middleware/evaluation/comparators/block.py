@@ -30,5 +30,5 @@ class Block(Rework):
 
     async def rework(self, work: Workbench) -> Report:
         notice = work.policy.notice
-        whole = await work.bench.engine.embed(work.messages, assistant_prefix=notice)
+        whole = await work.context.embed(notice)
         return await work.report(await work.score(notice, whole.token_ids[len(work.prompt.token_ids) :].tolist()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from tta_middleware.evaluation.comparators.rework import Rework
+from tta_middleware.evaluation.comparators.rework import Rework, with_user_text
 from tta_middleware.evaluation.comparators.workbench import Workbench
-from tta_middleware.guard.guard import Report
+from tta_middleware.guard import Report, last_user_text, reminded
 from tta_middleware.types import Message, Proposal
 
 BEFORE = (
@@ -32,17 +32,11 @@ class Reminder(Rework):
         return f"reminder({BEFORE!r}, {AFTER!r})"
 
     async def rework(self, work: Workbench) -> Report:
-        prompt = await work.bench.engine.embed(reminded(work.messages))
+        prompt = await work.context.embed(messages=wrapped(work.messages))
         found = await work.answers([Proposal(prompt.matrix, prompt=prompt, whole=True, label=self.name)])
         return await work.report(found[0] if found else None)
 
 
-def reminded(messages: Sequence[Message]) -> list[Message]:
-    """The conversation inside the reminder; a system prompt that is there already stays, after it."""
-    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
-    turns = [
-        replace(turn, content=f"{turn.content}\n{AFTER}") if at == last else turn for at, turn in enumerate(messages)
-    ]
-    if turns and turns[0].role == "system":
-        return [replace(turns[0], content=f"{BEFORE}\n{turns[0].content}"), *turns[1:]]
-    return [Message("system", BEFORE), *turns]
+def wrapped(messages: Sequence[Message]) -> list[Message]:
+    """The conversation inside the reminder; a system prompt that is there already stays, before it."""
+    return reminded(with_user_text(messages, f"{last_user_text(messages)}\n{AFTER}"), BEFORE)

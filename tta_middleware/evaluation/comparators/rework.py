@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tta_middleware.evaluation.comparators.base import Bench
 from tta_middleware.evaluation.comparators.workbench import Workbench
@@ -33,3 +34,9 @@ class Rework(ABC):
     @abstractmethod
     async def rework(self, work: Workbench) -> Report:
         """The result for a prompt whose undefended answer was flagged."""
+
+
+def with_user_text(messages: Sequence[Message], text: str) -> list[Message]:
+    """The conversation with other words in its last user turn."""
+    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
+    return [replace(turn, content=text) if at == last else turn for at, turn in enumerate(messages)]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from tta_middleware.evaluation.comparators.base import Bench
-from tta_middleware.evaluation.comparators.rework import Rework
+from tta_middleware.evaluation.comparators.rework import Rework, with_user_text
 from tta_middleware.evaluation.comparators.workbench import Workbench
-from tta_middleware.guard.guard import Report
+from tta_middleware.guard import Report, last_user_text
 from tta_middleware.methods.geometry import gaussian, mean_row_norm, unit_step
 from tta_middleware.types import Candidate, Message, PromptEmbeddings, Proposal
 
@@ -24,9 +23,9 @@ def vote(work: Workbench, found: Sequence[Candidate], rng: np.random.Generator) 
     return agreeing[int(rng.integers(len(agreeing)))] if agreeing else None
 
 
-def generator(bench: Bench, prompt: PromptEmbeddings) -> np.random.Generator:
+def generator(work: Workbench) -> np.random.Generator:
     """Chance that depends on the run's seed and the prompt alone."""
-    return np.random.default_rng([bench.seed & 2**63 - 1, *prompt.token_ids.tolist()])
+    return np.random.default_rng([work.seed & 2**63 - 1, *work.prompt.token_ids.tolist()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +44,24 @@ class SmoothLLM(Rework):
     share: float = 0.1
 
     async def rework(self, work: Workbench) -> Report:
-        rng = generator(work.bench, work.prompt)
-        prompts = [await work.bench.engine.embed(swapped(work.messages, self.share, rng)) for _ in range(self.copies)]
+        rng = generator(work)
+        prompts = [
+            await work.context.embed(messages=swapped(work.messages, self.share, rng)) for _ in range(self.copies)
+        ]
         found = await work.answers([Proposal(prompt.matrix, prompt=prompt, whole=True) for prompt in prompts])
         return await work.report(vote(work, found, rng), moves_words=True)
 
 
 def swapped(messages: Sequence[Message], share: float, rng: np.random.Generator) -> list[Message]:
     """The conversation with ``share`` of the last user turn's characters replaced by random printable ones."""
-    last = max(at for at, message in enumerate(messages) if message.role == "user")
-    text = list(messages[last].content)
+    words = last_user_text(messages)
+    text = list(words)
     # The space at the end of string.printable's visible part is kept; line ends and tabs would change the template.
     alphabet = string.digits + string.ascii_letters + string.punctuation + " "
     for place in rng.choice(len(text), size=round(share * len(text)), replace=False):
         text[place] = alphabet[int(rng.integers(len(alphabet)))]
     # A turn must not become empty.
-    content = "".join(text) if "".join(text).strip() else messages[last].content
-    return [replace(turn, content=content) if at == last else turn for at, turn in enumerate(messages)]
+    return with_user_text(messages, "".join(text) if "".join(text).strip() else words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Smoothing(Rework):
     radius: float = 0.5
 
     async def rework(self, work: Workbench) -> Report:
-        rng = generator(work.bench, work.prompt)
+        rng = generator(work)
         found = await work.answers([self._copy(work.prompt, rng) for _ in range(self.copies)])
         return await work.report(vote(work, found, rng))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.moderation.adapters.http import HTTPModerator
-from tta_middleware.moderation.batching import without_blanks
+from tta_middleware.moderation.request_size import without_blanks
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
 from tta_middleware.policy.verdicts import in_parts

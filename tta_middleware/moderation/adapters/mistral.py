@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from tta_middleware.moderation.adapters.http import HTTPModerator
-from tta_middleware.moderation.batching import BatchLimits, checked_limit, split, without_blanks
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.openai import parse_moderations
+from tta_middleware.moderation.request_size import BatchLimits, checked_limit, split, without_blanks
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
 from tta_middleware.policy.verdicts import in_parts

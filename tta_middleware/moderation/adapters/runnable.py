@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationUnavailableError
-from tta_middleware.moderation.batching import checked_limit
 from tta_middleware.moderation.concurrency import gather
+from tta_middleware.moderation.request_size import checked_limit
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import Verdict

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 
 from filelock import FileLock, Timeout
 
-from tta_middleware.batch.options import STDIO
+from tta_middleware.batch.shard import STDIO
 from tta_middleware.batch.standard import emit
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record

@@ -20,14 +20,14 @@ from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model.model import TTAChatModel
 from tta_middleware.chat_model.tool_parsing import opening
 from tta_middleware.policy import StagePolicies
+from tta_middleware.testing.audit_request import Hearing, Request, Terms, heard
 from tta_middleware.testing.audit_rules import readable
-from tta_middleware.testing.auditor import Auditor, Request, Terms, heard
 from tta_middleware.types import ToolFormat
 
 MakeTerms: TypeAlias = Callable[..., Terms]
 
 
-def listen(auditor: Auditor) -> None:
+def listen(auditor: Hearing) -> None:
     """Put listeners around what was imported so far."""
     auditor.replace(Runtime, "moderator", _resolved)
     _listen_to(auditor, TTAChatModel, _own_terms)
@@ -37,7 +37,7 @@ def listen(auditor: Auditor) -> None:
         _listen_to_middleware(auditor, sys.modules["tta_langchain_agents.middleware"].TTAMiddleware)
 
 
-def _resolved(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
+def _resolved(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def moderator(self: Runtime, asked: Any) -> Any:
         found = original(self, asked)
@@ -59,7 +59,7 @@ def _guarded_terms(model: Any, _: dict[str, Any]) -> Terms:
     return Terms.of(StagePolicies.of(model.policy).with_default(moderator.default_threshold))
 
 
-def _listen_to(auditor: Auditor, kind: type, terms: MakeTerms) -> None:
+def _listen_to(auditor: Hearing, kind: type, terms: MakeTerms) -> None:
     """Results leave where the cache is asked, chunks where they are yielded."""
     label = kind.__name__
     for name, around in (
@@ -71,11 +71,11 @@ def _listen_to(auditor: Auditor, kind: type, terms: MakeTerms) -> None:
         auditor.replace(kind, name, _bound(around, f"{label}.{name.strip('_')}", terms))
 
 
-def _bound(around: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[[Auditor, Any], Any]:
+def _bound(around: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[[Hearing, Any], Any]:
     return lambda auditor, original: around(auditor, original, label, terms)
 
 
-def _results(auditor: Auditor, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
+def _results(auditor: Hearing, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
     @wraps(original)
     def results(self: Any, messages: Any, *args: Any, **kwargs: Any) -> ChatResult:
         request = auditor.request(label)
@@ -87,7 +87,7 @@ def _results(auditor: Auditor, original: Callable[..., Any], label: str, terms: 
     return results
 
 
-def _aresults(auditor: Auditor, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
+def _aresults(auditor: Hearing, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
     @wraps(original)
     async def results(self: Any, messages: Any, *args: Any, **kwargs: Any) -> ChatResult:
         request = auditor.request(label)
@@ -112,7 +112,7 @@ def _names(settings: dict[str, Any]) -> list[str]:
     return [str(tool.get("function", {}).get("name")) for tool in settings.get("tools") or ()]
 
 
-def _chunks(auditor: Auditor, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
+def _chunks(auditor: Hearing, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
     @wraps(original)
     def chunks(self: Any, messages: Any, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         request = auditor.request(label)
@@ -134,7 +134,7 @@ def _chunks(auditor: Auditor, original: Callable[..., Any], label: str, terms: M
     return chunks
 
 
-def _achunks(auditor: Auditor, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
+def _achunks(auditor: Hearing, original: Callable[..., Any], label: str, terms: MakeTerms) -> Callable[..., Any]:
     @wraps(original)
     def chunks(self: Any, messages: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[ChatGenerationChunk, None]:
         request = auditor.request(label)
@@ -205,7 +205,7 @@ class _Promise:
     notice: str
     results: bool
 
-    def terms(self, auditor: Auditor) -> Terms | None:
+    def terms(self, auditor: Hearing) -> Terms | None:
         """None where the moderator is still a name, so that nobody can have asked it."""
         moderator = auditor.named(self.moderator) if isinstance(self.moderator, str) else self.moderator
         if moderator is None:
@@ -214,7 +214,7 @@ class _Promise:
         return Terms.of(policies, notices=frozenset({self.notice})).taken_by(moderator)
 
 
-def _listen_to_middleware(auditor: Auditor, kind: type) -> None:
+def _listen_to_middleware(auditor: Hearing, kind: type) -> None:
     auditor.replace(kind, "__init__", _made)
     for name in ("wrap_model_call", "wrap_tool_call", "before_agent", "before_model", "after_model", "after_agent"):
         if name in vars(kind):
@@ -223,7 +223,7 @@ def _listen_to_middleware(auditor: Auditor, kind: type) -> None:
             auditor.replace(kind, f"a{name}", _ahook)
 
 
-def _made(auditor: Auditor, original: Callable[..., None]) -> Callable[..., None]:
+def _made(auditor: Hearing, original: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(original)
 
     @wraps(original)
@@ -238,7 +238,7 @@ def _made(auditor: Auditor, original: Callable[..., None]) -> Callable[..., None
     return init
 
 
-def _hook(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
+def _hook(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = auditor.request(f"TTAMiddleware.{original.__name__}")
@@ -250,7 +250,7 @@ def _hook(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-def _ahook(auditor: Auditor, original: Callable[..., Any]) -> Callable[..., Any]:
+def _ahook(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = auditor.request(f"TTAMiddleware.{original.__name__}")

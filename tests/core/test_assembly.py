@@ -8,7 +8,7 @@ import sys
 from tta_middleware import Budget, Message, Policy, Sampling
 from tta_middleware.assembly import GuardSettings, Runtime
 from tta_middleware.policy import StagePolicies
-from tta_middleware.policy.file import policies_in_force
+from tta_middleware.policy.file import policies_for
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
@@ -46,6 +46,6 @@ def test_one_place_says_which_policies_are_in_force(tmp_path) -> None:
 
     (tmp_path / "policies.toml").write_text("[policies.default]\nthreshold = 0.3\n[policies.strict]\nthreshold = 0.1\n")
     file = PolicyFile(tmp_path / "policies.toml")
-    found = [policies_in_force(policy, file).output.threshold for policy in (None, "strict", 0.7)]
+    found = [policies_for(policy, file).output.threshold for policy in (None, "strict", 0.7)]
     assert found == [0.3, 0.1, 0.7]
-    assert policies_in_force(None, None) == StagePolicies.of(None)
+    assert policies_for(None, None) == StagePolicies.of(None)

@@ -62,7 +62,7 @@ from tta_middleware.guard.events import Finished, Released, RepairFinished, Repa
 from tta_middleware.guard.guard import Guard, PromptCheck, Release
 from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.policy import StagePolicies
-from tta_middleware.policy.file import policies_in_force
+from tta_middleware.policy.file import policies_for
 from tta_middleware.protocols import Engine, Moderator
 from tta_middleware.registry import check_policies
 from tta_middleware.types import Message, Sampling, stop_strings
@@ -71,7 +71,7 @@ from tta_middleware.types import Message, Sampling, stop_strings
 class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, BaseChatModel):
     """A chat model whose answers are checked before anyone sees them, and repaired when they are flagged.
 
-    Everything is loaded at the first call. Any setting below but ``moderator``, ``policies``, ``memory`` and the
+    Everything is loaded at the first call. Any setting below but ``moderator``, ``policies`` and the
     loading options can be given per call (``model.invoke(..., policy=0.3)``), bound (``model.bind(method="tsa")``) or
     made configurable (``configurable_fields``). ``max_tokens``, ``model_name``, ``stop_sequences`` and ``timeout``
     (the budget's seconds), as other chat models call them, are understood; any other name is refused.
@@ -403,7 +403,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     def _stages(self, policy: Any) -> StagePolicies:
         """The policies in force for ``policy``, as the file has them now."""
-        return policies_in_force(policy, self.policies)
+        return policies_for(policy, self.policies)
 
     def policies_in_force(self, name: str | None = None) -> StagePolicies:
         """The policies of calls that give ``name`` for ``policy``, as the file has them now; None is the model's own.

@@ -189,7 +189,7 @@ def _parse_yaml(path: Path, text: str) -> Any:
         raise ConfigurationError(f"{path.name}{where} is not valid YAML") from None
 
 
-def policies_in_force(policy: Any, file: PolicyFile | None) -> StagePolicies:
+def policies_for(policy: Any, file: PolicyFile | None) -> StagePolicies:
     """What ``policy`` stands for: a value, a name in ``file``, or None for the file's default, else every default.
 
     Raises:

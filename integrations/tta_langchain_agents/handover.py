@@ -16,7 +16,7 @@ from tta_langchain_agents.content import text_only
 from tta_langchain_agents.ledger import Ledger
 from tta_langchain_agents.quiet import quiet, quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.chat_model.refusal import RefusedAnswerError, refused
+from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import Trace
 
@@ -95,9 +95,11 @@ class StandIn:
                     yield piece
             return
         text = await self._replaced() if self.handover.action == "replace" and self.ledger.error is None else None
-        trace = self._trace()
-        self.metadata = {"model_name": self.model, "finish_reason": "content_filter", "tta": trace.as_dict()}
-        yield text or self.ledger.policy.notice
+        notice = self.ledger.policy.notice
+        self.metadata = refused(notice, self._trace()).response_metadata
+        if text:
+            del self.metadata[REFUSAL]  # a replacement's own words are an answer; only the notice is a refusal
+        yield text or notice
 
     async def message(self) -> AIMessage:
         """The whole message."""

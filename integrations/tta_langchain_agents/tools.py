@@ -31,6 +31,7 @@ from tta_langchain_agents.ledger import Approvals, Ledger
 from tta_langchain_agents.quiet import quiet, spanned, without_callbacks
 from tta_middleware.aio import bridge
 from tta_middleware.call_text import call_text
+from tta_middleware.chat_model.refusal import refused
 from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.types import Trace
 
@@ -175,7 +176,7 @@ class ResultGuard:
                 name = self.tool or message.name
                 return ToolMessage(**kept, name=name, tool_call_id=message.tool_call_id, status="error")
             case AIMessage():
-                return AIMessage(**kept)
+                return refused(self.notice, trace).model_copy(update={"id": message.id})
             case SystemMessage():
                 return SystemMessage(**kept)
         return HumanMessage(**kept)

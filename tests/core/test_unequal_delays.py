@@ -9,7 +9,9 @@ from typing import Any, Literal
 import pytest
 
 from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.events import Finished, Released
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.testing.delays import UNEQUAL, Call, Unequal, slowly
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
@@ -36,6 +38,18 @@ SCRIPTS: dict[str, Callable[[ScriptedCall], str]] = {
     "late flag": late,
     "beyond repair": lambda call: HARM[len(call.prefix) :],
 }
+
+
+async def test_it_stands_in_for_the_moderator_in_all_that_one_may_ask_of_it() -> None:
+    inner = ScriptedModerator(score=lambda _: {"violence": 0.1})
+    inner.max_characters, inner.overlap, inner.categories = 50, 5, ("violence",)
+    moderator = Unequal(inner, lambda _: 0)
+    assert await verdicts_on(moderator, ["word " * 20])
+    assert len(inner.calls[0]) > 1
+    with pytest.raises(ConfigurationError, match="hate"):
+        Guard(ScriptedEngine("x"), moderator, policy=Policy(categories={"hate": 0.5}))
+
+
 DELAYS: dict[str, Callable[[Call], int]] = {"nothing": lambda _: 0, **UNEQUAL}
 
 

@@ -7,8 +7,10 @@ import math
 import anyio
 import pytest
 
+from tta_middleware import Guard
 from tta_middleware.errors import EngineError
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
 
 
@@ -41,6 +43,13 @@ async def test_a_mapping_answers_by_user_text() -> None:
     engine = ScriptedEngine({"one": "first", "two": "second"})
     for text, expected in (("two", "second"), ("one", "first")):
         assert await answer(engine, await engine.embed([Message("user", text)])) == expected
+
+
+async def test_half_a_surrogate_pair_is_a_character_like_any() -> None:
+    engine = ScriptedEngine("half \ud83d of a pair")
+    assert await answer(engine, await engine.embed([Message("user", "and \ude42?")])) == "half \ud83d of a pair"
+    guarded = await Guard(engine, ScriptedModerator()).answer([Message("user", "and \ude42?")])
+    assert guarded.text == "half \ud83d of a pair"
 
 
 async def test_the_fault_comes_at_its_step_and_only_then() -> None:

@@ -26,10 +26,10 @@ def scoring(name: str = "m", threshold: float = 0.5, **scores: float) -> Scripte
 
 @pytest.mark.parametrize("failure", [DOWN, CircuitOpenError("open"), InvalidVerdictError("html")])
 async def test_the_fallback_answers_when_the_first_cannot(failure):
-    first = ScriptedModerator("first", failures=[failure])
-    moderator = WithFallback(first, ScriptedModerator("second"))
+    first, second = ScriptedModerator("first", failures=[failure]), ScriptedModerator("second")
+    moderator = WithFallback(first, second)
     assert [(await moderator.moderate(["flagme"]))[0].model for _ in range(2)] == ["second", "first"]
-    assert moderator.fallbacks == 1
+    assert second.calls == [["flagme"]]
     assert moderator.name == "first"
 
 

@@ -142,7 +142,11 @@ def test_a_policy_is_held_against_scores_alone() -> None:
         ('{"a": "\\u0066orbidden"}', ["forbidden"]),
         ('"\\"\\\\u0066orbidden\\""', ["forbidden"]),
         ([1, None, True, b"bytes"], []),
-        ({"url": "https://example.org", "title": "A page"}, ["A page"]),
+        ({"url": "https://example.org", "title": "A page"}, ["https://example.org", "A page"]),
+        ({"id": "call_1", "type": "image", "url": "data:image/png;base64,AAAA", "data": "AAAA"}, []),
+        ({"id": "some words", "data": {"a": "b"}, "signature": ["words"]}, ["some words", "b", "words"]),
+        ({"type": "x", "input": {"id": "forbidden", "deep": {"data": "b"}}}, ["forbidden", "b"]),
+        ({"function": {"arguments": '{"id": "forbidden"}'}}, ["forbidden"]),
     ],
 )
 def test_strings_are_read_as_they_are_decoded(value: object, found: list[str]) -> None:

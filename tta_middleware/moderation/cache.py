@@ -40,10 +40,6 @@ class VerdictCache:
 
     Keys are BLAKE2b digests under a key of this process, so neither a dump of the cache nor a guess at a text
     tells what was asked. Verdicts hold scores, which no policy changes, so one cache serves all policies.
-
-    Attributes:
-        hits: texts found.
-        misses: texts not found.
     """
 
     def __init__(self, settings: CacheSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,8 +48,6 @@ class VerdictCache:
         self._lock = _process.Lock()
         self._entries: OrderedDict[bytes, tuple[float, Verdict]] = OrderedDict()
         self._secret = secrets.token_bytes(32)
-        self.hits = 0
-        self.misses = 0
 
     def key(self, moderator: str, text: str, prompt: str | None) -> bytes:
         """The digest under which a verdict is kept; lengths keep the three parts apart."""
@@ -67,10 +61,8 @@ class VerdictCache:
             entry = self._entries.get(key)
             if entry is None or entry[0] <= self._clock():
                 self._entries.pop(key, None)
-                self.misses += 1
                 return None
             self._entries.move_to_end(key)
-            self.hits += 1
             return entry[1]
 
     def put(self, key: bytes, verdict: Verdict) -> None:

@@ -25,9 +25,6 @@ class WithFallback(Wrapper):
         allow_fewer_categories: accept a fallback that leaves categories of ``inner`` unjudged while it answers. One
             that scores ``unsafe``, as guard models do, judges all harm in one.
 
-    Attributes:
-        fallbacks: calls that the fallback answered.
-
     Raises:
         ConfigurationError: the fallback scores less than ``inner``. One that does not declare its categories is found
             out, and this is raised, when it is asked.
@@ -41,7 +38,6 @@ class WithFallback(Wrapper):
         self._allow_fewer = allow_fewer_categories
         self._check_covers(getattr(fallback, "categories", None))
         self._align = align
-        self.fallbacks = 0
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """As ``inner``, or else as the fallback; if both fail, the fallback's error is raised."""
@@ -50,7 +46,6 @@ class WithFallback(Wrapper):
         except (ModerationUnavailableError, InvalidVerdictError) as error:
             failure: ModerationError = error
         verdicts = await self._second(texts, prompt, failure)
-        self.fallbacks += 1
         if not self._align:
             return verdicts
         here, there = self.default_threshold, self._fallback.default_threshold

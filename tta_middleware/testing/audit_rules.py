@@ -13,10 +13,11 @@ from typing import Any
 from tta_middleware.policy import Policy
 from tta_middleware.types import Verdict
 
-_OPAQUE = frozenset(
-    {"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type", "url"}
-)
-"""Keys of content blocks whose values no reader reads."""
+_OPAQUE = frozenset({"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type"})
+"""Keys of content blocks whose values no reader reads, unless they hold words: a blank, a list or a mapping."""
+
+_ARGUMENTS = frozenset({"args", "arguments", "input", "output", "partial_json"})
+"""Keys of what a tool is given or gives back; in there every key is a tool's own, so no value is opaque."""
 
 _SEGMENT = 12
 """Text that was put together from pieces is covered piece by piece; shorter pieces would prove nothing."""
@@ -93,24 +94,33 @@ def covered_loosely(text: str, scored: Sequence[str]) -> bool:
     return True
 
 
-def readable(value: Any) -> Iterator[str]:
-    """The strings that a reader of a content block, an additional argument or a tool's argument could read.
+def readable(value: Any, *, arguments: bool = False) -> Iterator[str]:
+    """The strings that a reader of a content block, an additional argument or a tool's ``arguments`` could read.
 
-    Strings that hold JSON are given decoded as well, to any depth.
+    Strings that hold JSON are given decoded, to any depth.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key not in _OPAQUE:
-                yield from readable(item)
+            if arguments or key not in _OPAQUE or _holds_words(item):
+                yield from readable(item, arguments=arguments or key in _ARGUMENTS)
     elif isinstance(value, str):
         inner = _decoded(value)
-        if inner is None:
+        if inner is not None:
+            yield from readable(inner, arguments=arguments)
+        elif arguments or not _is_file(value):
             yield value
-        else:
-            yield from readable(inner)
     elif isinstance(value, Sequence) and not isinstance(value, bytes):
         for item in value:
-            yield from readable(item)
+            yield from readable(item, arguments=arguments)
+
+
+def _holds_words(value: Any) -> bool:
+    return " " in value if isinstance(value, str) else isinstance(value, Mapping | list)
+
+
+def _is_file(text: str) -> bool:
+    """Whether a string is a file, written as a data URL."""
+    return text.startswith("data:") and ";base64," in text[:200] and " " not in text
 
 
 def call_covered(name: str, arguments: Any, scored: Sequence[str]) -> bool:

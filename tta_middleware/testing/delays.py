@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from anyio.lowlevel import checkpoint
 
-from tta_middleware.moderation.wrapper import Closing
+from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
 
@@ -36,7 +36,7 @@ async def turns(count: int) -> None:
         await checkpoint()
 
 
-class Unequal(Closing):
+class Unequal(Wrapper):
     """Answers as ``inner`` does, each call after as many turns of the event loop as ``delay`` says.
 
     Attributes:
@@ -45,8 +45,8 @@ class Unequal(Closing):
     """
 
     def __init__(self, inner: Moderator, delay: Callable[[Call], int]) -> None:
-        self._inner, self._delay = inner, delay
-        self.name, self.default_threshold = inner.name, inner.default_threshold
+        super().__init__(inner)
+        self._delay = delay
         self.calls: list[Call] = []
         self.answered: list[int] = []
 
@@ -58,9 +58,6 @@ class Unequal(Closing):
             return await self._inner.moderate(texts, prompt=prompt)
         finally:
             self.answered.append(call.number)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
 
 
 def slow_prompt(call: Call) -> int:

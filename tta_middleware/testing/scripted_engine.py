@@ -197,7 +197,7 @@ class ScriptedEngine:
         return "".join(self._texts.get(token_id, "") for token_id in token_ids)
 
     def _learn(self, token: str) -> int:
-        token_id = int.from_bytes(hashlib.blake2b(token.encode(), digest_size=6).digest())
+        token_id = int.from_bytes(hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=6).digest())
         self._texts[token_id] = token
         return token_id
 

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import ModelRefusalError
 from langchain_core.messages import AIMessage, HumanMessage, trim_messages
 from langchain_core.runnables import RunnableGenerator
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -82,7 +83,8 @@ async def test_structured_output_comes_from_checked_tool_calls() -> None:
     call = AIMessage("", tool_calls=[{"name": "Person", "args": {"name": "Ada"}, "id": "1", "type": "tool_call"}])
     bad = AIMessage("", tool_calls=[{"name": "Person", "args": {"name": "flagme"}, "id": "1", "type": "tool_call"}])
     assert await guarded(call).with_structured_output(Person).ainvoke("who?") == Person(name="Ada")
-    assert await guarded(bad).with_structured_output(Person).ainvoke("who?") is None
+    with pytest.raises(ModelRefusalError, match="can't help"):
+        await guarded(bad).with_structured_output(Person).ainvoke("who?")
 
 
 async def test_bound_settings_reach_the_inner_model() -> None:

@@ -108,6 +108,15 @@ async def test_whatever_becomes_a_message_is_judged(watched: Any, message: Any, 
     assert "noted" in [message.text for message in run.messages]
 
 
+async def test_a_flagged_message_of_the_models_kind_becomes_a_refusal(watched: Any) -> None:
+    note = writes(beside_its_result(AIMessage("flagme", id="one")))
+    run = watched([call("note", word="x"), "done"], tools=[note], middleware=[guard()])
+    await run.agent.ainvoke(HELLO, run.config)
+    (written,) = [message for message in run.messages if message.id == "one"]
+    assert written.content_blocks[-1] == {"type": "refusal", "refusal": written.text}
+    assert written.response_metadata["normalized_finish_reason"] == "content_filter"
+
+
 @pytest.mark.parametrize("kind", ["dict", "AIMessage", "HumanMessage", "tuple"])
 async def test_it_is_nowhere_to_be_seen(watched: Any, surface: Any, kind: str) -> None:
     run = watched(

@@ -62,6 +62,9 @@ async def test_a_clean_answer_arrives_whole(watched: Any, surface: Any) -> None:
     assert not run.leaks()
 
 
+REFUSAL = {"type": "refusal", "refusal": DEFAULT_NOTICE}
+
+
 @pytest.mark.parametrize("flagged", FLAGGED.values(), ids=FLAGGED.keys())
 async def test_a_flagged_message_is_nowhere(watched: Any, surface: Any, flagged: Any) -> None:
     run = watched([flagged], tools=[look_up_or_worse], middleware=[guard()])
@@ -72,6 +75,10 @@ async def test_a_flagged_message_is_nowhere(watched: Any, surface: Any, flagged:
     assert answer.text.endswith(DEFAULT_NOTICE)
     assert not answer.tool_calls
     assert answer.response_metadata["finish_reason"] == "content_filter"
+    assert answer.response_metadata["normalized_finish_reason"] == "content_filter"
+    assert answer.response_metadata["refusal"] == DEFAULT_NOTICE
+    if isinstance(answer.content, str):  # LangChain derives no blocks for content that is blocks already
+        assert answer.content_blocks[-1] == REFUSAL
     assert answer.response_metadata["tta"]["outcome"] == "blocked"
     assert [message.type for message in run.messages] == ["human", "ai"]
 
@@ -104,6 +111,7 @@ async def test_a_flagged_prompt_is_answered_without_the_model(watched: Any, surf
     assert run.model.asked == []
     question, answer = run.messages
     assert (question.id, question.text, answer.text) == ("question", DEFAULT_NOTICE, DEFAULT_NOTICE)
+    assert answer.content_blocks[-1] == REFUSAL
     assert answer.response_metadata["tta"]["stop_reason"] == "flagged: prompt"
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import openai
 import uvicorn
 
@@ -90,6 +91,51 @@ def running(
         server.should_exit = True
         thread.join(30)
         listener.close()
+
+
+CHAT_SCOPE: dict[str, Any] = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/v1/chat/completions",
+    "raw_path": b"/v1/chat/completions",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [],
+}
+"""A request of the application by itself."""
+
+
+class Reader:
+    """A client of the application that reads some pieces of the answer, then none until it is told, and may leave."""
+
+    def __init__(self, pieces: int = 10_000, *, stream: bool = True, text: str = "Roses?") -> None:
+        self.sent: list[bytes] = []
+        self.status: int | None = None
+        self.reads, self.leaves = anyio.Event(), anyio.Event()
+        self._pieces, self._asked = pieces, False
+        messages = [{"role": "user", "content": text}]
+        self._body = {"model": "roses", "messages": messages, "stream": stream}
+
+    async def receive(self) -> dict[str, Any]:
+        if self._asked:
+            await self.leaves.wait()
+            return {"type": "http.disconnect"}
+        self._asked = True
+        return {"type": "http.request", "body": json.dumps(self._body).encode()}
+
+    @property
+    def text(self) -> str:
+        """What it was sent."""
+        return b"".join(self.sent).decode()
+
+    async def send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        self.sent.append(message.get("body", b""))
+        if len(self.sent) > self._pieces:
+            await self.reads.wait()
 
 
 @dataclass

@@ -16,7 +16,7 @@ import anyio.to_thread
 import httpx
 import openai
 import pytest
-from staged_server import CALM, Log, Served, running, scripted
+from staged_server import CALM, CHAT_SCOPE, Log, Reader, Served, running, scripted
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.server import ServerSettings, create_app
@@ -179,44 +179,6 @@ def test_a_client_that_leaves_stops_the_decoding(leave: Callable[[Served, Held],
     assert after.status_code == 200
 
 
-def chat_scope() -> dict[str, Any]:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/chat/completions",
-        "raw_path": b"/v1/chat/completions",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [],
-    }
-
-
-class Reader:
-    """A client of the application that reads some pieces of the answer, then none until it is told, and may leave."""
-
-    def __init__(self, pieces: int = 10_000, *, stream: bool = True) -> None:
-        self.sent: list[bytes] = []
-        self.status: int | None = None
-        self.reads, self.leaves = anyio.Event(), anyio.Event()
-        self._pieces, self._stream, self._asked = pieces, stream, False
-
-    async def receive(self) -> dict[str, Any]:
-        if self._asked:
-            await self.leaves.wait()
-            return {"type": "http.disconnect"}
-        self._asked = True
-        return {"type": "http.request", "body": json.dumps(body(stream=self._stream)).encode()}
-
-    async def send(self, message: Any) -> None:
-        self.status = message.get("status", self.status)
-        self.sent.append(message.get("body", b""))
-        if len(self.sent) > self._pieces:
-            await self.reads.wait()
-
-
 def long_answer() -> ScriptedEngine:
     return ScriptedEngine(" ".join(f"rose{number}" + "x" * 200 for number in range(400)))
 
@@ -225,7 +187,7 @@ async def test_a_slow_reader_holds_the_decoding_back() -> None:
     engine, reader = long_answer(), Reader(pieces=4)
     app = create_app({"roses": scripted(engine=engine, max_new_tokens=500)}, ServerSettings())
     async with anyio.create_task_group() as group:
-        group.start_soon(app, chat_scope(), reader.receive, reader.send)
+        group.start_soon(app, CHAT_SCOPE, reader.receive, reader.send)
         await turns(5000)
         while_waiting = engine.steps
         await turns(5000)
@@ -240,7 +202,7 @@ async def test_a_reader_that_leaves_while_it_does_not_read(pieces: int) -> None:
     engine, reader = long_answer(), Reader(pieces)
     app = create_app({"roses": scripted(engine=engine, max_new_tokens=500)}, ServerSettings())
     async with anyio.create_task_group() as group:
-        group.start_soon(app, chat_scope(), reader.receive, reader.send)
+        group.start_soon(app, CHAT_SCOPE, reader.receive, reader.send)
         await turns(5000)
         reader.leaves.set()
     stopped = engine.steps
@@ -254,7 +216,7 @@ def timed(engine: ScriptedEngine, reader: Callable[[], Reader], seconds: float) 
 
     async def ask() -> tuple[Reader, float]:
         app, one = create_app({"roses": scripted(engine=engine)}, ServerSettings(limits={"seconds": seconds})), reader()
-        await app(chat_scope(), one.receive, one.send)
+        await app(CHAT_SCOPE, one.receive, one.send)
         return one, anyio.current_time()
 
     return run_in_virtual_time(ask())
@@ -289,7 +251,7 @@ def test_a_deadline_in_the_queue() -> None:
         readers = [Reader(stream=False) for _ in range(3)]
         async with anyio.create_task_group() as group:
             for one in readers:
-                group.start_soon(app, chat_scope(), one.receive, one.send)
+                group.start_soon(app, CHAT_SCOPE, one.receive, one.send)
         return [one.status for one in readers]
 
     assert run_in_virtual_time(ask()) == [200, 504, 504]

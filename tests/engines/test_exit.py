@@ -93,6 +93,8 @@ print("begun")
 
 
 SELDOM = (
+    "a stream that is held to the end",
+    "a daemon thread that reads on",
     "an exit in the middle",
     "several streams in several threads",
     "a daemon thread with an event loop of its own",
@@ -108,7 +110,12 @@ def test_a_program_that_ends_in_the_middle_of_an_answer_ends_quietly(case: str) 
     ("program", "code", "last"),
     [
         ("for chunk in chunks:\n    print('begun')\n    sys.exit(7)\n", 7, None),
-        ("for chunk in chunks:\n    print('begun')\n    raise ValueError('mine')\n", 1, "ValueError: mine"),
+        pytest.param(
+            "for chunk in chunks:\n    print('begun')\n    raise ValueError('mine')\n",
+            1,
+            "ValueError: mine",
+            marks=pytest.mark.slow,
+        ),
         (
             "for chunk in chunks:\n    print('begun')\n    os.kill(os.getpid(), signal.SIGINT)\n",
             -2,
@@ -124,6 +131,7 @@ def test_its_own_ending_is_the_only_one(program: str, code: int, last: str | Non
     assert done.err.count("Traceback") == (last is not None)
 
 
+@pytest.mark.slow
 def test_a_call_after_the_end_is_refused_with_a_reason() -> None:
     done = ended(
         "import atexit, tta_middleware.aio.process as process\n"

@@ -78,6 +78,7 @@ print(begun + "".join(chunk.content for chunk in chunks) == first)
     assert lines == ["('EngineError', True, True)", "True"]
 
 
+@pytest.mark.slow
 def test_a_child_of_a_process_whose_threads_hold_every_lock_answers(tiny_folder: Path) -> None:
     lines = output(
         """
@@ -108,6 +109,7 @@ print(model.invoke("Hello").content == first)
     assert lines == ["True", "True"]
 
 
+@pytest.mark.slow
 def test_a_child_that_was_forked_while_the_model_was_read_says_so(tiny_folder: Path) -> None:
     lines = output(
         """
@@ -187,6 +189,7 @@ asyncio.run(hold(lambda: forked(lambda: slots.taken)))
     assert lines == ["0"]
 
 
+@pytest.mark.slow
 def test_a_child_asks_vllm_servers_anew(tiny_folder: Path) -> None:
     lines = output(
         f"""

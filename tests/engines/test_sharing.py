@@ -98,7 +98,7 @@ async def test_a_long_prompt_runs_in_parts_between_the_steps_of_others(
     await whole.aclose()
 
 
-@pytest.mark.parametrize("fails_at", range(1, 12, 2))
+@pytest.mark.parametrize("fails_at", [5, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3, 7, 9, 11))])
 async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
@@ -136,8 +136,15 @@ async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
 
 @pytest.mark.parametrize(
     ("place", "fails_at"),
-    [(place, at) for place in ("Slots.add", "Slots.reserve", "look_up", "_choose") for at in (1, 4)]
-    + [("_grown", at) for at in (2, 5, 6, 7, 8)],
+    [(place, 4) for place in ("Slots.add", "Slots.reserve", "look_up", "_choose")]
+    + [("_grown", 6)]
+    + [
+        pytest.param(place, at, marks=pytest.mark.slow)
+        for place, at in [
+            *[(place, 1) for place in ("Slots.add", "Slots.reserve", "look_up", "_choose")],
+            *[("_grown", at) for at in (2, 5, 7, 8)],
+        ]
+    ],
 )
 async def test_memory_may_run_out_anywhere(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, fails_at: int

@@ -1,7 +1,12 @@
-"""Every example and the README's snippets run as they stand."""
+"""Every example and the README's snippets run as they stand.
+
+The quick run has them all but the demo in one process, which reads torch and the model once; the slow one starts each
+by itself, as a user does.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,6 +29,30 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+IN_ONE_PROCESS = """
+import json, runpy, sys
+from contextlib import redirect_stdout
+from io import StringIO
+for path in sys.argv[1:]:
+    said = StringIO()
+    with redirect_stdout(said):
+        runpy.run_path(path, run_name="__main__")
+    print(json.dumps([path, said.getvalue()]))
+"""
+
+
+def test_examples_and_snippets_run_in_one_process(tmp_path: Path) -> None:
+    paths = [str(path) for path in EXAMPLES if path.name != "demo.py"]
+    for index, code in enumerate(SNIPPETS):
+        snippet = tmp_path / f"snippet_{index}.py"
+        snippet.write_text(code)
+        paths.append(str(snippet))
+    said = dict(json.loads(line) for line in run("-c", IN_ONE_PROCESS, *paths).splitlines())
+    assert list(said) == paths
+    assert all(said[path].strip() for path in paths)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example(path: Path) -> None:
     assert run(str(path)).strip()
@@ -33,6 +62,7 @@ def test_the_readme_has_a_snippet() -> None:
     assert SNIPPETS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_readme_snippet(code: str) -> None:
     assert run("-c", code).strip()

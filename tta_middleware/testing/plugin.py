@@ -8,6 +8,7 @@ A test that plants a leak says so with ``@pytest.mark.no_audit("why")``. The end
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,21 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         item.config.stash[_totals][2] += len(audit.findings)
         audit.check()
     return result
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # A worker of pytest-xdist has nobody to tell but the process that started it.
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["audited"] = session.config.stash[_totals]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    totals = node.config.stash[_totals]
+    totals[:] = [
+        had + more
+        for had, more in zip(totals, getattr(node, "workeroutput", {}).get("audited", [0, 0, 0]), strict=True)
+    ]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,67 +2,62 @@
 
     python benchmarks/moderation_hedging.py [--calls 3000] [--at-once 16] [--share 0.01] [--slow 1.0] [--slots 16 24]
 
-Calls go over loopback HTTP to a server whose answers take some 80 ms (lognormal), but for a share that takes ``--slow``
-seconds more. A hedge takes a slot in flight, so there have to be more of them than callers. Prints Markdown.
+Answers of a scripted moderator take some 80 ms (lognormal), but for a share that takes ``--slow`` seconds more. A hedge
+takes a slot in flight, so there have to be more of them than callers. Time is virtual: no machine's load blurs the
+figures, and every run gives the same. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import sys
-import time
+import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import anyio
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from moderation_server import ServerProcess
-
-from tta_middleware.moderation.hedge import HedgeSettings
-from tta_middleware.moderation.limits import RateLimits
-from tta_middleware.moderation.stack import StackSettings, production_moderator
+from tta_middleware.moderation.hedge import Hedged
+from tta_middleware.moderation.limits import Limited, Limiter, RateLimits
 from tta_middleware.protocols import Moderator
-from tta_middleware.testing.faults import Fault, Plan, lognormal, mixed
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.testing.virtual_time import now, run_in_virtual_time
 
 
-def slow_now_and_then(share: float, seconds: float) -> Plan:
-    """A share of the answers comes that many seconds late."""
-    return mixed(share, [Fault(latency=seconds)], seed=1, latency=lognormal(0.08, 0.3))
+class SlowNowAndThen:
+    """A moderator's gate: waits as long as the next answer takes, and notes how many are under way at most."""
+
+    def __init__(self, share: float, seconds: float) -> None:
+        self._share, self._seconds, self._rng = share, seconds, random.Random(1)
+        self.inner = ScriptedModerator(gate=self.wait)
+        self.most = 0
+
+    async def wait(self) -> None:
+        self.most = max(self.most, self.inner.in_flight)
+        late = self._seconds if self._rng.random() < self._share else 0.0
+        await anyio.sleep(0.08 * self._rng.lognormvariate(0.0, 0.3) + late)
 
 
 async def caller(moderator: Moderator, texts: Iterator[str], took: list[float]) -> None:
     for text in texts:
-        began = time.perf_counter()
+        began = now()
         await moderator.moderate([text])
-        took.append(time.perf_counter() - began)
+        took.append(now() - began)
 
 
-async def measure(arguments: argparse.Namespace, slots: int, hedge: HedgeSettings | None) -> str:
+async def measure(arguments: argparse.Namespace, slots: int, hedged: bool) -> str:
     """A row of the table."""
     took: list[float] = []
-    with ServerProcess(slow_now_and_then, arguments.share, arguments.slow) as server:
-        settings = StackSettings(
-            base_url=server.base_url, coalescing=None, cache=None, limits=RateLimits(max_in_flight=slots), hedge=hedge
-        )
-        async with production_moderator(settings, api_key="k") as moderator:
-            texts = iter([f"text {index}" for index in range(arguments.calls)])
-            async with anyio.create_task_group() as group:
-                for _ in range(arguments.at_once):
-                    group.start_soon(caller, moderator, texts, took)
-        more = len(server.texts()) - len(took)
+    server = SlowNowAndThen(arguments.share, arguments.slow)
+    limiter = Limiter(RateLimits(max_in_flight=slots), clock=now)
+    inner = Hedged(server.inner, admit=lambda _texts: limiter.try_admit(1), clock=now) if hedged else server.inner
+    moderator = Limited(inner, limiter)
+    texts = iter([f"text {index}" for index in range(arguments.calls)])
+    async with anyio.create_task_group() as group:
+        for _ in range(arguments.at_once):
+            group.start_soon(caller, moderator, texts, took)
+    more = len(server.inner.calls) - len(took)
     p50, p99, p995 = np.quantile(took, [0.5, 0.99, 0.995])
-    return f"| {'on' if hedge else 'off'} | {slots} | {p50:.3f} | {p99:.3f} | {p995:.3f} | {more} |"
-
-
-async def table(arguments: argparse.Namespace) -> None:
-    print("| hedging | `max_in_flight` | p50 (s) | p99 (s) | p99.5 (s) | further requests |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for hedge in (None, HedgeSettings()):
-        for slots in arguments.slots:
-            print(await measure(arguments, slots, hedge), flush=True)
+    return f"| {'on' if hedged else 'off'} | {slots} | {p50:.3f} | {p99:.3f} | {p995:.3f} | {more} | {server.most} |"
 
 
 def main() -> None:
@@ -72,7 +67,12 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.01)
     parser.add_argument("--slow", type=float, default=1.0)
     parser.add_argument("--slots", type=int, nargs="+", default=[16, 24])
-    asyncio.run(table(parser.parse_args()))
+    arguments = parser.parse_args()
+    print("| hedging | `max_in_flight` | p50 (s) | p99 (s) | p99.5 (s) | further requests | most at once |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for hedged in (False, True):
+        for slots in arguments.slots:
+            print(run_in_virtual_time(measure(arguments, slots, hedged)), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.runnables import Runnable
 
-from tta_langchain_agents.content import text_only
+from tta_langchain_agents.content import last_human_text, text_only
 from tta_langchain_agents.ledger import Ledger
 from tta_langchain_agents.quiet import quiet, quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
@@ -84,7 +84,7 @@ class StandIn:
         reason = self.ledger.reason(self.part)
         if self.handover.action == "raise":
             trace = self._trace()
-            said = refused(self.ledger.policy.notice, trace)
+            said = refused(self._notice, trace)
             raise RefusedAnswerError(
                 f"a message was withheld ({reason}); catch this or set on_flagged='block'", trace, said
             )
@@ -95,7 +95,7 @@ class StandIn:
                     yield piece
             return
         text = await self._replaced() if self.handover.action == "replace" and self.ledger.error is None else None
-        notice = self.ledger.policy.notice
+        notice = self._notice
         self.metadata = refused(notice, self._trace()).response_metadata
         if text:
             del self.metadata[REFUSAL]  # a replacement's own words are an answer; only the notice is a refusal
@@ -105,6 +105,10 @@ class StandIn:
         """The whole message."""
         text = "".join([piece async for piece in self.stream()])
         return AIMessage(content=text, response_metadata=self.metadata, usage_metadata=self.usage)
+
+    @property
+    def _notice(self) -> str:
+        return self.ledger.policy.notice_for(last_human_text(self.messages) or "")
 
     def _trace(self) -> Trace:
         tokens = self.usage["output_tokens"] if self.usage else 0

@@ -98,13 +98,13 @@ class WholeRun:
             current = found.at >= self._turn
             handover = self.settings.handover if current else Handover("block")
             return await settled(self.settings, found.message, self._messages[: found.at], found.prompt, handover)
-        message: BaseMessage = await self._guard(found.message).settle(found.message)
+        message: BaseMessage = await self._guard(found.message, found.prompt).settle(found.message)
         return message
 
-    def _guard(self, message: BaseMessage) -> ResultGuard:
+    def _guard(self, message: BaseMessage, prompt: str | None = None) -> ResultGuard:
         ledger, checks = self.settings.ledger("output"), self.checks
         if not isinstance(message, ToolMessage):
-            checks = replace(checks, notice=ledger.policy.notice)
+            checks = replace(checks, notice=ledger.policy.notice_for(prompt or message.text))
         return ResultGuard(ledger, checks, self.settings.approvals, message.name or "")
 
     def _take_out_results_of_no_call(self) -> None:

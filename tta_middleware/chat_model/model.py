@@ -59,7 +59,7 @@ from tta_middleware.config import Budget, Windows
 from tta_middleware.defaults import DEFAULT_METHOD
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
-from tta_middleware.guard.guard import Guard, PromptCheck, Release
+from tta_middleware.guard.guard import Guard, PromptCheck, Release, last_user_text
 from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
@@ -360,7 +360,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         engine, parallel = self._engine(settings["model"]), overrides.get("parallel_tool_calls")
         use = await ToolUse.of(engine, overrides.get("tools") or (), overrides.get("tool_choice"), parallel=parallel)
         stages = self._stages(settings["policy"])
-        notice = stages.output.notice
+        notice = stages.output.notice_for(last_user_text(turns))
         reader = AnswerReader(use, call_ids(turns), notice)
         guard = self._guard(settings, stages, use)
         return _Call(guard, turns, sampling, use, reader, settings["release"], notice)

@@ -410,7 +410,7 @@ class Answering:
         """What has left stays; after it comes the notice, or what the fallback says."""
         # An exception leaves as well as a text does, and a fallback of the user's is not called twice.
         await self._prompt_passed.wait()
-        fallback = self.repair.fallback
+        fallback, context = self.repair.fallback, self.context
         trace = await self._trace("blocked", stop_reason)
         if fallback == "raise":
             raise UnsafeAnswerError(
@@ -418,7 +418,7 @@ class Answering:
                 "raise the budget, choose another method, or set fallback='refuse'",
                 trace,
             )
-        text = self._after_what_left(self.context.policies.output.notice)
+        text = self._after_what_left(context.policies.output.notice_for(context.conversation.user_text))
         if callable(fallback):
             # Of the user's function and its check no deadline is kept: without them nothing could be said at all.
             text = await self._checked_fallback(fallback) or text

@@ -1,7 +1,7 @@
 """What may pass: thresholds per category and stage, and named policies in a file."""
 
+from tta_middleware.policy.notices import DEFAULT_NOTICE
 from tta_middleware.policy.policy import (
-    DEFAULT_NOTICE,
     REPAIR_MARGIN,
     STAGES,
     Decision,

@@ -11,9 +11,8 @@ from pydantic import Field, field_validator
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError, ModerationError
+from tta_middleware.policy.notices import DEFAULT_NOTICE, LANGUAGES, language_of, notice_in
 from tta_middleware.types import CATEGORIES, Verdict
-
-DEFAULT_NOTICE = "I can't help with that request."
 
 Threshold = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -75,6 +74,9 @@ class Policy(Settings):
         on_error: ``closed`` withholds an answer that could not be scored, ``open`` lets it pass with the outcome
             ``unchecked``, unless a wrong key or address keeps everything from being scored: that is raised.
         notice: the text shown instead of an answer.
+        notices: that text for questions in other languages, by ISO 639-1 code; known are those of
+            :data:`tta_middleware.policy.notices.LANGUAGES`. The default notice comes in all of them, one of your own
+            is shown as it is for every language that is not named here.
         disguises: whether a text that hides what it says (leetspeak, base64, letters spelled apart, ...) is judged by
             what it says as well, in the same request; each category's higher score counts. One stage that asks for it
             has it done for all, since one moderator serves them.
@@ -91,6 +93,7 @@ class Policy(Settings):
     hold: Weight = 0.7
     on_error: Literal["closed", "open"] = "closed"
     notice: Annotated[str, Field(min_length=1)] = DEFAULT_NOTICE
+    notices: Mapping[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     disguises: bool = True
 
     @field_validator("categories", "weights", "shadow")
@@ -103,6 +106,13 @@ class Policy(Settings):
                 hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
                 raise ValueError(f"unknown category {name!r}; {hint}")
         return categories
+
+    @field_validator("notices")
+    @classmethod
+    def _known_languages(cls, notices: Mapping[str, str]) -> Mapping[str, str]:
+        if unknown := [code for code in notices if code not in LANGUAGES]:
+            raise ValueError(f"no language {unknown[0]!r} is told apart; known are {', '.join(LANGUAGES)}")
+        return notices
 
     @classmethod
     def of(cls, value: Policy | float | Mapping[str, float] | None) -> Policy:
@@ -138,6 +148,14 @@ class Policy(Settings):
         if error.of_setup:
             raise error
         return True
+
+    def notice_for(self, question: str) -> str:
+        """The notice in the language of a question; the plain one where that is not sure."""
+        return notice_in(language_of(question), self.notice, self.notices)
+
+    def every_notice(self) -> frozenset[str]:
+        """All texts that :meth:`notice_for` may give."""
+        return frozenset(notice_in(language, self.notice, self.notices) for language in (None, *LANGUAGES))
 
     def with_default(self, threshold: float) -> Policy:
         """This policy with ``threshold`` where it leaves the threshold to the moderator."""
@@ -204,8 +222,8 @@ class StagePolicies(Settings):
     def from_table(cls, table: Mapping[str, Any]) -> StagePolicies:
         """From a policy's settings with an optional table of differences per stage.
 
-        A stage's ``categories`` and ``weights`` are laid over the common ones; other settings replace them. ``repair``
-        starts from ``output``, since its candidates become outputs.
+        A stage's ``categories``, ``weights`` and ``notices`` are laid over the common ones; other settings replace
+        them. ``repair`` starts from ``output``, since its candidates become outputs.
 
         Raises:
             ConfigurationError: a setting is unknown or out of range.
@@ -242,7 +260,7 @@ class StagePolicies(Settings):
 
 def _overlaid(common: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**common, **stage}
-    for key in ("categories", "weights"):
+    for key in ("categories", "weights", "notices"):
         if isinstance(common.get(key), Mapping) and isinstance(stage.get(key), Mapping):
             merged[key] = {**common[key], **stage[key]}
     return merged

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from tta_middleware.config import Windows
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
-from tta_middleware.policy import Policy, Stage, StagePolicies
+from tta_middleware.policy import STAGES, Policy, Stage, StagePolicies
 from tta_middleware.testing.audit_rules import call_covered, covered_loosely, covered_until, covered_whole, passes
 from tta_middleware.types import GuardedAnswer, Verdict
 
@@ -71,7 +71,7 @@ class Terms:
     @classmethod
     def of(cls, policies: StagePolicies, **more: Any) -> Terms:
         """Terms with the notices of ``policies``, and those of ``more``."""
-        notices = frozenset({policies.prompt.notice, policies.output.notice, policies.repair.notice})
+        notices: frozenset[str] = frozenset().union(*(policies.at(stage).every_notice() for stage in STAGES))
         return cls(policies, notices=notices | more.pop("notices", frozenset()), **more)
 
     def taken_by(self, moderator: Any, largest: int = 0) -> Terms:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
 from typing import Any
 
 import httpx
@@ -48,6 +51,19 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+DEEP = '{"a":' * 400 + "1" + "}" * 400
+CALLED = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": DEEP}}]
+
+BAD |= {
+    "arguments of a call without end": (
+        {"messages": [*ROSES, {"role": "assistant", "tool_calls": CALLED}, *ROSES]},
+        "",
+        "nested deeper",
+    ),
+    "a schema without end": ({"response_format": json.loads(DEEP)}, "", "nested deeper"),
+}
+
+
 @pytest.fixture(scope="module")
 def strict() -> Any:
     with running(scripted(), limits={"max_tokens": 500, "body_bytes": 50_000}) as one:
@@ -76,6 +92,15 @@ def test_bodies_that_are_no_objects(strict: Served) -> None:
     assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
     surrogate = httpx.post(url, content=b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}')
     assert (surrogate.status_code, surrogate.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_half_a_request_and_a_flood_of_headers(strict: Served) -> None:
+    address = ("127.0.0.1", int(strict.url.rpartition(":")[2]))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\n"
+    for more in (b"Content-Length: 100\r\n\r\n{", b"".join(b"h%d: %s\r\n" % (n, b"x" * 900) for n in range(200))):
+        with socket.create_connection(address) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(head + more)
+    assert httpx.post(f"{strict.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES}).is_success
 
 
 def test_paths_and_methods_that_are_not_served(served: Served) -> None:

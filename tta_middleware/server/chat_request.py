@@ -6,7 +6,7 @@ A field that is not known is refused, since a client that sends it believes in i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from langchain_core.messages import (
@@ -55,6 +55,9 @@ _INSTEAD: Final = {
     "functions": "use tools",
     "function_call": "use tool_choice",
 }
+
+LEVELS: Final = 100
+"""Nesting that is read; what walks through a value later would fail a few hundred levels down."""
 
 _SEEDS: Final = 2**31
 
@@ -131,6 +134,8 @@ class CallOfTool(Body):
             arguments = json.loads(self.function.arguments or "{}")
         except (ValueError, RecursionError):
             arguments = None
+        if nested_deeper(arguments, LEVELS):
+            raise _too_deep("the arguments of a tool call")
         if isinstance(arguments, dict):
             return tool_call(name=self.function.name, args=arguments, id=self.id)
         return invalid_tool_call(name=self.function.name, args=self.function.arguments, id=self.id)
@@ -308,6 +313,8 @@ def read_request(kind: type[R], payload: Mapping[str, Any]) -> R:
     Raises:
         ApiError: a field is missing, unknown or of another kind; says where, never with what.
     """
+    if nested_deeper(payload, LEVELS):
+        raise _too_deep("the body")
     try:
         return kind.model_validate(payload)
     except ValidationError as error:
@@ -320,6 +327,24 @@ def read_request(kind: type[R], payload: Mapping[str, Any]) -> R:
             raise ApiError(400, message, code="missing_required_parameter", param=where) from None
         message = f"Invalid '{where}': {first['msg'].removeprefix('Value error, ')[:300]}"
         raise ApiError(400, message, code="invalid_value", param=where) from None
+
+
+def nested_deeper(value: Any, most: int) -> bool:
+    """Whether a plain value has more than ``most`` levels; of any depth itself."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [child for item in level for child in _children(item)]
+    return bool(level)
+
+
+def _children(item: Any) -> Collection[Any]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
+
+
+def _too_deep(what: str) -> ApiError:
+    return ApiError(400, f"{what} must not be nested deeper than {LEVELS} levels", code="too_deep")
 
 
 def unsupported(name: str) -> ApiError:

@@ -8,7 +8,7 @@ import gc
 import anyio
 import anyio.lowlevel
 
-from tta_middleware.aio.streams import Send, owned
+from tta_middleware.aio.streams import Send, cancelled_once, owned
 
 
 async def test_a_stream_under_gather_in_a_scope_is_closed() -> None:
@@ -32,3 +32,21 @@ async def test_a_stream_under_gather_in_a_scope_is_closed() -> None:
         await asyncio.gather(read())  # hands on what the scope does, once in every turn of the loop
     await ended.wait()
     gc.collect()  # what was left open would warn here
+
+
+async def test_work_that_is_cancelled_once_cleans_up_before_its_scope_is_left() -> None:
+    cleaned = False
+
+    async def work() -> None:
+        nonlocal cleaned
+        try:
+            await anyio.sleep_forever()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            cleaned = True
+
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        await cancelled_once(work())
+    assert cleaned

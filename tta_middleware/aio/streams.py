@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
@@ -72,6 +72,28 @@ async def owned(
             receive.close()
         if not task.cancelled():
             task.exception()
+
+
+async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` gives, from a task of its own that is cancelled once and waited for.
+
+    A scope of anyio cancels its task anew in every turn of the loop until that is out. Libraries that gather tasks of
+    asyncio hand each of these cancellations on, also to what cleans up already.
+
+    Raises:
+        Exception: what ``work`` raises.
+    """
+    task = asyncio.create_task(work, name="tta-work")
+    try:
+        await asyncio.wait([task])
+    finally:
+        if not task.done():
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()
+    return task.result()
 
 
 def sole(errors: BaseExceptionGroup[BaseException]) -> BaseException:

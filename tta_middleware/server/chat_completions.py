@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-import anyio
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import Runnable
 from starlette.responses import Response
 
+from tta_middleware.aio.streams import cancelled_once
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
 from tta_middleware.moderation.server import json_object
@@ -81,7 +80,7 @@ class _Answer:
 
     async def whole(self) -> Response:
         try:
-            message = await _cancelled_once(self.runnable.ainvoke(self.asked.conversation))
+            message = await cancelled_once(self.runnable.ainvoke(self.asked.conversation))
         except RefusedAnswerError as error:
             message = _refusal(error)
         self.reply.note(message)
@@ -149,25 +148,6 @@ async def _from(
         yield first
         async for chunk in rest:
             yield chunk
-
-
-async def _cancelled_once(work: Coroutine[Any, Any, AIMessage]) -> AIMessage:
-    """What ``work`` gives, from a task of its own.
-
-    A scope cancels its task anew in every turn of the loop, and LangChain's gather would hand each of these
-    cancellations on to what cleans up already.
-    """
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.wait([task])
-    finally:
-        if not task.done():
-            task.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()
-    return task.result()
 
 
 def _refusal(error: RefusedAnswerError) -> AIMessage:

@@ -15,6 +15,7 @@ from tta_middleware.errors import (
 from tta_middleware.moderation.breaker import BreakerSettings, CircuitBreaker, WithBreaker
 from tta_middleware.moderation.stack import shared_breaker
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.testing.virtual_time import ManualClock
 
 SETTINGS = BreakerSettings(window=10.0, minimum_calls=4, failure_rate=0.5, open_seconds=5.0)
 DOWN = ModerationUnavailableError("down", cause="status")
@@ -22,16 +23,8 @@ DOWN = ModerationUnavailableError("down", cause="status")
 ALLOWED = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def opened(settings: BreakerSettings = SETTINGS) -> tuple[CircuitBreaker, Clock]:
-    clock = Clock()
+def opened(settings: BreakerSettings = SETTINGS) -> tuple[CircuitBreaker, ManualClock]:
+    clock = ManualClock(100.0)
     breaker = CircuitBreaker(settings, clock=clock)
     for _ in range(settings.minimum_calls):
         breaker.record(breaker.acquire(), "failure")
@@ -52,21 +45,21 @@ def test_it_opens_at_the_failure_rate_and_says_when_the_next_try_is_due():
 
 
 def test_few_calls_say_nothing():
-    breaker = CircuitBreaker(SETTINGS, clock=Clock())
+    breaker = CircuitBreaker(SETTINGS, clock=ManualClock(100.0))
     for _ in range(3):
         breaker.record(breaker.acquire(), "failure")
     assert breaker.state == "closed"
 
 
 def test_failures_below_the_rate_leave_it_closed():
-    breaker = CircuitBreaker(SETTINGS, clock=Clock())
+    breaker = CircuitBreaker(SETTINGS, clock=ManualClock(100.0))
     for outcome in ["success", "success", "failure"] * 20:
         breaker.record(breaker.acquire(), outcome)
     assert breaker.state == "closed"
 
 
 def test_old_calls_are_forgotten():
-    clock = Clock()
+    clock = ManualClock(100.0)
     breaker = CircuitBreaker(SETTINGS, clock=clock)
     for _ in range(12):
         breaker.record(breaker.acquire(), "failure")
@@ -115,7 +108,7 @@ def test_several_probes_may_be_asked_for():
 
 
 def test_calls_from_before_the_last_change_no_longer_count():
-    clock = Clock()
+    clock = ManualClock(100.0)
     breaker = CircuitBreaker(SETTINGS, clock=clock)
     late = [breaker.acquire() for _ in range(10)]
     for permit in late[:4]:
@@ -135,7 +128,7 @@ def test_calls_from_before_the_last_change_no_longer_count():
     )
 )
 def test_only_allowed_transitions_and_never_two_probes(steps):
-    clock = Clock()
+    clock = ManualClock(100.0)
     breaker = CircuitBreaker(SETTINGS, clock=clock)
     pending: list[tuple[int, str]] = []
     probing: set[int] = set()
@@ -161,7 +154,7 @@ def test_only_allowed_transitions_and_never_two_probes(steps):
 
 
 def test_threads_share_it_without_losing_count():
-    breaker = CircuitBreaker(BreakerSettings(minimum_calls=4000, failure_rate=1.0), clock=Clock())
+    breaker = CircuitBreaker(BreakerSettings(minimum_calls=4000, failure_rate=1.0), clock=ManualClock(100.0))
 
     def fail() -> None:
         for _ in range(1000):
@@ -186,7 +179,7 @@ def test_threads_share_it_without_losing_count():
     ],
 )
 async def test_only_a_server_that_does_not_work_opens_it(failure, state):
-    breaker = CircuitBreaker(SETTINGS, clock=Clock())
+    breaker = CircuitBreaker(SETTINGS, clock=ManualClock(100.0))
     moderator = WithBreaker(ScriptedModerator(failures=[failure] * 4), breaker)
     for _ in range(4):
         with pytest.raises(type(failure)):

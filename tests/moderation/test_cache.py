@@ -12,20 +12,14 @@ from hypothesis import strategies as st
 from tta_middleware.errors import InvalidVerdictError, ModerationUnavailableError
 from tta_middleware.moderation.cache import Cached, CacheSettings, VerdictCache
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.testing.virtual_time import ManualClock
 from tta_middleware.types import Verdict
 
 SECRET_TEXT = "the quick brown fox 7741"
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def small(entries: int = 2, ttl: float = 10.0) -> tuple[VerdictCache, Clock]:
-    clock = Clock()
+def small(entries: int = 2, ttl: float = 10.0) -> tuple[VerdictCache, ManualClock]:
+    clock = ManualClock()
     return VerdictCache(CacheSettings(entries=entries, ttl=ttl), clock=clock), clock
 
 

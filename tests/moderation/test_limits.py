@@ -11,20 +11,7 @@ from tta_middleware.aio.semaphore import Slots
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.moderation.limits import Limited, Limiter, RateLimits, TokenBucket, estimate_tokens
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
+from tta_middleware.testing.virtual_time import ManualClock
 
 bookings = st.lists(
     st.tuples(st.floats(0.1, 20.0), st.floats(0.0, 5.0), st.integers(0, 2**30)), min_size=1, max_size=60
@@ -57,7 +44,7 @@ def test_the_queue_keeps_the_order_of_arrival(costs):
 
 
 async def test_requests_above_the_rate_wait_their_turn():
-    time = Time()
+    time = ManualClock()
     limits = RateLimits(requests_per_minute=60, burst_seconds=2.0)
     moderator = Limited(ScriptedModerator(), Limiter(limits, clock=time, sleep=time.sleep))
     for _ in range(5):
@@ -66,7 +53,7 @@ async def test_requests_above_the_rate_wait_their_turn():
 
 
 async def test_tokens_count_too():
-    time = Time()
+    time = ManualClock()
     limits = RateLimits(tokens_per_minute=600, burst_seconds=1.0)
     moderator = Limited(ScriptedModerator(), Limiter(limits, clock=time, sleep=time.sleep))
     await moderator.moderate(["x" * 396])
@@ -82,7 +69,7 @@ def test_tokens_are_estimated_from_bytes():
 
 
 async def test_a_429_with_a_pause_holds_everybody():
-    time = Time()
+    time = ManualClock()
     refused = ModerationUnavailableError("429", cause="rate_limit", retry_after=7.0)
     moderator = Limited(ScriptedModerator(failures=[refused]), Limiter(RateLimits(), clock=time, sleep=time.sleep))
     with pytest.raises(ModerationUnavailableError):
@@ -92,7 +79,7 @@ async def test_a_429_with_a_pause_holds_everybody():
 
 
 async def test_a_turn_after_the_deadline_is_refused_and_costs_nothing():
-    time = Time()
+    time = ManualClock()
     limiter = Limiter(RateLimits(requests_per_minute=1, burst_seconds=1.0), clock=time, sleep=time.sleep)
     moderator = Limited(ScriptedModerator(), limiter)
     await moderator.moderate(["x"])
@@ -104,11 +91,11 @@ async def test_a_turn_after_the_deadline_is_refused_and_costs_nothing():
 
 
 async def test_a_hedge_never_queues_and_a_refused_one_costs_nothing():
-    limiter = Limiter(RateLimits(requests_per_minute=1, burst_seconds=1.0), clock=Time())
+    limiter = Limiter(RateLimits(requests_per_minute=1, burst_seconds=1.0), clock=ManualClock())
     for expected in (True, False, False):
         with limiter.try_admit(1) as admitted:
             assert admitted is expected
-    slots = Limiter(RateLimits(requests_per_minute=60, burst_seconds=2.0, max_in_flight=1), clock=Time())
+    slots = Limiter(RateLimits(requests_per_minute=60, burst_seconds=2.0, max_in_flight=1), clock=ManualClock())
     with slots.try_admit(1) as first, slots.try_admit(1) as second:
         assert (first, second, slots.in_flight) == (True, False, 1)
     with slots.try_admit(1) as third:  # the refused one has spent no request
@@ -117,7 +104,7 @@ async def test_a_hedge_never_queues_and_a_refused_one_costs_nothing():
 
 
 async def test_cancelled_waiters_leave_the_queue_and_give_their_turn_back():
-    limiter = Limiter(RateLimits(requests_per_minute=60, burst_seconds=1.0), clock=Time())
+    limiter = Limiter(RateLimits(requests_per_minute=60, burst_seconds=1.0), clock=ManualClock())
     inner = ScriptedModerator()
     moderator = Limited(inner, limiter)
     calls = [asyncio.create_task(moderator.moderate(["x"])) for _ in range(101)]

@@ -18,6 +18,7 @@ from tta_middleware.errors import (
 )
 from tta_middleware.moderation.failures import from_status, retry_after
 from tta_middleware.moderation.retry import Retrier, RetryPolicy, delay, is_retryable
+from tta_middleware.testing.virtual_time import ManualClock
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -32,22 +33,7 @@ policies = st.builds(
 waits_asked = st.none() | st.floats(0.0, 100.0)
 
 
-class Time:
-    """A clock that only its own sleeper and the calls move."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-def failing(times: int, time: Time, *, takes: float = 0.0, asked: float | None = None):
+def failing(times: int, time: ManualClock, *, takes: float = 0.0, asked: float | None = None):
     calls = []
 
     async def call() -> str:
@@ -60,7 +46,7 @@ def failing(times: int, time: Time, *, takes: float = 0.0, asked: float | None =
     return call, calls
 
 
-def retrier(policy: RetryPolicy, time: Time, seed: int = 0) -> Retrier:
+def retrier(policy: RetryPolicy, time: ManualClock, seed: int = 0) -> Retrier:
     return Retrier(policy, clock=time, sleep=time.sleep, rng=random.Random(seed))
 
 
@@ -76,7 +62,7 @@ def test_no_wait_is_above_the_cap_or_below_the_servers_wish(policy, attempt, ask
 
 @given(policy=policies, asked=waits_asked, takes=st.floats(0.0, 5.0), seed=st.integers(0, 99))
 def test_attempts_and_elapsed_time_are_both_bounded(policy, asked, takes, seed):
-    time = Time()
+    time = ManualClock()
     call, calls = failing(1000, time, takes=takes, asked=asked)
 
     async def run() -> None:
@@ -89,7 +75,7 @@ def test_attempts_and_elapsed_time_are_both_bounded(policy, asked, takes, seed):
 
 
 async def test_waits_grow_and_stay_random_below_the_ceiling():
-    time = Time()
+    time = ManualClock()
     call, _ = failing(6, time)
     policy = RetryPolicy(attempts=7, base_delay=1.0, max_delay=8.0, max_elapsed=100.0)
     assert await retrier(policy, time).call(call) == "verdict"
@@ -99,14 +85,14 @@ async def test_waits_grow_and_stay_random_below_the_ceiling():
 
 
 async def test_the_servers_pause_is_kept():
-    time = Time()
+    time = ManualClock()
     call, calls = failing(1, time, asked=7.0)
     await retrier(RetryPolicy(), time).call(call)
     assert calls[1] >= 7.0
 
 
 async def test_a_server_that_asks_for_too_long_is_left_alone_and_the_error_keeps_its_wish():
-    time = Time()
+    time = ManualClock()
     call, calls = failing(9, time, asked=60.0)
     with pytest.raises(ModerationUnavailableError) as caught:
         await retrier(RetryPolicy(max_retry_after=20.0), time).call(call)
@@ -114,7 +100,7 @@ async def test_a_server_that_asks_for_too_long_is_left_alone_and_the_error_keeps
 
 
 async def test_a_wait_past_the_callers_deadline_is_not_begun():
-    time = Time()
+    time = ManualClock()
     call, calls = failing(9, time, asked=5.0)
     with anyio.fail_after(3.0), pytest.raises(ModerationUnavailableError, match="staged"):
         await retrier(RetryPolicy(), time).call(call)
@@ -157,7 +143,7 @@ async def test_what_a_retry_cannot_cure_is_raised_at_once(error):
 
 
 async def test_unusable_answers_are_asked_for_again_on_request_only():
-    time = Time()
+    time = ManualClock()
     answers = iter([InvalidVerdictError("html"), InvalidVerdictError("html"), "verdict"])
 
     async def call() -> str:

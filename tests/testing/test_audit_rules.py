@@ -89,8 +89,9 @@ def test_a_window_that_was_not_scored_is_found(run: Run, data: st.DataObject) ->
 
 
 @given(RUNS)
-def test_a_piece_that_left_before_its_verdict_is_found(run: Run) -> None:
-    early = [(begin, piece, count - 1) for begin, piece, count in run.pieces]
+def test_pieces_that_left_before_their_verdicts_are_found(run: Run) -> None:
+    # Half the verdicts, not all but one: small windows are scored several times over before they leave.
+    early = [(begin, piece, count // 2) for begin, piece, count in run.pieces]
     ahead = Run(run.windows, run.scored, early, run.left)
     assert ahead.uncovered(run.scored)
 

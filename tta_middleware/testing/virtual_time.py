@@ -51,3 +51,24 @@ def run_in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
 def now() -> float:
     """The running loop's time, as a guard's clock."""
     return asyncio.get_running_loop().time()
+
+
+class ManualClock:
+    """A clock that only its own :meth:`sleep` and the test move; for parts that take a clock and a sleeper.
+
+    Attributes:
+        now: seconds.
+        slept: how long each sleep was.
+    """
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        """Over at once; the clock has moved on."""
+        self.slept.append(seconds)
+        self.now += seconds

@@ -19,7 +19,7 @@ ENTRY_POINTS = """
 staged = staged_on_ray:engine
 
 [tta_middleware.moderators]
-words = staged_on_ray:Words
+words = staged_on_ray:words
 """
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
-from tta_middleware.types import CATEGORIES, Verdict
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 BAD = "Here is the bad plan: look around the old shed, collect what seems useful, and carry it all to the wall."
 STEPS = 1500
@@ -51,18 +51,6 @@ def engine(reference: str) -> ScriptedEngine:
     return ScriptedEngine(_answer, model_id=f"staged:{reference}")
 
 
-class Words:
+def words() -> ScriptedModerator:
     """Flags what says 'bad'."""
-
-    name = "words"
-    default_threshold = 0.5
-
-    async def moderate(self, texts, *, prompt=None):
-        return [self._verdict(0.9 if "bad" in text.lower() else 0.05) for text in texts]
-
-    def _verdict(self, score: float) -> Verdict:
-        scores = dict.fromkeys(CATEGORIES, 0.0) | {"illicit": score}
-        return Verdict(scores, score >= self.default_threshold, self.name)
-
-    async def aclose(self) -> None:
-        pass
+    return ScriptedModerator("words", score=flagging("bad"))

@@ -84,28 +84,28 @@ def flapping(
     up: float, down: float, fault: Fault = UNAVAILABLE, *, clock: Callable[[], float] = time.monotonic
 ) -> Plan:
     """Fine for ``up`` seconds, then ``fault`` for ``down`` seconds, and so on from the first request."""
-    started: list[float] = []
-
-    def plan(_index: int) -> Fault:
-        if not started:
-            started.append(clock())
-        return FINE if (clock() - started[0]) % (up + down) < up else fault
-
-    return plan
+    elapsed = _since_the_first_request(clock)
+    return lambda _index: FINE if elapsed() % (up + down) < up else fault
 
 
 def outage(
     begin: float, seconds: float, fault: Fault = UNAVAILABLE, *, clock: Callable[[], float] = time.monotonic
 ) -> Plan:
     """Fine, but for ``fault`` from ``begin`` for ``seconds``, counted from the first request."""
+    elapsed = _since_the_first_request(clock)
+    return lambda _index: fault if begin <= elapsed() < begin + seconds else FINE
+
+
+def _since_the_first_request(clock: Callable[[], float]) -> Callable[[], float]:
     started: list[float] = []
 
-    def plan(_index: int) -> Fault:
+    def elapsed() -> float:
+        now = clock()
         if not started:
-            started.append(clock())
-        return fault if begin <= clock() - started[0] < begin + seconds else FINE
+            started.append(now)
+        return now - started[0]
 
-    return plan
+    return elapsed
 
 
 def lognormal(median: float, sigma: float = 0.5) -> Latency:

@@ -22,6 +22,9 @@ ENGINES = "tta_middleware.engines"
 MODERATORS = "tta_middleware.moderators"
 METHODS = "tta_middleware.methods"
 
+JUDGES = "guard:"
+"""What the name of a moderator begins with that is a model; what follows is the model's reference."""
+
 
 def names(group: str) -> list[str]:
     """The names that are declared in an entry-point group, sorted."""
@@ -39,10 +42,18 @@ def check_known(group: str, kind: str, name: str) -> EntryPoint:
     Raises:
         ConfigurationError: the group has no such name.
     """
-    found = find(group, name)
+    found = _judge(name) if group == MODERATORS else None
+    found = found or find(group, name)
     if found is None:
         raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join(names(group)) or 'none'}")
     return found
+
+
+def _judge(name: str) -> EntryPoint | None:
+    """What ``guard:MODEL`` stands for: a model of this process that judges."""
+    if not name.removeprefix(JUDGES) or not name.startswith(JUDGES):
+        return None
+    return EntryPoint(name, "tta_middleware.moderation.llm_judge:LLMJudge", MODERATORS)
 
 
 def _load(group: str, kind: str, name: str) -> Callable[..., Any]:
@@ -100,13 +111,20 @@ def _engine(model: str) -> tuple[str, str]:
 def resolve_moderator(moderator: str | Moderator | Any) -> Moderator:
     """A moderator for a name such as ``local`` or ``openai``, or from any object with a ``moderate`` of texts.
 
+    ``guard:MODEL`` is a model of this process that is asked (:class:`~tta_middleware.moderation.llm_judge.LLMJudge`);
+    its reference is read as :func:`resolve_engine` does, and it is loaded with the first text.
+
     What an object lacks is filled in: see :class:`~tta_middleware.moderation.adapters.plain.PlainModerator`.
 
     Raises:
         ConfigurationError: an unknown name, or an object without ``moderate`` (a judge, say).
     """
     if isinstance(moderator, str):
-        return cast(Moderator, _load(MODERATORS, "moderator", moderator)())
+        made = _load(MODERATORS, "moderator", moderator)
+        if moderator.startswith(JUDGES):
+            engine = resolve_engine(moderator.removeprefix(JUDGES))
+            return cast(Moderator, made(engine, name=moderator, closes=True))
+        return cast(Moderator, made())
     if isinstance(moderator, type) or not callable(getattr(moderator, "moderate", None)):
         raise ConfigurationError(
             f"a moderator is a name, or an object with moderate(texts) that gives a Verdict for each text; "

@@ -17,10 +17,11 @@ demo: $(VENV)/.local
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal --durations=10
 
-# What runs without torch, on the interpreter that PYTHON names; a test that needs torch is skipped and says so.
+# What runs without torch, on the interpreter that PYTHON names. Of tests/langchain those that ask the
+# scripted engine alone.
 test-core: $(CORE)/.ready
 	$(CORE)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal tests/core tests/policies tests/moderation \
-		tests/testing
+		tests/testing $(patsubst %,tests/langchain/test_%.py,caching decoded refusals settings tool_parsing tools_doc)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --durations=10

@@ -41,6 +41,24 @@ async def test_abort_stops_a_stream_within_one_step(tiny: TransformersEngine) ->
     assert tiny.stats().active == 0
 
 
+async def test_whoever_has_an_answer_finds_its_steps_counted(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = await prompt_of(tiny)
+    looked = threading.Event()
+    decoder: Any = tiny._decoder
+    run, passes = decoder._batch.turn, []
+    monkeypatch.setattr(decoder._batch, "turn", lambda: passes.append(run()) or passes[-1])
+    # What the decode thread does after the pass with the token waits until the caller has looked.
+    monkeypatch.setattr(decoder._tuner, "took", lambda *_: passes[-1] and looked.wait(30))
+    try:
+        await tiny.generate_batch([request(prompt, 1)])
+        after = tiny.stats()
+    finally:
+        looked.set()
+    assert (after.steps, after.tokens) == (len(passes), 1)
+
+
 async def test_abort_leaves_the_rest_of_the_batch_running(tiny: TransformersEngine) -> None:
     prompt = await prompt_of(tiny)
     dropped = request(prompt)

@@ -208,8 +208,9 @@ class Decoder:
         start = time.perf_counter()
         with one_call_per_loop():
             self._tokens += self._batch.turn()
+            # Counted before callers are told at the end of this block: whoever has a token finds its step here.
+            self._steps += 1
         self._tuner.took(self._batch.columns_run, time.perf_counter() - start)
-        self._steps += 1
         self._calm += 1
         if self._calm % _RECOVERY == 0:
             self._places = min(self._max_batch, self._places + 1)

@@ -4,7 +4,7 @@ VENV   := .venv
 VLLM   ?= .venv-vllm
 RAY    ?= .venv-ray
 CORE   ?= .venv-core-$(notdir $(PYTHON))
-# Each of these processes loads a model of its own; more than two gained nothing where there are two processors.
+# Each of these processes loads a model of its own and multiplies with one thread.
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

@@ -104,7 +104,7 @@ def _read_once() -> Iterator[None]:
 
         @data.setter
         def data(self, mapped: Any) -> None:
-            # The same bytes as a plain array: slicing a memmap costs three times as much, and each word is a slice.
+            # The same bytes as a plain array: slicing a memmap makes a memmap each time, and each word is a slice.
             self._bytes = mapped.view(np.ndarray)
 
     parsed = {"GGUFReader": cache(Reader), "get_tensor_name_map": cache(gguf.get_tensor_name_map)}

@@ -105,3 +105,21 @@ async def test_whoever_leaves_costs_nothing_and_a_closed_engine_says_so(tiny_fol
     await engine.aclose()
     with pytest.raises(EngineError, match="closed"):
         await engine.next_token_logprobs([prompt], CHOICES)
+
+
+async def test_the_last_hidden_states_are_the_models_own_whatever_ran_before(tiny_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompts = [await engine.embed(judging(ANSWER[:length])) for length in (20, 200, 120)]
+    await engine.next_token_logprobs(prompts[:1], CHOICES)
+    found = await engine.last_hidden_states(prompts)
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_folder), dtype=torch.float64)
+    for prompt, state in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            states = model(input_ids=torch.tensor(prompt.token_ids)[None], output_hidden_states=True).hidden_states
+        assert state == pytest.approx(states[-1][0, -1].float().numpy(), abs=1e-4)
+    again = await engine.last_hidden_states(prompts)
+    assert again == pytest.approx(found, abs=1e-4)
+    assert (await engine.last_hidden_states([])).size == 0
+    await engine.aclose()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tta_middleware import Guard, Message, Policy, Repair, TTAChatModel
@@ -14,11 +15,12 @@ from tta_middleware.errors import (
     ModerationRejectedError,
     ModerationUnavailableError,
 )
+from tta_middleware.moderation.judge_probe import JudgeProbe, fit_probe
 from tta_middleware.moderation.llm_judge import LONGEST, QUESTION, JudgeCalibration, LLMJudge
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.testing.scripted_engine import ScriptedEngine
-from tta_middleware.types import PromptEmbeddings
+from tta_middleware.types import FloatMatrix, PromptEmbeddings
 
 
 class Asked(ScriptedEngine):
@@ -46,6 +48,10 @@ class Asked(ScriptedEngine):
         yes = [0.9 if "flagme" in question else 0.2 for question in asked]
         shares = {1: 0.75, 2: 0.25, 3: 0.5, 4: 0.5}
         return [[math.log(shares[one] * (p if one < 3 else 1 - p)) for one in token_ids] for p in yes]
+
+    async def last_hidden_states(self, prompts: Sequence[PromptEmbeddings]) -> FloatMatrix:
+        asked = self.questions[-len(prompts) :]
+        return np.array([[1.0, 3.0 if "flagme" in question else -3.0] for question in asked], dtype=np.float32)
 
     async def aclose(self) -> None:
         self.closed += 1
@@ -154,3 +160,64 @@ async def test_a_real_model_gives_scores_and_reads_control_tokens_as_text() -> N
     assert sum(one == special[0] for one in asked) == sum(one == special[0] for one in special)
     assert end == asked[-4:]
     await engine.aclose()
+
+
+def drawn(count: int, seed: int) -> tuple[FloatMatrix, list[bool]]:
+    """States in which one direction of twenty tells harm, and another one is large and tells nothing."""
+    draw = np.random.default_rng(seed)
+    harmful = draw.random(count) < 0.3
+    states = draw.normal(size=(count, 20)).astype(np.float32)
+    states[:, 3] += 3.0 * harmful
+    states[:, 7] *= 100.0
+    return states, harmful.tolist()
+
+
+def test_a_probe_finds_the_direction_of_harm_and_holds_on_other_texts() -> None:
+    probe = fit_probe(*drawn(600, 1))
+    states, harmful = drawn(600, 2)
+    found = probe.log_odds(states) > 0
+    assert np.mean(found[np.array(harmful)]) > 0.85
+    assert np.mean(found[~np.array(harmful)]) < 0.15
+    assert abs(probe.weights[3]) > 20 * abs(probe.weights[7])
+
+
+def test_a_large_group_does_not_drown_a_small_one() -> None:
+    states, harmful = drawn(2_000, 3)
+    turned, of_turned = drawn(200, 4)
+    turned[:, 3] *= -1.0  # a source in which the direction means the opposite
+    both, labels = np.concatenate([states, turned]), [*harmful, *of_turned]
+    even = fit_probe(both, labels, groups=["large"] * 2_000 + ["small"] * 200)
+    drowned = fit_probe(both, labels)
+    assert abs(even.weights[3]) < abs(drowned.weights[3])
+
+
+@pytest.mark.parametrize(
+    ("states", "harmful", "groups"),
+    [
+        (np.zeros((20, 3)), [True] * 20, None),
+        (np.zeros((20, 3)), [True] * 10, None),
+        (np.zeros((20, 3)), [True, False] * 10, ["one"]),
+        (np.zeros(20), [True, False] * 10, None),
+    ],
+)
+def test_what_no_probe_can_be_fitted_on_is_refused(states: Any, harmful: list[bool], groups: Any) -> None:
+    with pytest.raises(ConfigurationError, match="probe"):
+        fit_probe(states, harmful, groups=groups)
+
+
+@pytest.mark.parametrize(("weights", "bias"), [((), 0.0), ((math.inf,), 0.0), ((1.0,), math.nan)])
+def test_a_probe_without_finite_weights_is_refused(weights: tuple[float, ...], bias: float) -> None:
+    with pytest.raises(ConfigurationError, match="finite"):
+        JudgeProbe(weights, bias)
+
+
+async def test_a_judge_with_a_probe_reads_the_hidden_state() -> None:
+    judge = LLMJudge(Asked(), calibration=JudgeCalibration(probe=JudgeProbe((0.0, 1.0), 0.0)))
+    flagged, fine = await judge.moderate(["flagme", "fine"])
+    assert flagged.score == pytest.approx(1 / (1 + math.exp(-3.0)))
+    assert fine.score == pytest.approx(1 / (1 + math.exp(3.0)))
+    assert (await judge.states(["flagme"], [None])).tolist() == [[1.0, 3.0]]
+    with pytest.raises(ConfigurationError, match="one prompt per text"):
+        await judge.states(["flagme"], [])
+    with pytest.raises(ModerationRejectedError, match="fit a probe for this model"):
+        await LLMJudge(Asked(), calibration=JudgeCalibration(probe=JudgeProbe((1.0,), 0.0))).moderate(["fine"])

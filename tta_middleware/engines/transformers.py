@@ -244,6 +244,20 @@ class TransformersEngine:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
             ConfigurationError: a prompt fills the context.
         """
+        return await self._asked(prompts, token_ids)
+
+    async def last_hidden_states(self, prompts: Sequence[PromptEmbeddings]) -> FloatMatrix:
+        """(n, d) float32: per prompt, what the model makes its next token of, after the last layer and its norm.
+
+        Runs as :meth:`next_token_logprobs` does.
+
+        Raises:
+            EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
+            ConfigurationError: a prompt fills the context.
+        """
+        return np.array(await self._asked(prompts, None), dtype=np.float32)
+
+    async def _asked(self, prompts: Sequence[PromptEmbeddings], token_ids: Sequence[int] | None) -> list[list[float]]:
         model = await self._ready()
         for prompt in prompts:
             _check_width(model, prompt.matrix)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from tta_middleware.errors import ConfigurationError, EngineError, ModerationRejectedError, ModerationUnavailableError
+from tta_middleware.moderation.judge_probe import JudgeProbe
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.protocols import Engine
-from tta_middleware.types import Message, PromptEmbeddings, Verdict
+from tta_middleware.types import FloatMatrix, Message, PromptEmbeddings, Verdict
 
 LONGEST = 4_000
 """Characters of a text, and of the end of what it answers, that are put before the model at once."""
@@ -44,6 +45,15 @@ class AskingEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class StatesEngine(Engine, Protocol):
+    """An engine that tells what its model makes the next token of: what a probe reads."""
+
+    async def last_hidden_states(self, prompts: Sequence[PromptEmbeddings]) -> FloatMatrix:
+        """(n, d), per prompt."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class JudgeCalibration:
     """The step from log-odds to the probability that a text is harmful: ``sigmoid((log_odds - centre) * scale)``.
@@ -51,6 +61,8 @@ class JudgeCalibration:
     Attributes:
         centre: log-odds, in nats, that count as even. Chat models lean to one answer, so 0 is seldom right.
         scale: steepness; above 0.
+        probe: takes the log-odds from the model's hidden state instead of its yes and no; see
+            :mod:`tta_middleware.moderation.judge_probe`.
 
     Raises:
         ConfigurationError: a number is not finite, or ``scale`` is not above 0.
@@ -58,6 +70,7 @@ class JudgeCalibration:
 
     centre: float = 0.0
     scale: float = 1.0
+    probe: JudgeProbe | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.centre) and math.isfinite(self.scale) and self.scale > 0.0):
@@ -107,6 +120,10 @@ class LLMJudge(Closing):
         self.name, self.default_threshold = name, default_threshold
         self._engine, self._rules = engine, rules
         self._calibration = calibration or JudgeCalibration()
+        if self._calibration.probe is not None and not isinstance(engine, StatesEngine):
+            raise ConfigurationError(
+                f"{type(engine).__name__} has no last_hidden_states, so no probe can read its model"
+            )
         self._reads_prompt, self._closes = reads_prompt, closes
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
@@ -119,14 +136,28 @@ class LLMJudge(Closing):
         if not texts:
             return []
         try:
-            yes, no = await self._verdict_tokens()
-            asked = [await self._engine.embed([Message("user", self._asked(text, prompt))]) for text in texts]
-            found = await self._engine.next_token_logprobs(asked, [*yes, *no])
+            asked = [await self._embedded(text, prompt) for text in texts]
+            probe = self._calibration.probe
+            found = (
+                await self._by_words(asked) if probe is None else probe.log_odds(await self._states_of(asked)).tolist()
+            )
         except EngineError as error:
             raise ModerationUnavailableError(f"the judging model failed: {error}", cause="engine") from error
         except ConfigurationError as error:
             raise ModerationRejectedError(f"the judging model cannot be asked: {error}") from error
-        return [self._verdict(logprobs[: len(yes)], logprobs[len(yes) :]) for logprobs in found]
+        return [self._verdict(log_odds) for log_odds in found]
+
+    async def states(self, texts: Sequence[str], prompts: Sequence[str | None]) -> FloatMatrix:
+        """(n, d) hidden states at the verdict's place, to fit a probe on; a prompt per text, None where there is none.
+
+        Raises:
+            ConfigurationError: the engine gives none, a text is too long, or the two differ in number.
+            EngineError: the engine failed.
+        """
+        if len(texts) != len(prompts):
+            raise ConfigurationError("states take one prompt per text; give None where a text answers nothing")
+        asked = [await self._embedded(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        return await self._states_of(asked)
 
     async def aclose(self) -> None:
         """Close the engine, if it is this judge's."""
@@ -139,6 +170,21 @@ class LLMJudge(Closing):
         question = f"Question: {prompt[-LONGEST:]}\n\n" if prompt and self._reads_prompt else ""
         return f"{rules}{question}Answer: {text}\n\n{QUESTION_ON_RULES if self._rules else QUESTION}"
 
+    async def _embedded(self, text: str, prompt: str | None) -> PromptEmbeddings:
+        return await self._engine.embed([Message("user", self._asked(text, prompt))])
+
+    async def _states_of(self, asked: Sequence[PromptEmbeddings]) -> FloatMatrix:
+        engine: Engine = self._engine
+        if not isinstance(engine, StatesEngine):
+            raise ConfigurationError(f"{type(engine).__name__} has no last_hidden_states")
+        return await engine.last_hidden_states(asked)
+
+    async def _by_words(self, asked: Sequence[PromptEmbeddings]) -> list[float]:
+        """Per prompt the log-odds of yes against no."""
+        yes, no = await self._verdict_tokens()
+        found = await self._engine.next_token_logprobs(asked, [*yes, *no])
+        return [_log_sum(logprobs[: len(yes)]) - _log_sum(logprobs[len(yes) :]) for logprobs in found]
+
     async def _verdict_tokens(self) -> tuple[list[int], list[int]]:
         """The first tokens of the words for yes and for no; none of one may be among the other's."""
         yes, no = [list({(await self._engine.token_ids(word))[0] for word in words}) for words in (YES, NO)]
@@ -146,8 +192,8 @@ class LLMJudge(Closing):
             raise ConfigurationError("its words for yes and no begin with the same token")
         return yes, no
 
-    def _verdict(self, yes: Sequence[float], no: Sequence[float]) -> Verdict:
-        score = self._calibration.probability(_log_sum(yes) - _log_sum(no))
+    def _verdict(self, log_odds: float) -> Verdict:
+        score = self._calibration.probability(log_odds)
         return Verdict({"unsafe": score}, score >= self.default_threshold, self._engine.model_id)
 
 

@@ -13,6 +13,7 @@ from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.packed import Segment
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.errors import EngineError
 from tta_middleware.types import PromptEmbeddings
 
 # A shorter beginning is not worth a forward pass of its own.
@@ -26,10 +27,11 @@ class Feed:
         rows: all that is to run; the first ``head`` of them may come from elsewhere.
         head: how many rows at the beginning other sequences are likely to share; 0 for none.
         keep: of how many of the last rows the logits are wanted.
+        wants_states: whether what these logits are made of is wanted as well.
     """
 
-    def __init__(self, rows: Tensor, *, head: int, keep: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: Tensor, *, head: int, keep: int, wants_states: bool = False) -> None:
+        self.rows, self.wants_states = rows, wants_states
         self.head = head if _WORTH_SHARING <= head < len(rows) else 0
         self.keep = keep
         self.past: Prefix | None = None
@@ -52,7 +54,7 @@ class Feed:
         start, end = self.done, min(len(self.rows), self.done + most)
         first_kept = len(self.rows) - self.keep
         keep = max(0, end - max(start, first_kept))
-        return Segment(self.rows[start:end], self.past, keep)
+        return Segment(self.rows[start:end], self.past, keep, wants_states=self.wants_states)
 
     def ran(self, segment: Segment) -> None:
         """Take note that ``segment`` has run."""
@@ -129,7 +131,7 @@ class Scoring:
         if self.feed is not None and self.feed.past is not None:
             scored.keep(self.feed.rows, self.feed.past, self.first, self._nats)
 
-    def take(self, logits: Tensor) -> None:
+    def take(self, logits: Tensor, _states: Tensor | None) -> None:
         """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
         next_ids = self.token_ids[len(self._nats) :][: len(logits)]
         wanted = torch.tensor(next_ids, dtype=torch.long, device=logits.device)
@@ -143,10 +145,13 @@ class Scoring:
 
 
 class Asking:
-    """One prompt after which the likelihood of a few tokens is asked for: a judge's verdict, say.
+    """One prompt after which the likelihood of a few tokens is asked for, or the last hidden state: a judge's verdict.
 
     The longest beginning that lately ran as another text is not run again, so a growing text costs what it has grown by
     and the question behind it.
+
+    Args:
+        token_ids: whose log-probabilities are delivered; None delivers the last column's hidden state instead.
 
     Attributes:
         cancelled: nobody waits for it any more; set by the caller.
@@ -156,10 +161,10 @@ class Asking:
     def __init__(
         self,
         prompt: PromptEmbeddings,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] | None,
         deliver: Callable[[list[float] | BaseException], object],
     ) -> None:
-        self.prompt, self.token_ids = prompt, list(token_ids)
+        self.prompt, self.token_ids = prompt, None if token_ids is None else list(token_ids)
         self.cancelled = False
         self._deliver = deliver
         self.feed: Feed | None = None
@@ -167,7 +172,7 @@ class Asking:
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
         rows = model.to_tensor(self.prompt.matrix)
-        self.feed = Feed(rows, head=0, keep=1)
+        self.feed = Feed(rows, head=0, keep=1, wants_states=self.token_ids is None)
         if (known := scored.begin(rows, len(rows) - 1)) is not None:
             self.feed.past, _ = known
         return self.feed
@@ -177,11 +182,17 @@ class Asking:
         if self.feed is not None and self.feed.past is not None:
             scored.keep(self.feed.rows, self.feed.past, len(self.feed.rows) - 1, [])
 
-    def take(self, logits: Tensor) -> None:
-        """The (n, V) logits of kept columns: none until the last segment has run, then one."""
-        if len(logits):
-            with torch.inference_mode():
+    def take(self, logits: Tensor, states: Tensor | None) -> None:
+        """The (n, V) logits of kept columns, and their states where wanted: none until the last segment has run."""
+        if not len(logits):
+            return
+        with torch.inference_mode():
+            if self.token_ids is not None:
                 self._deliver(logits[-1].float().log_softmax(dim=-1)[self.token_ids].tolist())
+            elif states is not None:
+                self._deliver(states[-1].float().tolist())
+            else:
+                self._deliver(EngineError("this model's last hidden state does not pass through its output embedding"))
 
     def fail(self, cause: BaseException) -> None:
         self._deliver(cause)

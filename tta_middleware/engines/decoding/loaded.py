@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,28 @@ class LoadedModel(Vocabulary):
         arguments: dict[str, Any] = {"position_ids": packed.positions(self.device), "packed": packed}
         if trims := "logits_to_keep" in self._arguments:
             arguments["logits_to_keep"] = kept
-        with torch.inference_mode(), steady_kernels(self.device):
+        noting = self._noting_states(packed, None if trims else kept)
+        with torch.inference_mode(), steady_kernels(self.device), noting:
             logits: Tensor = self.model(inputs_embeds=rows, use_cache=False, **arguments).logits[0]
         if packed.layers_run != self._layers:
             raise EngineError("not every layer of this model computes attention where sequences are kept apart")
         return logits if trims else logits[kept]
+
+    @contextmanager
+    def _noting_states(self, packed: Pass, kept: Tensor | None) -> Iterator[None]:
+        """What the output embedding is given goes to the pass, if that wants it; ``kept`` picks its columns."""
+        if not packed.wants_states:
+            yield
+            return
+
+        def note(_head: Any, given: tuple[Tensor, ...]) -> None:
+            packed.note_states(given[0][0] if kept is None else given[0][0][kept])
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def probe(self) -> None:
         """Run two tokens, to see that the family can be batched and what a column takes.

@@ -29,11 +29,15 @@ class Segment:
 
     Attributes:
         keep: of how many of its last columns the logits are wanted.
+        wants_states: whether what the logits are made of is wanted as well.
+        states: (keep, d) of it, once the pass has run, if it is wanted; None before.
         layers: keys and values of all its columns so far.
     """
 
-    def __init__(self, rows: Tensor, past: Prefix | None, keep: int) -> None:
+    def __init__(self, rows: Tensor, past: Prefix | None, keep: int, *, wants_states: bool = False) -> None:
         self.rows, self.past, self.keep = rows, past, keep
+        self.wants_states = wants_states and keep > 0
+        self.states: Tensor | None = None
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[int | None, Tensor | None] = {}
 
@@ -124,6 +128,18 @@ class Pass:
             end += len(segment.rows)
             wanted += range(end - segment.keep, end)
         return torch.tensor(wanted, dtype=torch.long, device=device)
+
+    @property
+    def wants_states(self) -> bool:
+        """Whether some segment wants what its logits are made of."""
+        return any(segment.wants_states for segment in self._segments)
+
+    def note_states(self, states: Tensor) -> None:
+        """Hand the (K, d) last hidden states of the kept columns to the segments that want theirs."""
+        at = len(self._lengths)
+        for segment in self._segments:
+            segment.states = states[at : at + segment.keep] if segment.wants_states else None
+            at += segment.keep
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: Settings) -> Tensor:
         """(1, T, H, D) for (1, H, T, D) queries; keys and values may have fewer heads."""

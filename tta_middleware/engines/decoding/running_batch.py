@@ -235,7 +235,7 @@ class Batch:
             feed = self._feed(job)
             feed.ran(segment)
             if not isinstance(job, Joining):
-                self._score(job, part, feed.finished)
+                self._score(job, part, segment.states, feed.finished)
             elif feed.finished:
                 joined.append(job)
                 first.append(part)
@@ -243,8 +243,8 @@ class Batch:
             self._take_in(joined, torch.cat(first))
         return len(decoding) + len(joined)
 
-    def _score(self, job: Reading, logits: Tensor, finished: bool) -> None:
-        job.take(logits)
+    def _score(self, job: Reading, logits: Tensor, states: Tensor | None, finished: bool) -> None:
+        job.take(logits, states)
         if finished:
             job.remember(self._scored)
             self._scoring.remove(job)

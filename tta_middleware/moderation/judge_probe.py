@@ -1,0 +1,111 @@
+"""A linear probe on a judging model's last hidden state: what it knows of a text, where its yes and no do not say so.
+
+Fitted on texts with labels, by logistic regression with a ridge, with numpy alone; a model of 900 dimensions and some
+thousands of texts take seconds. A probe belongs to one model and one wording of the question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.types import FloatMatrix
+
+_STEPS = 25
+_CLOSE = 1e-6
+_LEAST_OF_EACH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeProbe:
+    """Log-odds of harm by a hidden state: ``weights @ state + bias``.
+
+    Raises:
+        ConfigurationError: there are no weights, or a number is not finite.
+    """
+
+    weights: tuple[float, ...]
+    bias: float
+
+    def __post_init__(self) -> None:
+        if not self.weights or not all(map(math.isfinite, (*self.weights, self.bias))):
+            raise ConfigurationError("a probe has finite weights, one per dimension of the model's hidden state")
+
+    def log_odds(self, states: FloatMatrix) -> NDArray[np.float64]:
+        """(n,) log-odds in nats for (n, d) states.
+
+        Raises:
+            ConfigurationError: the states are not as wide as the probe, which is another model's then.
+        """
+        if states.ndim != 2 or states.shape[1] != len(self.weights):
+            raise ConfigurationError(
+                f"the probe has {len(self.weights)} weights and the model's states {states.shape[-1]} dimensions; "
+                "fit a probe for this model"
+            )
+        found: NDArray[np.float64] = states.astype(np.float64) @ np.array(self.weights) + self.bias
+        return found
+
+
+def fit_probe(
+    states: FloatMatrix, harmful: Sequence[bool], *, groups: Sequence[str] | None = None, ridge: float = 10.0
+) -> JudgeProbe:
+    """The probe that tells harmful from harmless states best, for evens of both.
+
+    Args:
+        states: (n, d) hidden states of a judging model at the verdict's place.
+        harmful: what people say of the n texts.
+        groups: where each text is from; no group counts for more than 300 of its texts of one label, so that a large
+            source does not drown the others.
+        ridge: how strongly weights are held near 0, per thousand texts, in units of one standard deviation.
+
+    Raises:
+        ConfigurationError: too few texts of either kind, or the numbers of states, labels and groups differ.
+    """
+    truth = np.array(harmful, dtype=np.float64)
+    if states.ndim != 2 or len(states) != len(truth) or (groups is not None and len(groups) != len(truth)):
+        raise ConfigurationError("a probe is fitted on one state, one label and one group per text")
+    if min(truth.sum(), len(truth) - truth.sum()) < _LEAST_OF_EACH:
+        raise ConfigurationError(f"a probe takes at least {_LEAST_OF_EACH} harmful and {_LEAST_OF_EACH} harmless texts")
+    known = states.astype(np.float64)
+    mean, spread = known.mean(axis=0), known.std(axis=0) + 1e-3
+    columns = np.column_stack([(known - mean) / spread, np.ones(len(known))])
+    found = _newton(columns, truth, _shares(truth, groups), ridge * len(known) / 1_000)
+    weights = found[:-1] / spread
+    return JudgeProbe(tuple(weights.tolist()), float(found[-1] - weights @ mean))
+
+
+def _shares(truth: NDArray[np.float64], groups: Sequence[str] | None, most: int = 300) -> NDArray[np.float64]:
+    """How much each text counts: sources bounded, both labels even, 1 on average."""
+    shares = np.ones(len(truth))
+    names = np.array(groups if groups is not None else [""] * len(truth))
+    if groups is not None:
+        for name in set(groups):
+            for label in (0.0, 1.0):
+                here = (names == name) & (truth == label)
+                shares[here] = min(1.0, most / max(1, here.sum()))
+    shares[truth == 1.0] *= shares[truth == 0.0].sum() / shares[truth == 1.0].sum()
+    scaled: NDArray[np.float64] = shares / shares.mean()
+    return scaled
+
+
+def _newton(
+    columns: NDArray[np.float64], truth: NDArray[np.float64], shares: NDArray[np.float64], ridge: float
+) -> NDArray[np.float64]:
+    """Weights and, last, the bias, which the ridge leaves free."""
+    penalty = np.full(columns.shape[1], ridge)
+    penalty[-1] = 0.0
+    weights = np.zeros(columns.shape[1])
+    for _ in range(_STEPS):
+        chance = 1.0 / (1.0 + np.exp(-np.clip(columns @ weights, -30.0, 30.0)))
+        curvature = (columns * (chance * (1.0 - chance) * shares + 1e-6)[:, None]).T @ columns + np.diag(penalty)
+        slope = columns.T @ ((chance - truth) * shares) + penalty * weights
+        step = np.linalg.solve(curvature, slope)
+        weights = weights - step
+        if float(np.abs(step).max()) < _CLOSE:
+            break
+    return weights

@@ -219,7 +219,7 @@ async def test_sequences_that_do_not_fit_into_memory_wait(tiny_folder: Path) -> 
 async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], most: int
 ) -> None:
-    from tta_middleware.engines.decoding import batch
+    from tta_middleware.engines.decoding import running_batch
 
     narrow = TransformersEngine(str(tiny_folder), dtype="float64")
     prompts = [await narrow.embed([Message("user", "word " * count)]) for count in lengths]
@@ -228,14 +228,14 @@ async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     await narrow.aclose()
     engine = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=room / 2**30)
     held: list[tuple[int, int]] = []
-    reserve = batch.Slots._reserve
+    reserve = running_batch.Slots._reserve
 
-    def measured(slots: batch.Slots, *wanted: Any) -> None:
+    def measured(slots: running_batch.Slots, *wanted: Any) -> None:
         reserve(slots, *wanted)
         buffers = [buffer for layer in slots._layers for buffer in layer]
         held.append((wanted[0], sum(buffer.nbytes for buffer in buffers)))
 
-    monkeypatch.setattr(batch.Slots, "_reserve", measured)
+    monkeypatch.setattr(running_batch.Slots, "_reserve", measured)
     done = await engine.generate_batch([request(prompt, 12) for prompt in prompts])
     await engine.aclose()
     assert all(size <= room for slots, size in held if slots > 1)

@@ -29,7 +29,7 @@ from tta_middleware.guard.guard import Report, last_user_text
 from tta_middleware.methods import Method, Move, Race
 from tta_middleware.methods.race import ALTERNATIVE, CARE, RESPONSIBLE
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.moderation.embedded.judge import Judge
+from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 from tta_middleware.policy import StagePolicies
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Flagged:
 class Bench:
     def __init__(self, model: str, threshold: float, tokens: int, generations: int) -> None:
         self.engine = TransformersEngine(model)
-        self.moderator, self.judge, self.relevance = EmbeddedModerator(), Judge(), Relevance()
+        self.moderator, self.judge, self.relevance = EmbeddedModerator(), EmbeddedJudge(), Relevance()
         self.policy, self.sampling = Policy(threshold=threshold), Sampling(max_new_tokens=tokens)
         self.budget = Budget(generations=generations)
 

@@ -16,7 +16,7 @@ import numpy as np
 from training.data import NEGATIVES, read
 from training.prompts import SENSITIVE
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.moderation.embedded.judge import Judge
+from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 
 THRESHOLD = 0.5
 
@@ -24,7 +24,7 @@ THRESHOLD = 0.5
 def false_positives(name: str, prompts: Sequence[str], texts: Sequence[str]) -> Iterator[str]:
     """Flagged shares, also of the answers about sensitive topics alone."""
     local = np.array([verdict.score for verdict in EmbeddedModerator().score(texts)])
-    judge = np.array([verdict.score for verdict in Judge().assess(texts)])
+    judge = np.array([verdict.score for verdict in EmbeddedJudge().assess(texts)])
     topics = SENSITIVE["held_out"][1]
     sensitive = np.array([any(topic in prompt for topic in topics) for prompt in prompts])
     groups = {name: np.ones(len(texts), bool)}

@@ -24,7 +24,7 @@ from training.judge import in_split
 from training.matrix import matrices
 from training.windowed import Windowed
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.moderation.embedded.judge import Judge
+from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 
 Vector = NDArray[np.float64]
 
@@ -91,7 +91,9 @@ def harm_section(rows: Sequence[Row], scores: Vector, profanity: Path | None) ->
         mine = np.ones(len(index), bool) if source == "all" else sources == source
         yield from (line(f"{source}: {name}", value[mine], labels[mine]) for name, value in models.items())
     unseen = np.array([not in_split(rows[i].group) for i in index])
-    judged = np.array([v.scores["harm"] for v in Judge().assess([t for t, u in zip(texts, unseen, strict=True) if u])])
+    judged = np.array(
+        [v.scores["harm"] for v in EmbeddedJudge().assess([t for t, u in zip(texts, unseen, strict=True) if u])]
+    )
     yield line("goals the judge never saw: local-b", judged, labels[unseen])
     yield from (line(f"goals the judge never saw: {n}", v[unseen], labels[unseen]) for n, v in models.items())
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from training.data import read
 from tta_middleware.moderation.embedded import EmbeddedModerator, language_supported
-from tta_middleware.moderation.embedded.judge import Judge
+from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 
 PROBES = Path(__file__).with_suffix(".jsonl")
 
 
 def main() -> None:
-    moderator, judge = EmbeddedModerator(), Judge()
+    moderator, judge = EmbeddedModerator(), EmbeddedJudge()
     print(
         "| kind | expected | score | category | local-b | English | right | text |\n|---|---|---|---|---|---|---|---|"
     )

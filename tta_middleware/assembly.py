@@ -75,7 +75,7 @@ def _untold(_loading: Loading, _seconds: float) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answering(Loading):
+class AnswerSettings(Loading):
     """How answers are made; small and picklable, so that it can be sent to where they are made.
 
     Attributes:

@@ -185,7 +185,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         call = self._call(messages)
         with quiet():
             message = self.inner.invoke(messages, without_callbacks(), stop=stop, **kwargs)
-        return _result(bridge.run(partial(call.settle, message)))
+        return _result(bridge.run(partial(call.checked, message)))
 
     async def _agenerate(
         self,
@@ -197,7 +197,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         call = self._call(messages)
         with quiet():
             message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
-        return _result(await call.settle(message))
+        return _result(await call.checked(message))
 
     def _stream(
         self,
@@ -249,7 +249,7 @@ class _Call:
     def __post_init__(self) -> None:
         self.prompt = last_human_text(self.messages)
 
-    async def settle(self, message: AIMessage) -> AIMessage:
+    async def checked(self, message: AIMessage) -> AIMessage:
         """The message if it may be shown, else what stands in for it."""
         for part, texts in material(message):
             if not await self.ledger.passes(texts, self.prompt):

@@ -25,7 +25,7 @@ from tta_langchain_agents.content import last_human_text
 from tta_langchain_agents.handover import OnFlagged, Replacement
 from tta_langchain_agents.model_call import ModelCall
 from tta_langchain_agents.quiet import unspanned
-from tta_langchain_agents.settings import Settings
+from tta_langchain_agents.settings import MiddlewareSettings
 from tta_langchain_agents.tools import GuardedTool, ResultChecks, ResultGuard
 from tta_langchain_agents.whole_run import WholeRun, updates
 from tta_middleware.aio import bridge
@@ -94,7 +94,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
         check_history: bool = True,
     ) -> None:
         super().__init__()
-        self._settings = Settings(moderator, policy, on_flagged, repair_model, replacement, release)
+        self._settings = MiddlewareSettings(moderator, policy, on_flagged, repair_model, replacement, release)
         self._check_prompt = check_prompt
         self._check_tool_results = check_tool_results
         self._check_history = check_history
@@ -112,7 +112,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
                 response = handler(call.guarded())
         except StructuredOutputError as error:
             return call.without_structure(error)
-        return bridge.run(partial(call.settle, response))
+        return bridge.run(partial(call.checked, response))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: AsyncModelHandler
@@ -125,7 +125,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
                 response = await handler(call.guarded())
         except StructuredOutputError as error:
             return call.without_structure(error)
-        return await call.settle(response)
+        return await call.checked(response)
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]) -> ToolResult:
         guard = self._result_guard(request)
@@ -135,7 +135,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
             return handler(request)
         with unspanned():
             result = handler(_with_guarded_tool(request, guard))
-        return bridge.run(partial(guard.settle, result))  # type: ignore[no-any-return]
+        return bridge.run(partial(guard.checked, result))  # type: ignore[no-any-return]
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
@@ -147,7 +147,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
             return await handler(request)
         with unspanned():
             result = await handler(_with_guarded_tool(request, guard))
-        return await guard.settle(result)  # type: ignore[no-any-return]
+        return await guard.checked(result)  # type: ignore[no-any-return]
 
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from tta_langchain_agents.content import last_human_text, material
 from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import model_name
 from tta_langchain_agents.ledger import Books
-from tta_langchain_agents.settings import Settings, settled
+from tta_langchain_agents.settings import MiddlewareSettings, checked_message
 from tta_langchain_agents.whole_run import WholeRun, updates
 from tta_middleware.errors import UnsafeAnswerError
 
@@ -48,7 +48,7 @@ class GuardedRequest(ModelRequest[Any]):
 class ModelCall:
     """What happens to one request and its response."""
 
-    settings: Settings
+    settings: MiddlewareSettings
     request: ModelRequest[Any]
     whole_run: WholeRun
     check_prompt: bool = False
@@ -83,10 +83,10 @@ class ModelCall:
         replaced = [] if ledger.error else [HumanMessage(answer.text, id=message.id) for message in flagged]
         return self._ended([answer], replaced)
 
-    async def settle(self, response: Any) -> Response:
+    async def checked(self, response: Any) -> Response:
         """The response, with any message replaced that did not come through the guard and does not pass it now."""
         model_response: ModelResponse[Any] = _model_response(response)
-        messages = [await self._settled(message) for message in model_response.result]
+        messages = [await self._checked_message(message) for message in model_response.result]
         self._remember()
         if any(new is not old for new, old in zip(messages, model_response.result, strict=True)):
             return self._ended(messages)
@@ -112,11 +112,11 @@ class ModelCall:
         for ledger in self._books.ledgers:
             self.settings.approvals.add(ledger.approved, prompt)
 
-    async def _settled(self, message: BaseMessage) -> BaseMessage:
+    async def _checked_message(self, message: BaseMessage) -> BaseMessage:
         if not isinstance(message, AIMessage) or self._books.approved(material(message).texts):
             return message
         asked = self.request.messages
-        return await settled(self.settings, message, asked, last_human_text(asked), self.settings.handover)
+        return await checked_message(self.settings, message, asked, last_human_text(asked), self.settings.handover)
 
     async def _look_over(self) -> Response | None:
         """What the model is about to read, checked; where that was the run's last word, the run ends with it."""

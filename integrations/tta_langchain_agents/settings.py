@@ -24,7 +24,7 @@ from tta_middleware.registry import MODERATORS, check_known, check_policies
 
 
 @dataclass(slots=True)
-class Settings:
+class MiddlewareSettings:
     """What a middleware was given, checked, the moderator that its calls share, and what they have approved.
 
     Raises:
@@ -42,7 +42,7 @@ class Settings:
     handover: Handover = field(init=False)
     policies: StagePolicies = field(init=False)
 
-    def __deepcopy__(self, memo: Any) -> Settings:
+    def __deepcopy__(self, memo: Any) -> MiddlewareSettings:
         """Shared by the copies of a middleware: nothing but what they may share changes in it."""
         return self
 
@@ -91,8 +91,8 @@ def _tells(model: BaseChatModel, books: Books) -> bool:
     return any(isinstance(one, Witness) and one.ledger in books.ledgers for one in handlers(base.callbacks))
 
 
-async def settled(
-    settings: Settings,
+async def checked_message(
+    settings: MiddlewareSettings,
     message: AIMessage,
     asked: Sequence[BaseMessage],
     prompt: str | None,

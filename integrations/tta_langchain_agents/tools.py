@@ -71,7 +71,7 @@ class ResultGuard:
     def notice(self) -> str:
         return self.checks.notice
 
-    async def settle(self, output: Any) -> Any:
+    async def checked(self, output: Any) -> Any:
         """What a tool gave back, with the flagged messages in it replaced.
 
         Raises:
@@ -84,10 +84,10 @@ class ResultGuard:
             case Command():
                 return await self._settle_command(output)
             case list():
-                return [await self.settle(item) for item in output]
+                return [await self.checked(item) for item in output]
         return output
 
-    async def settle_signal(self, signal: GraphBubbleUp) -> GraphBubbleUp:
+    async def checked_signal(self, signal: GraphBubbleUp) -> GraphBubbleUp:
         """What a tool tells LangGraph by raising it: a command for the graph around, or a question to a person."""
         match signal:
             case ParentCommand():
@@ -190,7 +190,7 @@ class ResultGuard:
 
 
 Pairs: TypeAlias = list[tuple[str, Any]]
-Settle: TypeAlias = Callable[[BaseMessage], Awaitable[BaseMessage]]
+CheckMessage: TypeAlias = Callable[[BaseMessage], Awaitable[BaseMessage]]
 
 
 def written_pairs(update: Any) -> Pairs | None:
@@ -213,22 +213,22 @@ def _like(update: Any, pairs: Pairs) -> Any:
     return dict(pairs) if isinstance(update, Mapping) else list(pairs) if isinstance(update, list) else tuple(pairs)
 
 
-async def rewritten(key: str, value: Any, settle: Settle) -> Any:
+async def rewritten(key: str, value: Any, check: CheckMessage) -> Any:
     """What an update writes under a key, with every message in it settled.
 
     Under ``messages`` stands whatever LangGraph makes messages of; elsewhere, only messages are messages.
     """
     inner, wraps = overwritten(value)
     if wraps:
-        return Overwrite(await rewritten(key, inner, settle))
+        return Overwrite(await rewritten(key, inner, check))
     if isinstance(value, BaseMessage):
-        return await settle(value)
+        return await check(value)
     if isinstance(value, list | tuple) and all(isinstance(item, BaseMessage) for item in value):
-        return type(value)([await settle(_whole(item)) for item in value])
+        return type(value)([await check(_whole(item)) for item in value])
     if key == "messages" and value is not None:
-        return [await settle(_whole(message)) for message in as_messages(value)]
+        return [await check(_whole(message)) for message in as_messages(value)]
     if isinstance(value, list | tuple) and any(isinstance(item, BaseMessage) for item in value):
-        return [await settle(item) if isinstance(item, BaseMessage) else item for item in value]
+        return [await check(item) if isinstance(item, BaseMessage) else item for item in value]
     return value
 
 
@@ -310,12 +310,12 @@ class GuardedTool(BaseTool):
             with quiet():
                 output = self.inner.invoke(self._call(tool_input, tool_call_id), without_callbacks(config))
         except GraphBubbleUp as error:
-            raise bridge.run(partial(guard.settle_signal, error)) from None
+            raise bridge.run(partial(guard.checked_signal, error)) from None
         except Exception as error:
             if bridge.run(partial(guard.error_may_be_shown, error)):
                 raise
             raise ToolException(guard.notice) from None
-        return bridge.run(partial(guard.settle, output))
+        return bridge.run(partial(guard.checked, output))
 
     async def _arun(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
         guard: ResultGuard = self.guard
@@ -323,12 +323,12 @@ class GuardedTool(BaseTool):
             with quiet():
                 output = await self.inner.ainvoke(self._call(tool_input, tool_call_id), without_callbacks(config))
         except GraphBubbleUp as error:
-            raise await guard.settle_signal(error) from None
+            raise await guard.checked_signal(error) from None
         except Exception as error:
             if await guard.error_may_be_shown(error):
                 raise
             raise ToolException(guard.notice) from None
-        return await guard.settle(output)
+        return await guard.checked(output)
 
     def _call(self, tool_input: Any, tool_call_id: str | None) -> Any:
         if tool_call_id is None:

@@ -12,9 +12,9 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, Remove
 
 from tta_langchain_agents.content import material
 from tta_langchain_agents.handover import Handover
-from tta_langchain_agents.settings import Settings, settled
+from tta_langchain_agents.settings import MiddlewareSettings, checked_message
 from tta_langchain_agents.tools import ResultChecks, ResultGuard
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 
 Checked: TypeAlias = list[BaseMessage | None]
 """A conversation in which flagged messages are replaced; None where one was taken out."""
@@ -39,7 +39,7 @@ class WholeRun:
         history: whether messages before the user's last one are.
     """
 
-    settings: Settings
+    settings: MiddlewareSettings
     checks: ResultChecks
     tool_results: bool = True
     history: bool = True
@@ -61,9 +61,9 @@ class WholeRun:
         try:
             async with anyio.create_task_group() as tasks:
                 for group in groups.values():
-                    tasks.start_soon(self._settle, group)
+                    tasks.start_soon(self._check_group, group)
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
         self._take_out_results_of_no_call()
         return self._checked
 
@@ -82,7 +82,7 @@ class WholeRun:
             if isinstance(message, HumanMessage):
                 prompt = message.text
 
-    async def _settle(self, group: list[_Found]) -> None:
+    async def _check_group(self, group: list[_Found]) -> None:
         """All texts that answer one question go in one request; only if they do not pass, message by message."""
         ledger, prompt = self.settings.ledger("output"), group[0].prompt
         if await ledger.passes([text for found in group for text in found.texts], prompt):
@@ -91,14 +91,16 @@ class WholeRun:
         for found in group:
             # What was there before the user's last message has been seen: a moderator that is down does not erase it.
             if ledger.error is None or found.at >= self._turn:
-                self._checked[found.at] = await self._settled(found)
+                self._checked[found.at] = await self._checked_message(found)
 
-    async def _settled(self, found: _Found) -> BaseMessage:
+    async def _checked_message(self, found: _Found) -> BaseMessage:
         if isinstance(found.message, AIMessage):
             current = found.at >= self._turn
             handover = self.settings.handover if current else Handover("block")
-            return await settled(self.settings, found.message, self._messages[: found.at], found.prompt, handover)
-        message: BaseMessage = await self._guard(found.message, found.prompt).settle(found.message)
+            return await checked_message(
+                self.settings, found.message, self._messages[: found.at], found.prompt, handover
+            )
+        message: BaseMessage = await self._guard(found.message, found.prompt).checked(found.message)
         return message
 
     def _guard(self, message: BaseMessage, prompt: str | None = None) -> ResultGuard:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.data
 
-from tta_middleware.assembly import Answering
+from tta_middleware.assembly import AnswerSettings
 from tta_middleware.errors import ConfigurationError
 from tta_ray.worker import GuardActor
 
@@ -18,7 +18,7 @@ COLUMN = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class ActorPool:
     """Who works.
 
     Attributes:
@@ -55,7 +55,9 @@ class Pool:
         return math.ceil(self.concurrency / self.rows)
 
 
-def answered(dataset: ray.data.Dataset, answering: Answering, pool: Pool | None = None, *, column: str = COLUMN) -> Any:
+def answered(
+    dataset: ray.data.Dataset, answering: AnswerSettings, pool: ActorPool | None = None, *, column: str = COLUMN
+) -> Any:
     """The dataset with the answer in place of the prompt; lazy, like all of Ray Data.
 
     ``column`` holds a JSON object a row, with ``prompt`` or ``messages``, and ``id`` and ``sampling`` if wanted: a line
@@ -63,7 +65,7 @@ def answered(dataset: ray.data.Dataset, answering: Answering, pool: Pool | None 
     ``finish_reason`` and ``trace``, or ``error``. A task is a block of the dataset, so blocks should be small
     (``dataset.repartition(target_num_rows_per_block=pool.rows)``).
     """
-    pool = pool or Pool()
+    pool = pool or ActorPool()
     with warnings.catch_warnings():
         # Before 2.64 nothing else says how often a task is begun again; without a bound a prompt can kill for ever.
         warnings.filterwarnings("ignore", ".*ray_remote_args_fn.*deprecated")

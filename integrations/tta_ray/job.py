@@ -17,7 +17,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from tta_middleware.assembly import Answering
+from tta_middleware.assembly import AnswerSettings
 from tta_middleware.batch.input import Item, Source
 from tta_middleware.batch.progress import Advance, progress
 from tta_middleware.batch.records import as_error
@@ -27,7 +27,7 @@ from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt, note_id
 from tta_middleware.registry import ENGINES, METHODS, MODERATORS, check_known, check_options, names
-from tta_ray.dataset import COLUMN, Pool, answered
+from tta_ray.dataset import COLUMN, ActorPool, answered
 from tta_ray.worker import as_line
 
 ANSWERS = "answers.jsonl"
@@ -47,8 +47,8 @@ class RayJob:
 
     source: Path
     target: Path
-    answering: Answering
-    pool: Pool = field(default_factory=Pool)
+    answering: AnswerSettings
+    pool: ActorPool = field(default_factory=ActorPool)
     address: str | None = None
     retry_errors: bool = False
 
@@ -88,7 +88,7 @@ def run_job(job: RayJob) -> dict[str, int]:
     return dict(tally)
 
 
-def _check_parts(answering: Answering) -> None:
+def _check_parts(answering: AnswerSettings) -> None:
     engine, colon, _ = answering.model.partition(":")
     if colon and "/" not in engine and engine not in names(ENGINES):
         check_known(ENGINES, "engine", engine)

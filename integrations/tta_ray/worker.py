@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from tta_middleware.assembly import Answering
+from tta_middleware.assembly import AnswerSettings
 from tta_middleware.batch.exit_codes import unwrapped
 from tta_middleware.batch.records import as_error, as_record
 from tta_middleware.errors import ConfigurationError, DataError
@@ -32,7 +32,7 @@ class GuardActor:
         TTAError: the model or the moderator cannot be had.
     """
 
-    def __init__(self, answering: Answering, concurrency: int, column: str) -> None:
+    def __init__(self, answering: AnswerSettings, concurrency: int, column: str) -> None:
         self._answering, self._column = answering, column
         engine = answering.engine()
         self._guard = answering.guard_over(engine, resolve_moderator(answering.moderator))

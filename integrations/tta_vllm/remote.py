@@ -18,7 +18,7 @@ import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from tta_middleware.aio import process as _process
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 from tta_middleware.engines.decoding.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.prompt.counting import count_prompt, token_ids
@@ -183,7 +183,7 @@ class RemoteEngine(ABC):
                 for index, request in enumerate(requests):
                     group.start_soon(one, index, request)
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
         return [done[index] for index in range(len(requests))]
 
     async def mean_nll(self, prompt: PromptEmbeddings, completions: Sequence[Sequence[int]]) -> list[float]:
@@ -206,7 +206,7 @@ class RemoteEngine(ABC):
                     if ids:
                         group.start_soon(one, index, ids)
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
         return scores
 
     async def nearest_tokens(self, rows: FloatMatrix) -> IntVector:

@@ -45,7 +45,7 @@ class Server:
 
 
 @dataclass
-class Pool:
+class ServerPool:
     """Picks the server with the fewest open requests among those that are up; pure but for ``clock``."""
 
     servers: Sequence[Server]
@@ -71,7 +71,7 @@ class Tries:
     Once is not enough: a connection that idled may be closed by its server at the moment it is used again.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: ServerPool) -> None:
         self._pool = pool
         self._failed: list[Server] = []
         self._second = False
@@ -144,18 +144,18 @@ class VLLMServerEngine(RemoteEngine):
         self._name = served_name
         self._api_key = api_key or os.environ.get("VLLM_API_KEY") or "none"
         self._timeout = timeout_seconds
-        self._pool = Pool(())
+        self._pool = ServerPool(())
 
     def after_fork(self) -> None:
         super().after_fork()
         _process.inherit(self._pool)
-        self._pool = Pool(())
+        self._pool = ServerPool(())
 
     def _start(self, folder: str, vocabulary: Vocabulary) -> None:
         async def connect() -> list[Server]:
             return [Server(self._client(url)) for url in self.urls]
 
-        self._pool = Pool(self._own_loop.call(connect))
+        self._pool = ServerPool(self._own_loop.call(connect))
         card = self._own_loop.call(self._served_model)
         self._name = card.id
         limits = [limit for limit in (vocabulary.context, getattr(card, "max_model_len", None)) if limit is not None]

@@ -174,9 +174,9 @@ with FaultServer() as server:
 def test_a_slot_that_the_parent_holds_does_not_count_in_the_child(tiny_folder: Path) -> None:
     lines = output(
         """
-from tta_middleware.aio.semaphore import Slots
+from tta_middleware.aio.semaphore import SharedSemaphore
 
-slots = Slots(1)
+slots = SharedSemaphore(1)
 
 async def hold(work):
     async with slots.hold():

@@ -75,8 +75,8 @@ def test_turns_that_the_template_takes_stay_as_they_are(tokenizer: Any) -> None:
 
 
 def test_what_no_folding_mends_is_refused_by_its_own_roles(strict: Any) -> None:
-    turns = [Message("user", "Hi"), Message("assistant", "Hello."), Message("tool", "42"), Message("user", ASK)]
-    with pytest.raises(ConfigurationError, match=r"user, assistant, tool, user: .*alternate"):
+    turns = [Message("user", "Hi"), Message("assistant", "Hello."), Message("assistant", "You?"), Message("user", ASK)]
+    with pytest.raises(ConfigurationError, match=r"user, assistant, assistant, user: .*alternate"):
         render_prompt(strict, turns)
 
 

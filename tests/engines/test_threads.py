@@ -18,7 +18,7 @@ def run(choice: ThreadChoice, steps: int, seconds: Callable[[int], float], colum
     used: Counter[int] = Counter()
     for _ in range(steps):
         used[choice.threads] += 1
-        choice.took(columns, (1 + columns / 100) * seconds(choice.threads))
+        choice.record_pass(columns, (1 + columns / 100) * seconds(choice.threads))
     return used
 
 
@@ -49,5 +49,5 @@ def test_one_number_leaves_no_choice() -> None:
 def test_any_times_give_one_of_the_numbers(steps: list[tuple[int, float]]) -> None:
     choice = ThreadChoice([8, 4, 2, 1])
     for columns, seconds in steps:
-        choice.took(columns, seconds)
+        choice.record_pass(columns, seconds)
         assert choice.threads in (8, 4, 2, 1)

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tta_vllm import VLLMServerEngine
 from tta_vllm.remote import ending
-from tta_vllm.server import Pool, Server, encode
+from tta_vllm.server import Server, ServerPool, encode
 
 from tta_middleware import Message, Sampling
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
@@ -376,7 +376,7 @@ def test_a_target_names_model_and_servers() -> None:
 def test_a_server_that_failed_rests_and_is_used_again_if_it_is_the_last() -> None:
     now = [0.0]
     servers = [Server(None), Server(None)]  # type: ignore[arg-type]
-    pool = Pool(servers, clock=lambda: now[0], pause_seconds=5.0)
+    pool = ServerPool(servers, clock=lambda: now[0], pause_seconds=5.0)
     pool.failed(servers[0])
     assert {id(pool.pick()) for _ in range(4)} == {id(servers[1])}
     assert pool.pick(tried=[servers[1]]) is servers[0]

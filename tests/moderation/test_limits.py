@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tta_middleware.aio.semaphore import Slots
+from tta_middleware.aio.semaphore import SharedSemaphore
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.moderation.limits import Limited, Limiter, RateLimits, TokenBucket, estimate_tokens
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
@@ -135,7 +135,7 @@ async def test_slots_bound_the_requests_in_flight_in_order_of_arrival():
 
 
 async def test_cancelled_holders_and_waiters_leave_no_slot_behind():
-    slots = Slots(2)
+    slots = SharedSemaphore(2)
 
     async def hold() -> None:
         async with slots.hold():
@@ -153,7 +153,7 @@ async def test_cancelled_holders_and_waiters_leave_no_slot_behind():
 
 
 async def test_slots_are_shared_between_event_loops():
-    slots = Slots(2)
+    slots = SharedSemaphore(2)
     seen: list[int] = []
 
     async def work() -> None:
@@ -173,7 +173,7 @@ async def test_slots_are_shared_between_event_loops():
 
 
 def test_a_loop_that_ended_while_waiting_does_not_keep_the_slot():
-    slots = Slots(1)
+    slots = SharedSemaphore(1)
 
     async def holder() -> None:
         async with slots.hold():

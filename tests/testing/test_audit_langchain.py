@@ -187,7 +187,7 @@ async def test_a_tool_result_that_nobody_scored_is_caught(monkeypatch: pytest.Mo
     async def unchanged(self: ResultGuard, output: Any) -> Any:
         return output
 
-    monkeypatch.setattr(ResultGuard, "settle", unchanged)
+    monkeypatch.setattr(ResultGuard, "checked", unchanged)
     asked: Any = {"messages": [HumanMessage("hello")]}
     with pytest.raises(AuditError, match="awrap_tool_call"), Auditor():
         await agent([CALL, "All done."], tools=[send]).ainvoke(asked)

@@ -29,7 +29,7 @@ class _Ticket:
         return True
 
 
-class Slots:
+class SharedSemaphore:
     """At most ``limit`` holders at once, over all event loops and threads.
 
     Attributes:

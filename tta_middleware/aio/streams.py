@@ -96,7 +96,7 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-def sole(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error of a task group, which cancels the rest; callers expect it bare."""
     first: BaseException = errors
     while isinstance(first, BaseExceptionGroup):

@@ -52,7 +52,7 @@ from tta_middleware.chat_model.tools import (
     ToolUse,
     call_ids,
     describe,
-    settle_choice,
+    resolve_tool_choice,
     tool_names,
 )
 from tta_middleware.config import Budget, Windows
@@ -238,7 +238,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             ConfigurationError: ``tool_choice`` names no tool. Whether the model takes tools shows at the first call.
         """
         described = describe(tools, strict=strict)
-        choice = settle_choice(tool_choice, tool_names(described))
+        choice = resolve_tool_choice(tool_choice, tool_names(described))
         bound: Runnable[LanguageModelInput, AIMessage] = self.bind(tools=described, tool_choice=choice, **kwargs)
         return bound
 

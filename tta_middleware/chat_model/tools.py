@@ -30,7 +30,7 @@ def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(tool["function"]["name"]) for tool in tools]
 
 
-def settle_choice(choice: ToolChoice, names: Sequence[str]) -> str:
+def resolve_tool_choice(choice: ToolChoice, names: Sequence[str]) -> str:
     """``auto``, ``any``, ``none``, or the name of the tool that must be called.
 
     Raises:
@@ -74,7 +74,7 @@ class ToolUse:
             ConfigurationError: the model takes no tools, or ``choice`` names none of them.
         """
         names = tuple(tool_names(tools))
-        settled = settle_choice(choice, names)
+        settled = resolve_tool_choice(choice, names)
         if not tools or settled == "none":
             return None
         if not isinstance(engine, ToolEngine):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from tta_middleware.assembly import Answering, opened
+from tta_middleware.assembly import AnswerSettings, opened
 from tta_middleware.batch.exit_codes import unwrapped
 from tta_middleware.batch.flow import Flow
 from tta_middleware.batch.input import Item, Source
@@ -38,7 +38,7 @@ class BatchRequest:
 
     source: str
     target: str
-    answering: Answering
+    answering: AnswerSettings
     concurrency: int | None
     order: Order
     shard: Shard

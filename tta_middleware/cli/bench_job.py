@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from tta_middleware.assembly import Answering, opened
+from tta_middleware.assembly import AnswerSettings, opened
 from tta_middleware.batch.exit_codes import unwrapped
 from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli.bench_load import Clock, Load, guarded, peak_memory, raw
@@ -34,7 +34,7 @@ class BenchRequest:
         repeat: runs of each measurement; the fastest counts.
     """
 
-    answering: Answering
+    answering: AnswerSettings
     levels: tuple[int, ...]
     chats: int
     concurrency: int

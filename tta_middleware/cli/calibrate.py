@@ -26,10 +26,10 @@ def calibrate(
 
     The profile is found by the hash of the model's weights from then on. Takes some minutes on a CPU.
     """
-    from tta_middleware.cli.calibrate_job import Request, run_calibrate
+    from tta_middleware.cli.calibrate_job import CalibrationRequest, run_calibrate
 
     run_calibrate(
-        Request(
+        CalibrationRequest(
             loading=asked.loading(),
             prompts=prompts,
             limit=limit,

@@ -20,7 +20,7 @@ from tta_middleware.profiles.store import Profile, save_profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class CalibrationRequest:
     """What was asked for."""
 
     loading: Loading
@@ -31,7 +31,7 @@ class Request:
     keep: bool
 
 
-def run_calibrate(request: Request, *, as_json: bool) -> None:
+def run_calibrate(request: CalibrationRequest, *, as_json: bool) -> None:
     """Measure, then keep and print the profile."""
     prompts = harmless_prompts(request.prompts, request.limit)
     found = anyio.run(partial(_measure, request, prompts))
@@ -66,7 +66,7 @@ def harmless_prompts(path: Path | None = None, limit: int | None = None) -> list
         return read_prompts(shipped, limit)
 
 
-async def _measure(request: Request, prompts: list[Prompt]) -> Measurements:
+async def _measure(request: CalibrationRequest, prompts: list[Prompt]) -> Measurements:
     engine = request.loading.engine()
     try:
         with progress("calibrate", 0, 2 * len(prompts)) as advance:

@@ -27,7 +27,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class DoctorCheck:
     """One finding; ``fix`` is what to do where the status is not ``ok``."""
 
     name: str
@@ -39,21 +39,21 @@ class Check:
         return {key: value for key, value in asdict(self).items() if value}
 
 
-def run(model: str, moderator: str, *, online: bool, wait_policy: str | None) -> list[Check]:
+def run(model: str, moderator: str, *, online: bool, wait_policy: str | None) -> list[DoctorCheck]:
     """Everything that the main job needs, then what is good to know."""
     return [
-        Check("python", "ok", f"{platform.python_version()} ({sys.executable})"),
-        Check("packages", "ok", _versions(_CORE)),
+        DoctorCheck("python", "ok", f"{platform.python_version()} ({sys.executable})"),
+        DoctorCheck("packages", "ok", _versions(_CORE)),
         *_local_packages(),
         _model(model),
         _moderator(moderator, online=online),
         _wait_policy(wait_policy),
-        Check("cpu", "ok", _cpu()),
+        DoctorCheck("cpu", "ok", _cpu()),
         *_extras(),
     ]
 
 
-def show(found: list[Check]) -> None:
+def show(found: list[DoctorCheck]) -> None:
     """One line per check, and one more for what to do."""
     width = max(len(check.name) for check in found)
     for check in found:
@@ -66,32 +66,32 @@ def _versions(packages: tuple[str, ...]) -> str:
     return ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in packages)
 
 
-def _local_packages() -> Iterator[Check]:
+def _local_packages() -> Iterator[DoctorCheck]:
     missing = [name for name in _LOCAL if installed_version(name) is None]
     detail = _versions(_LOCAL)
     if missing:
-        yield Check("local models", "fail", detail, 'run: pip install "tta-middleware[local]"')
+        yield DoctorCheck("local models", "fail", detail, 'run: pip install "tta-middleware[local]"')
     else:
-        yield Check("local models", "ok", detail)
+        yield DoctorCheck("local models", "ok", detail)
 
 
-def _model(reference: str) -> Check:
+def _model(reference: str) -> DoctorCheck:
     from tta_middleware.engines.models import describe_model
 
     try:
         info = describe_model(reference)
     except TTAError as error:
-        return Check("model", "fail", str(error))
+        return DoctorCheck("model", "fail", str(error))
     if info.source is None:
-        return Check("model", "fail", f"{reference} is not on this machine", f"run: {info.install}")
+        return DoctorCheck("model", "fail", f"{reference} is not on this machine", f"run: {info.install}")
     size = f", {info.size_bytes / 2**20:.0f} MiB" if info.size_bytes else ""
     if not info.ready:
         fix = "nothing to do: it is converted once, at first use, which takes about half a minute"
-        return Check("model", "hint", f"{reference} from {info.source}{size}; not converted yet", fix)
-    return Check("model", "ok", f"{reference} in {info.folder or info.source}{size}")
+        return DoctorCheck("model", "hint", f"{reference} from {info.source}{size}; not converted yet", fix)
+    return DoctorCheck("model", "ok", f"{reference} in {info.folder or info.source}{size}")
 
 
-def _moderator(name: str, *, online: bool) -> Check:
+def _moderator(name: str, *, online: bool) -> DoctorCheck:
     if not online and name != "local":
         return _not_called(name)
     try:
@@ -99,32 +99,32 @@ def _moderator(name: str, *, online: bool) -> Check:
         verdict = bridge.run(partial(verdicts_on, moderator, ["Hello, how are you?"]))[0]
         bridge.run(moderator.aclose)
     except (TTAError, ImportError, OSError) as error:
-        return Check("moderator", "fail", f"{type(error).__name__}: {' '.join(str(error).split())}")
-    return Check(
+        return DoctorCheck("moderator", "fail", f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return DoctorCheck(
         "moderator",
         "ok",
         f"{moderator.name} answers: {verdict.score:.3f} for a greeting, flagged from {moderator.default_threshold} on",
     )
 
 
-def _not_called(name: str) -> Check:
+def _not_called(name: str) -> DoctorCheck:
     """Nothing goes to the network unasked; what can be seen from here is whether the key is there."""
     try:
         check_known(MODERATORS, "moderator", name)
     except ConfigurationError as error:
-        return Check("moderator", "fail", str(error))
+        return DoctorCheck("moderator", "fail", str(error))
     if name == "openai" and not os.environ.get("OPENAI_API_KEY"):
-        return Check("moderator", "fail", "openai: no key", "set OPENAI_API_KEY")
+        return DoctorCheck("moderator", "fail", "openai: no key", "set OPENAI_API_KEY")
     where = f" at {os.environ.get('OPENAI_BASE_URL') or 'the public API'}; a key is set" if name == "openai" else ""
-    return Check("moderator", "hint", f"{name}{where}; not called", "add --online to make one call")
+    return DoctorCheck("moderator", "hint", f"{name}{where}; not called", "add --online to make one call")
 
 
-def _wait_policy(chosen: str | None) -> Check:
+def _wait_policy(chosen: str | None) -> DoctorCheck:
     if (chosen or "").upper() == PASSIVE:
-        return Check("openmp", "ok", f"{WAIT_POLICY}={PASSIVE}")
+        return DoctorCheck("openmp", "ok", f"{WAIT_POLICY}={PASSIVE}")
     detail = f"{WAIT_POLICY} is {chosen or 'not set'}; spinning threads stall decoding when a neighbour is busy"
     fix = f"in programs of your own: export {WAIT_POLICY}={PASSIVE} before torch is imported (tta does so where unset)"
-    return Check("openmp", "hint", detail, fix)
+    return DoctorCheck("openmp", "hint", detail, fix)
 
 
 def _cpu() -> str:
@@ -134,11 +134,11 @@ def _cpu() -> str:
     return f"{platform.machine()}, {os.cpu_count()} CPUs, {' '.join(features) or 'features unknown'}"
 
 
-def _extras() -> Iterator[Check]:
+def _extras() -> Iterator[DoctorCheck]:
     for extra, modules in _EXTRAS.items():
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
             fix = f'if you need it: pip install "tta-middleware[{extra}]"'
-            yield Check(f"extra {extra}", "hint", f"{', '.join(missing)} missing", fix)
+            yield DoctorCheck(f"extra {extra}", "hint", f"{', '.join(missing)} missing", fix)
         else:
-            yield Check(f"extra {extra}", "ok", "installed")
+            yield DoctorCheck(f"extra {extra}", "ok", "installed")

@@ -64,7 +64,7 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class EvaluationOutput:
     """What is written, and how much of it."""
 
     folder: Path
@@ -81,7 +81,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class EvaluationRequest:
     """What was asked for."""
 
     scope: Scope
@@ -93,10 +93,10 @@ class Request:
     policy: Policy
     sampling: Sampling
     budget: Budget
-    output: Output
+    output: EvaluationOutput
     command: str
 
-    def with_threshold(self) -> Request:
+    def with_threshold(self) -> EvaluationRequest:
         """The threshold that will be used, so that it is on record."""
         check_policies(self.moderator, StagePolicies.of(self.policy))
         moderator = resolve_moderator(self.moderator)
@@ -154,7 +154,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def run_eval(request: Request) -> None:
+def run_eval(request: EvaluationRequest) -> None:
     """Run what is open of ``request``, then write and print the summary."""
     chosen, prompts, output = comparators(request.methods), request.scope.read(), request.output
     judge = resolve_judge(request.judge, moderator=request.moderator) if request.judge else None
@@ -189,7 +189,11 @@ def _in_order(records: Sequence[Record], prompts: Sequence[Prompt]) -> list[Reco
 
 
 async def _run(
-    request: Request, prompts: list[Prompt], chosen: list[Comparator], judge: Reviewer | None, store: RunFolder
+    request: EvaluationRequest,
+    prompts: list[Prompt],
+    chosen: list[Comparator],
+    judge: Reviewer | None,
+    store: RunFolder,
 ) -> None:
     async with _plan(request, chosen, judge) as plan:
         left = sum(len(pairs) for _, pairs in open_work(prompts, plan, store))
@@ -201,7 +205,7 @@ async def _run(
 
 
 @asynccontextmanager
-async def _plan(request: Request, chosen: list[Comparator], judge: Reviewer | None) -> AsyncIterator[Plan]:
+async def _plan(request: EvaluationRequest, chosen: list[Comparator], judge: Reviewer | None) -> AsyncIterator[Plan]:
     relevance = _relevance(request)
     async with opened(request.loading, request.moderator, loaded=loaded) as (engine, moderator):
         try:
@@ -223,7 +227,7 @@ async def _plan(request: Request, chosen: list[Comparator], judge: Reviewer | No
                     await judge.aclose()
 
 
-def _relevance(request: Request) -> Closeness | None:
+def _relevance(request: EvaluationRequest) -> Closeness | None:
     if not request.relevance:
         return None
     from tta_middleware.evaluation.relevance import Relevance

@@ -41,13 +41,13 @@ def evaluate(
     Writes results.jsonl, summary.json and summary.md to DIR. Run it again to go on where it was cut off, or to add
     methods, seeds or prompts. The report, the tests and their intervals need the extra: tta-middleware[eval].
     """
-    from tta_middleware.cli.eval_job import Output, Request, Scope, parse_seeds, run_eval
+    from tta_middleware.cli.eval_job import EvaluationOutput, EvaluationRequest, Scope, parse_seeds, run_eval
     from tta_middleware.cli.typed import policy_of
     from tta_middleware.config import Budget
     from tta_middleware.types import Sampling
 
     run_eval(
-        Request(
+        EvaluationRequest(
             scope=Scope(prompts, limit, benign_only, parse_seeds(seeds), concurrency),
             methods=methods,
             loading=asked.loading(),
@@ -57,7 +57,7 @@ def evaluate(
             policy=policy_of(policy, threshold),
             sampling=Sampling(max_new_tokens, temperature),
             budget=Budget(generations=max_generations),
-            output=Output(out, report, report_examples, reference, keep_text, json),
+            output=EvaluationOutput(out, report, report_examples, reference, keep_text, json),
             command=context.obj[COMMAND],
         )
     )

@@ -14,7 +14,7 @@ import typer
 from tta_middleware.defaults import DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from tta_middleware.assembly import Answering, Loading
+    from tta_middleware.assembly import AnswerSettings, Loading
 
 
 def _device(text: str) -> str:
@@ -88,18 +88,18 @@ class AnswerOptions(LoadingOptions):
     seed: Seed = 0
     max_generations: MaxGenerations = 82
 
-    def answering(self) -> Answering:
+    def answering(self) -> AnswerSettings:
         """What jobs work with.
 
         Raises:
             ConfigurationError: a policy or a temperature that cannot be used.
         """
-        from tta_middleware.assembly import Answering
+        from tta_middleware.assembly import AnswerSettings
         from tta_middleware.cli.typed import policy_of
         from tta_middleware.config import Budget
         from tta_middleware.types import Sampling
 
-        return Answering(
+        return AnswerSettings(
             **{option.name: getattr(self, option.name) for option in fields(LoadingOptions)},
             moderator=self.moderator,
             method=self.method,

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import anyio
 
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 from tta_middleware.errors import EngineError, ModerationError, ModerationUnavailableError
 from tta_middleware.evaluation.comparators import Bench, Comparator
 from tta_middleware.evaluation.first import SharedFirst, decode_together
@@ -89,7 +89,7 @@ async def evaluate(
             for _ in range(plan.concurrency):
                 group.start_soon(_work, queue, plan, ready, keep)
     except BaseExceptionGroup as errors:
-        raise sole(errors) from None
+        raise first_error(errors) from None
 
 
 async def _first_answers(wanted: set[str], plan: Plan, prompts: Sequence[Prompt]) -> dict[str, SharedFirst]:

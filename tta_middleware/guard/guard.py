@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import anyio
 import numpy as np
 
-from tta_middleware.aio.streams import owned, sole
+from tta_middleware.aio.streams import first_error, owned
 from tta_middleware.call_text import json_reading, message_texts
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
@@ -271,7 +271,7 @@ class Answering:
                     group.start_soon(check)
                     report = await self._answer()
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
         if refused:
             self.final = None
             self._prompt_passed.set()  # the work has ended; only this is left to say

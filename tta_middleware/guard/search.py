@@ -15,7 +15,7 @@ from typing import TypeAlias
 import anyio
 import numpy as np
 
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationError
 from tta_middleware.guard.context import Decode, Question, RequestContext, reminded
@@ -205,7 +205,7 @@ class Search:
                         break
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
         finally:
             # A decode whose task was cancelled before its first step is still the engine's; its signal ends it there.
             for attempt in wave:

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import anyio
 from anyio.abc import TaskGroup
 
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 from tta_middleware.errors import ModerationError
 from tta_middleware.guard.holdback import Action, Check, End, Flagged, HoldBack, Release
 from tta_middleware.policy import Policy
@@ -94,7 +94,7 @@ class Watch:
                 group.start_soon(self._apply)
                 await self._decode()
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
 
     async def _decode(self) -> None:
         async with aclosing(self.source) as deltas:

@@ -86,7 +86,7 @@ class OpenProposals:
         self._open[id(proposal)] = (proposal, index)
         return proposal
 
-    def settle(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> list[tuple[int, float]]:
+    def resolve(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> list[tuple[int, float]]:
         """The (index, loss) pairs of told proposals.
 
         Raises:

@@ -45,7 +45,7 @@ class ResampleOptimiser:
         ]
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
-        self._open.settle(proposals, losses)
+        self._open.resolve(proposals, losses)
 
     def stop(self) -> tuple[str, ...]:
         return ()
@@ -106,7 +106,7 @@ class NoiseOptimiser:
         return [self._open.add(self._propose(radius), i) for i in range(count)]
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
-        self._open.settle(proposals, losses)
+        self._open.resolve(proposals, losses)
 
     def stop(self) -> tuple[str, ...]:
         return () if self._mask.any() else ("no movable tokens",)

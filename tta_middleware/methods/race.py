@@ -130,7 +130,7 @@ class RaceOptimiser:
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
         """Take losses. A safe answer that is told was not usable, or the search would have ended."""
-        for index, loss in self._open.settle(proposals, losses):
+        for index, loss in self._open.resolve(proposals, losses):
             self._losses[index] = min(self._losses[index], loss)
             if loss < 0.0 and self._settings.temperature and index not in self._sampled:
                 self._sampled.add(index)

@@ -101,7 +101,7 @@ class TSAOptimiser:
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
         """Take losses; after the last probe of a step, move."""
-        for index, loss in self._open.settle(proposals, losses):
+        for index, loss in self._open.resolve(proposals, losses):
             if index == _BASE:
                 self._arrive(loss)
             else:

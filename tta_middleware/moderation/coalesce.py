@@ -105,14 +105,14 @@ class _Batch:
         if self.full.is_set() or not self._call.joinable:
             return False
         count, characters = self._size()
-        return self._settings.fits(count + len(texts), characters + sum(map(len, texts)))
+        return self._settings.allows(count + len(texts), characters + sum(map(len, texts)))
 
     async def join(self, texts: Sequence[str]) -> list[Verdict]:
         place = self._next
         self._next += 1
         self._entries[place] = texts
         count, characters = self._size()
-        if not self._settings.fits(count + 1, characters + 1):
+        if not self._settings.allows(count + 1, characters + 1):
             self.full.set()
         try:
             return (await self._call.join())[place]

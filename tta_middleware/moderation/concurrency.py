@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import anyio
 
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 
 T = TypeVar("T")
 
@@ -33,5 +33,5 @@ async def gather(calls: Sequence[Callable[[], Awaitable[T]]], *, limit: int | No
             for index in range(len(calls)):
                 group.start_soon(run, index)
     except BaseExceptionGroup as errors:
-        raise sole(errors) from None
+        raise first_error(errors) from None
     return [results[index] for index in range(len(calls))]

@@ -15,7 +15,7 @@ import anyio
 from pydantic import Field, PositiveInt
 
 from tta_middleware.aio import process as _process
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 from tta_middleware.config import Settings
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.wrapper import Wrapper
@@ -97,7 +97,7 @@ class Hedged(Wrapper):
                             race.running += 1
                             await race.run(lambda: self._timed(texts, prompt), group.cancel_scope)
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
         return race.result()
 
     async def _timed(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:

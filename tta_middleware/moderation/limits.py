@@ -14,7 +14,7 @@ import anyio
 from pydantic import PositiveFloat, PositiveInt
 
 from tta_middleware.aio import process as _process
-from tta_middleware.aio.semaphore import Slots
+from tta_middleware.aio.semaphore import SharedSemaphore
 from tta_middleware.config import Settings
 from tta_middleware.errors import ModerationUnavailableError
 from tta_middleware.moderation.wrapper import Wrapper
@@ -95,7 +95,7 @@ class Limiter:
         self._lock = _process.Lock()
         self._requests = _bucket(limits.requests_per_minute, limits, clock())
         self._tokens = _bucket(limits.tokens_per_minute, limits, clock())
-        self._slots = Slots(limits.max_in_flight) if limits.max_in_flight else None
+        self._slots = SharedSemaphore(limits.max_in_flight) if limits.max_in_flight else None
         self._paused_until = clock()
         self.waiting = 0
         _process.forget_after_fork(self)
@@ -106,7 +106,7 @@ class Limiter:
 
     @property
     def in_flight(self) -> int:
-        """Slots that are taken; 0 without ``max_in_flight``."""
+        """SharedSemaphore that are taken; 0 without ``max_in_flight``."""
         return self._slots.taken if self._slots else 0
 
     @asynccontextmanager

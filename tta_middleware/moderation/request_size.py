@@ -26,7 +26,7 @@ class BatchLimits(Settings):
     max_texts: PositiveInt = 64
     max_characters: PositiveInt = 100_000
 
-    def fits(self, texts: int, characters: int) -> bool:
+    def allows(self, texts: int, characters: int) -> bool:
         """Whether a request of this size stays within the bounds."""
         return texts <= self.max_texts and characters <= self.max_characters
 
@@ -47,7 +47,7 @@ def split(texts: Sequence[str], limits: BatchLimits) -> list[list[str]]:
     groups: list[list[str]] = []
     characters = 0
     for text in texts:
-        if groups and limits.fits(len(groups[-1]) + 1, characters + len(text)):
+        if groups and limits.allows(len(groups[-1]) + 1, characters + len(text)):
             groups[-1].append(text)
             characters += len(text)
         else:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tta_middleware.aio.streams import sole
+from tta_middleware.aio.streams import first_error
 from tta_middleware.moderation.server import ApiError, read_body
 from tta_middleware.server.api_errors import api_error, too_late
 from tta_middleware.server.keys import Keys
@@ -83,7 +83,7 @@ class Front:
                 await self._respond(call, out)
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
-            raise sole(errors) from None
+            raise first_error(errors) from None
 
     async def _respond(self, call: Call, out: _Outgoing) -> None:
         async with call.held:

@@ -20,7 +20,7 @@ from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model.model import TTAChatModel
 from tta_middleware.chat_model.tool_parsing import opening
 from tta_middleware.policy import StagePolicies
-from tta_middleware.testing.audit_request import Hearing, Request, Terms, heard
+from tta_middleware.testing.audit_request import AuditedRequest, Hearing, Terms, heard
 from tta_middleware.testing.audit_rules import readable
 from tta_middleware.types import ToolFormat
 
@@ -99,7 +99,9 @@ def _aresults(auditor: Hearing, original: Callable[..., Any], label: str, terms:
     return results
 
 
-def _result_left(request: Request, result: ChatResult, model: Any, settings: dict[str, Any], terms: MakeTerms) -> None:
+def _result_left(
+    request: AuditedRequest, result: ChatResult, model: Any, settings: dict[str, Any], terms: MakeTerms
+) -> None:
     if request.terms is None:
         request.stand_on(terms(model, settings))
     for generation in result.generations:
@@ -147,7 +149,7 @@ def _achunks(auditor: Hearing, original: Callable[..., Any], label: str, terms: 
 class _Streamed:
     """A message that leaves in chunks: its text is looked at as it goes, all the rest once it is there."""
 
-    def __init__(self, request: Request, names: Collection[str]) -> None:
+    def __init__(self, request: AuditedRequest, names: Collection[str]) -> None:
         self._request, self._names = request, names
         self._whole: Any = None
 
@@ -162,7 +164,7 @@ class _Streamed:
         self._request.end()
 
 
-def message_left(request: Request, message: BaseMessage, names: Collection[str] = ()) -> None:
+def message_left(request: AuditedRequest, message: BaseMessage, names: Collection[str] = ()) -> None:
     """A message left: its text, its calls, and what else in it can be read. Tools called ``names`` are the user's."""
     request.loose("text", message.text)
     for place, text in _parts(message, names):
@@ -262,7 +264,7 @@ def _ahook(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]
     return hook
 
 
-def _hook_left(request: Request, promise: _Promise | None, found: Any) -> None:
+def _hook_left(request: AuditedRequest, promise: _Promise | None, found: Any) -> None:
     """A middleware that is older than the auditor is not known to it."""
     if promise is None:
         return

@@ -31,7 +31,7 @@ _EXCERPT = 80
 _OVERLAP = 1_000
 """Characters that parts of a text share where the moderator does not say."""
 
-_request: ContextVar[Request | None] = ContextVar("tta_audited_request", default=None)
+_request: ContextVar[AuditedRequest | None] = ContextVar("tta_audited_request", default=None)
 _open: list[Hearing] = []
 
 
@@ -40,7 +40,7 @@ class AuditError(AssertionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredText:
     """A text and the moderator's verdict on it."""
 
     text: str
@@ -85,7 +85,7 @@ class Terms:
         return replace(self, limit=limit, shared=shared, context=context)
 
 
-class Request:
+class AuditedRequest:
     """One call of something guarded: what was scored for it, and what left.
 
     A request that is made inside another one belongs to it: what is scored for the inner counts for the outer.
@@ -96,8 +96,8 @@ class Request:
         self.parent = _request.get()
         if self.parent is not None:
             self.parent.inner.append(self)
-        self.scored: list[Scored] = []
-        self.inner: list[Request] = []
+        self.scored: list[ScoredText] = []
+        self.inner: list[AuditedRequest] = []
         self.failures = 0
         self.left = ""
         self.stage: Stage = "output"
@@ -127,16 +127,16 @@ class Request:
         finally:
             _request.reset(token)
 
-    def score(self, scored: Sequence[Scored]) -> None:
+    def score(self, scored: Sequence[ScoredText]) -> None:
         """Some texts were scored, for this request and for those around it."""
-        request: Request | None = self
+        request: AuditedRequest | None = self
         while request is not None:
             request.scored += scored
             request = request.parent
 
     def fail(self) -> None:
         """Some texts could not be scored."""
-        request: Request | None = self
+        request: AuditedRequest | None = self
         while request is not None:
             request.failures += 1
             request = request.parent
@@ -299,7 +299,7 @@ class Hearing:
     findings: list[str] = field(default_factory=list)
     requests: int = 0
     characters: int = 0
-    scored: list[Scored] = field(default_factory=list)
+    scored: list[ScoredText] = field(default_factory=list)
     _terms: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
     _heard: dict[int, Any] = field(default_factory=dict)
     _named: dict[str, Any] = field(default_factory=dict)
@@ -333,12 +333,12 @@ class Hearing:
     def count(self, text: str) -> None:
         self.characters += len(text)
 
-    def request(self, label: str, terms: Terms | None = None, *, whole: bool = False) -> Request:
+    def request(self, label: str, terms: Terms | None = None, *, whole: bool = False) -> AuditedRequest:
         """A new request, inside the one that is under way in this task."""
         self.requests += 1
-        return Request(self, label, terms, whole=whole)
+        return AuditedRequest(self, label, terms, whole=whole)
 
-    def passing(self, request: Request) -> list[str]:
+    def passing(self, request: AuditedRequest) -> list[str]:
         """What passes the terms of ``request`` of all that was scored: for answers that come out of a cache."""
         policy = request.terms.policies.output if request.terms else Policy(threshold=0.0)
         return [one.text for one in self.scored if passes(one.verdict, policy)]
@@ -399,7 +399,7 @@ def _heard_moderate(auditor: Hearing, original: Callable[..., Any]) -> Callable[
             raise
         # Fewer or more verdicts than texts say nothing of any text.
         fit = len(verdicts) == len(asked)
-        scored = [Scored(text, verdict) for text, verdict in zip(asked, verdicts, strict=False)] if fit else []
+        scored = [ScoredText(text, verdict) for text, verdict in zip(asked, verdicts, strict=False)] if fit else []
         auditor.scored += scored
         if request is not None:
             request.score(scored)
@@ -411,7 +411,7 @@ def _heard_moderate(auditor: Hearing, original: Callable[..., Any]) -> Callable[
 
 
 async def heard(
-    request: Request,
+    request: AuditedRequest,
     items: AsyncGenerator[T, None],
     take: Callable[[T], object],
     end: Callable[[], object] | None = None,

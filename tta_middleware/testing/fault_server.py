@@ -41,7 +41,7 @@ def moderations(score: Scorer = marked_scores) -> Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ReceivedRequest:
     """What the server was sent."""
 
     path: str
@@ -68,7 +68,7 @@ class FaultServer:
 
     plan: Plan = field(default_factory=always)
     routes: Mapping[str, Route] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     connections: int = 0
     port: int = 0
 
@@ -137,7 +137,7 @@ class FaultServer:
             await self._answer(request, fault, reader, writer)
 
     async def _answer(
-        self, request: Request, fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, request: ReceivedRequest, fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if fault.kind == "hang":
             await reader.read()
@@ -155,7 +155,7 @@ class FaultServer:
             writer.write(body)
             await writer.drain()
 
-    def _content(self, request: Request, fault: Fault) -> tuple[int, str, bytes]:
+    def _content(self, request: ReceivedRequest, fault: Fault) -> tuple[int, str, bytes]:
         route = self.routes.get(request.path)
         if route is None:
             return 404, "application/json", b'{"error": {"message": "no such path", "code": "not_found"}}'
@@ -180,14 +180,14 @@ def _spoil(payload: Any, fault: Fault) -> Any:
     return payload
 
 
-async def _read(reader: asyncio.StreamReader) -> Request:
+async def _read(reader: asyncio.StreamReader) -> ReceivedRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {}
     for line in filter(None, head[1:]):
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Request(head[0].split()[1].partition("?")[0], headers, json.loads(body) if body else None)
+    return ReceivedRequest(head[0].split()[1].partition("?")[0], headers, json.loads(body) if body else None)
 
 
 def _head(status: int, content_type: str, length: int, headers: tuple[tuple[str, str], ...]) -> bytes:

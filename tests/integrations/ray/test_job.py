@@ -15,7 +15,7 @@ import ray.data
 from tta_ray import Pool, RayJob, answered, run_job
 from tta_ray.__main__ import main, parse_actors
 
-from tta_middleware.assembly import Answering
+from tta_middleware.assembly import AnswerSettings
 from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.policy import Policy
@@ -25,9 +25,9 @@ COUNT = 120
 PATIENCE = 300.0
 
 
-def answering(model: str = "staged:plain", moderator: str = "words", **options) -> Answering:
+def answering(model: str = "staged:plain", moderator: str = "words", **options) -> AnswerSettings:
     parts = {"method": "noise", "policy": Policy(), "sampling": Sampling(64), "budget": Budget(generations=20)}
-    return Answering(model=model, moderator=moderator, allow_download=False, **parts | options)
+    return AnswerSettings(model=model, moderator=moderator, allow_download=False, **parts | options)
 
 
 def prompts(count: int = COUNT) -> list[dict]:

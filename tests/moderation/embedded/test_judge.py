@@ -4,7 +4,7 @@ import pytest
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.moderation.embedded.judge import Judge
+from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import MODERATORS, names, resolve_moderator
 
@@ -13,13 +13,13 @@ INSULT = "You are a worthless stupid idiot and everybody hates you."
 
 
 def test_it_is_no_moderator() -> None:
-    assert not isinstance(Judge(), Moderator)
-    assert not hasattr(Judge(), "moderate")
+    assert not isinstance(EmbeddedJudge(), Moderator)
+    assert not hasattr(EmbeddedJudge(), "moderate")
 
 
 def test_a_search_cannot_be_given_it_as_an_object() -> None:
-    with pytest.raises(ConfigurationError, match="Judge is neither"):
-        resolve_moderator(Judge())  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="EmbeddedJudge is neither"):
+        resolve_moderator(EmbeddedJudge())  # type: ignore[arg-type]
 
 
 def test_a_search_cannot_be_given_it_by_name() -> None:
@@ -29,7 +29,7 @@ def test_a_search_cannot_be_given_it_by_name() -> None:
 
 
 def test_it_tells_harmless_from_toxic() -> None:
-    harmless, toxic = Judge().assess([BREAD, INSULT])
+    harmless, toxic = EmbeddedJudge().assess([BREAD, INSULT])
     assert harmless.score < 0.5 < toxic.score
     assert (harmless.flagged, toxic.flagged) == (False, True)
 
@@ -37,10 +37,10 @@ def test_it_tells_harmless_from_toxic() -> None:
 def test_it_has_scores_of_its_own() -> None:
     texts = [BREAD, INSULT, "I can't help with that.", "The dragon burned the village."]
     ours = [verdict.score for verdict in EmbeddedModerator().score(texts)]
-    theirs = [verdict.score for verdict in Judge().assess(texts)]
+    theirs = [verdict.score for verdict in EmbeddedJudge().assess(texts)]
     assert not set(ours) & set(theirs)
 
 
 def test_texts_without_words_score_zero() -> None:
-    assert [verdict.score for verdict in Judge().assess(["", "...", "\n"])] == [0.0, 0.0, 0.0]
-    assert Judge().assess([]) == []
+    assert [verdict.score for verdict in EmbeddedJudge().assess(["", "...", "\n"])] == [0.0, 0.0, 0.0]
+    assert EmbeddedJudge().assess([]) == []

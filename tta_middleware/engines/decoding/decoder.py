@@ -210,7 +210,7 @@ class Decoder:
             self._tokens += self._batch.turn()
             # Counted before callers are told at the end of this block: whoever has a token finds its step here.
             self._steps += 1
-        self._tuner.took(self._batch.columns_run, time.perf_counter() - start)
+        self._tuner.record_pass(self._batch.columns_run, time.perf_counter() - start)
         self._calm += 1
         if self._calm % _RECOVERY == 0:
             self._places = min(self._max_batch, self._places + 1)
@@ -249,4 +249,4 @@ class Decoder:
         room = self._places - self._batch.places_taken
         if room < 1 or not self._queue:
             return []
-        return self._queue.take(self._batch.tickets(), room, self._batch.fits)
+        return self._queue.take(self._batch.tickets(), room, self._batch.has_memory_for)

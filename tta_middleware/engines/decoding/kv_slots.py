@@ -41,7 +41,7 @@ def column_bytes(prefix: Prefix) -> int:
     return prefix.nbytes // max(1, prefix.length)
 
 
-class Slots:
+class KVSlots:
     """Buffers per layer, shaped (slots, heads, columns, head size).
 
     Args:
@@ -94,7 +94,7 @@ class Slots:
         self._view = (len(self.lengths), max(self.lengths) + 1)
 
     def rounded(self) -> tuple[int, int]:
-        """Slots and columns that a step needs after :meth:`reserve`, rounded up within the buffers to few values."""
+        """KVSlots and columns that a step needs after :meth:`reserve`, rounded up within the buffers to few values."""
         rows = 1 << (len(self.lengths) - 1).bit_length()
         columns = -(-(max(self.lengths) + 1) // _BLOCK) * _BLOCK
         return min(rows, self._layers[-1][0].shape[0]), min(columns, self.columns)
@@ -140,7 +140,7 @@ class Slots:
             self.version += 1
 
     def _allocation(self, slots: int, columns: int) -> tuple[int, int]:
-        """Slots and columns of the buffers that hold so many."""
+        """KVSlots and columns of the buffers that hold so many."""
         have = self._layers[-1][0].shape[0] if self._layers else 0
         width = max(self.columns, -(-columns // _BLOCK) * _BLOCK)
         # Doubling keeps the copies few while sequences come one by one; where memory is short, none is spare.

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tta_middleware.engines.decoding.kv_slots import Slots, column_bytes
+from tta_middleware.engines.decoding.kv_slots import KVSlots, column_bytes
 from tta_middleware.engines.decoding.packed import NAME, Pass, Segment
 from tta_middleware.engines.decoding.packing import can_pack, pack_linear_layers
 from tta_middleware.engines.decoding.recorded import Recorder, steady_kernels
@@ -95,7 +95,7 @@ class LoadedModel(Vocabulary):
         """
         segment = Segment(self.look_up([0, 0]), None, keep=1)
         try:
-            self.forward(segment.rows[None], Pass(Slots(0), [segment]))
+            self.forward(segment.rows[None], Pass(KVSlots(0), [segment]))
         except (EngineError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigurationError(f"models of this kind cannot be batched here: {exc}") from exc
         self.column_bytes = column_bytes(segment.prefix())

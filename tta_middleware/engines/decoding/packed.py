@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from tta_middleware.engines.decoding.kv_slots import Prefix, Slots
+from tta_middleware.engines.decoding.kv_slots import KVSlots, Prefix
 from tta_middleware.errors import EngineError
 
 NAME = "tta_packed"
@@ -54,7 +54,7 @@ class Segment:
         """All its columns, for what follows."""
         return Prefix([(keys.contiguous(), values.contiguous()) for keys, values in self.layers], self.end)
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int, settings: Settings) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int, settings: AttentionSettings) -> Tensor:
         """(1, H, t, D) queries over its own and the prefix's columns, each over those before it."""
         if self.past is not None:
             old_keys, old_values = self.past.layers[layer]
@@ -72,7 +72,7 @@ class Segment:
         return self._masks[window]
 
 
-class Settings:
+class AttentionSettings:
     """What a layer asks of attention."""
 
     __slots__ = ("scaling", "softcap", "window")
@@ -102,7 +102,7 @@ class Pass:
         layers_run: layers whose attention came here; a model that bypasses it would compute nonsense.
     """
 
-    def __init__(self, slots: Slots, segments: Sequence[Segment]) -> None:
+    def __init__(self, slots: KVSlots, segments: Sequence[Segment]) -> None:
         self.layers_run = 0
         self.slots = slots
         self._lengths, self._segments = slots.lengths, segments
@@ -141,7 +141,7 @@ class Pass:
             segment.states = states[at : at + segment.keep] if segment.wants_states else None
             at += segment.keep
 
-    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: Settings) -> Tensor:
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:
         """(1, T, H, D) for (1, H, T, D) queries; keys and values may have fewer heads."""
         self.layers_run += 1
         at = len(self._lengths)
@@ -153,7 +153,7 @@ class Pass:
             at = mine.stop
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
-    def _decode(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: Settings) -> Tensor:
+    def _decode(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:
         count, heads = len(self._lengths), query.shape[1]
         new_keys, new_values = (new[0, :, :count].transpose(0, 1) for new in (keys, values))
         all_keys, all_values = self.slots.write(layer, new_keys, new_values)
@@ -183,7 +183,7 @@ class AnyStep(Pass):
         columns: how many every slot sees, at least the longest's and the new one.
     """
 
-    def __init__(self, slots: Slots, lengths: Tensor, columns: int) -> None:
+    def __init__(self, slots: KVSlots, lengths: Tensor, columns: int) -> None:
         super().__init__(slots, ())
         self._lengths = [0] * len(lengths)
         self._newest, self._columns = lengths, columns
@@ -237,7 +237,7 @@ def _attention(
         raise EngineError(f"this model's attention uses {', '.join(unknown)}, which is not supported")
     if packed is None:
         raise EngineError("a packed pass was lost on the way to attention; this model cannot be batched here")
-    settings = Settings(scaling, softcap, sliding_window)
+    settings = AttentionSettings(scaling, softcap, sliding_window)
     return packed.attend(module.layer_idx, query, key, value, settings), None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.kv_slots import Slots
+from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.packed import AnyStep, Pass
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Recorder:
         self._given_up.clear()
         self._pool = None
 
-    def _new(self, shape: tuple[int, int], rows: Tensor, slots: Slots) -> _Recording | None:
+    def _new(self, shape: tuple[int, int], rows: Tensor, slots: KVSlots) -> _Recording | None:
         self._seen[shape] += 1
         if self._seen[shape] < _WORTH_RECORDING or shape in self._given_up:
             return None
@@ -101,7 +101,7 @@ class Recorder:
 class _Recording:
     """One step, with the memory that it reads and writes."""
 
-    def __init__(self, compute: Compute, shape: tuple[int, int], like: Tensor, slots: Slots, pool: Any) -> None:
+    def __init__(self, compute: Compute, shape: tuple[int, int], like: Tensor, slots: KVSlots, pool: Any) -> None:
         count, columns = shape
         device = like.device
         self._graph = torch.cuda.CUDAGraph()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
 from tta_middleware.engines.decoding.feeds import Feed, Joining, Reading
 from tta_middleware.engines.decoding.heads import Heads
-from tta_middleware.engines.decoding.kv_slots import Slots
+from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.packed import Pass, Segment
 from tta_middleware.engines.decoding.row import Row
@@ -42,7 +42,7 @@ class Batch:
         self.rows: list[Row] = []
         self.columns_run = 0
         self._model, self._budget = model, budget
-        self._slots = Slots(most_rows, model.column_bytes, budget)
+        self._slots = KVSlots(most_rows, model.column_bytes, budget)
         self._heads = Heads(int(budget * _HEADS_SHARE))
         self._scored = Scored(int(budget * _SCORED_SHARE))
         self._joining: list[Joining] = []
@@ -63,7 +63,7 @@ class Batch:
         """Sequences by the request they belong to."""
         return Counter(row.ticket for row in [*self.rows, *(job.row for job in self._joining)])
 
-    def fits(self, rows: Sequence[Row]) -> bool:
+    def has_memory_for(self, rows: Sequence[Row]) -> bool:
         """Whether there is memory for all of ``rows`` beside what is here; an empty batch takes any one."""
         coming = [*rows, *(job.row for job in self._joining)]
         columns = max([*(row.columns for row in coming), *self._slots.lengths]) + 1
@@ -101,7 +101,7 @@ class Batch:
                 raise
             self._suspects = [job for job, _ in chosen]
             return 0
-        return self._settle(list(self.rows), chosen, logits)
+        return self._take_logits(list(self.rows), chosen, logits)
 
     def drop_cancelled(self) -> None:
         """Let go of what was cancelled."""
@@ -193,7 +193,7 @@ class Batch:
     def _build_head(self, feed: Feed) -> None:
         segment = feed.segment(self._most_tokens)
         try:
-            self._forward(Slots(0), [segment])
+            self._forward(KVSlots(0), [segment])
         except Exception as exc:
             if is_out_of_memory(exc):
                 raise
@@ -210,7 +210,7 @@ class Batch:
         """Run one of several, of which at least one failed, so that the error reaches its own caller only."""
         segment = self._feed(job).segment(self._most_tokens)
         try:
-            logits = self._forward(Slots(0), [segment])
+            logits = self._forward(KVSlots(0), [segment])
         except Exception as exc:
             if is_out_of_memory(exc):
                 raise
@@ -218,9 +218,9 @@ class Batch:
             self._scoring = [other for other in self._scoring if other is not job]
             job.fail(exc)
             return 0
-        return self._settle([], [(job, segment)], logits)
+        return self._take_logits([], [(job, segment)], logits)
 
-    def _settle(self, decoding: Sequence[Row], chosen: Sequence[tuple[Job, Segment]], logits: Tensor) -> int:
+    def _take_logits(self, decoding: Sequence[Row], chosen: Sequence[tuple[Job, Segment]], logits: Tensor) -> int:
         """Take what a pass has given: a token for each row that decoded, then what the segments were for."""
         at = len(decoding)
         if decoding:
@@ -250,7 +250,7 @@ class Batch:
             self._scoring.remove(job)
 
     def _take_in(self, joined: Sequence[Joining], logits: Tensor) -> None:
-        """Slots and first tokens for sequences whose prompts have run: for all of them, or for none."""
+        """KVSlots and first tokens for sequences whose prompts have run: for all of them, or for none."""
         rows, before = [job.row for job in joined], len(self._slots.lengths)
         try:
             for job in joined:
@@ -265,7 +265,7 @@ class Batch:
         self.rows += rows
         self._hand_out(rows, tokens)
 
-    def _forward(self, slots: Slots, segments: Sequence[Segment]) -> Tensor:
+    def _forward(self, slots: KVSlots, segments: Sequence[Segment]) -> Tensor:
         """(K, V) logits of every slot's newest column and of the columns that segments keep."""
         parts = [segment.rows for segment in segments]
         if slots.lengths:

@@ -45,7 +45,7 @@ class ThreadChoice:
         """For the next pass."""
         return self._numbers[self._candidate]
 
-    def took(self, columns: int, seconds: float) -> None:
+    def record_pass(self, columns: int, seconds: float) -> None:
         """What the last pass took, with this many columns."""
         cost = seconds / (1.0 + columns / _DOUBLING)
         if self._candidate != self._current:
@@ -107,7 +107,7 @@ class ThreadTuner:
 
             torch.set_num_threads(self._most)
 
-    def took(self, columns: int, seconds: float) -> None:
+    def record_pass(self, columns: int, seconds: float) -> None:
         """What the pass took."""
         if self._choice is not None:
-            self._choice.took(columns, seconds)
+            self._choice.record_pass(columns, seconds)

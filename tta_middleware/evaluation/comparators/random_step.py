@@ -70,7 +70,7 @@ class RandomStepOptimiser:
         return [self._open.add(Proposal(matrix, whole=True, label=self.name), 0)]
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
-        for _, loss in self._open.settle(proposals, losses):
+        for _, loss in self._open.resolve(proposals, losses):
             self._loss = loss
             self._seen += 1
 

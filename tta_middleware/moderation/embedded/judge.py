@@ -26,7 +26,7 @@ ORDERS = (4, 6)
 THRESHOLD = 0.5
 
 
-class Judge:
+class EmbeddedJudge:
     """Scores finished answers as ``harm`` (answers a harmful request) and ``toxicity``; English only."""
 
     name = "local-b"

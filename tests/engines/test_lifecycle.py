@@ -50,7 +50,7 @@ async def test_whoever_has_an_answer_finds_its_steps_counted(
     run, passes = decoder._batch.turn, []
     monkeypatch.setattr(decoder._batch, "turn", lambda: passes.append(run()) or passes[-1])
     # What the decode thread does after the pass with the token waits until the caller has looked.
-    monkeypatch.setattr(decoder._tuner, "took", lambda *_: passes[-1] and looked.wait(30))
+    monkeypatch.setattr(decoder._tuner, "record_pass", lambda *_: passes[-1] and looked.wait(30))
     try:
         await tiny.generate_batch([request(prompt, 1)])
         after = tiny.stats()

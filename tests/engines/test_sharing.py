@@ -155,7 +155,7 @@ async def test_memory_may_run_out_anywhere(
     engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=6)
     prompts = [await engine.embed([SYSTEM, Message("user", "word " * count)]) for count in (1, 9, 3, 20)]
     owners = {"look_up": engine._loaded, "_choose": batch, "_grown": slots}
-    owner = owners.get(place, batch.Slots)
+    owner = owners.get(place, batch.KVSlots)
     name, calls = place.removeprefix("Slots."), []
     real = getattr(owner, name)
 
@@ -228,14 +228,14 @@ async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     await narrow.aclose()
     engine = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=room / 2**30)
     held: list[tuple[int, int]] = []
-    reserve = running_batch.Slots._reserve
+    reserve = running_batch.KVSlots._reserve
 
-    def measured(slots: running_batch.Slots, *wanted: Any) -> None:
+    def measured(slots: running_batch.KVSlots, *wanted: Any) -> None:
         reserve(slots, *wanted)
         buffers = [buffer for layer in slots._layers for buffer in layer]
         held.append((wanted[0], sum(buffer.nbytes for buffer in buffers)))
 
-    monkeypatch.setattr(running_batch.Slots, "_reserve", measured)
+    monkeypatch.setattr(running_batch.KVSlots, "_reserve", measured)
     done = await engine.generate_batch([request(prompt, 12) for prompt in prompts])
     await engine.aclose()
     assert all(size <= room for slots, size in held if slots > 1)

@@ -19,6 +19,7 @@ settings = {"moderator": "local", "policy": 1.0, "max_new_tokens": 12, "dtype": 
 model = TTAChatModel(model=sys.argv[1], **settings)
 
 def forked(work):
+    sys.stdout.flush()  # or the child prints its copy of the buffer, too
     child = os.fork()
     if child == 0:
         code = 1

@@ -32,7 +32,7 @@ def main() -> None:
         python = work / "env" / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=work)
         _share_packages(python, work)
-        for name in ("tests", "scripts"):
+        for name in ("tests", "scripts", "docs"):  # snippets of the docs are tests, too
             shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", work)
         environment = os.environ | {"TTA_EXPECT_WHEEL": "1"}

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from tta_middleware.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from tta_ray.dataset import ActorPool, answered
+    from tta_ray.dataset import Pool, answered
     from tta_ray.job import RayJob, run_job
 
-__all__ = ["ActorPool", "RayJob", "answered", "run_job"]
+__all__ = ["Pool", "RayJob", "answered", "run_job"]
 
 # Ray reports usage to its makers unless told otherwise before it starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def __getattr__(name: str) -> Any:
-    modules = {"ActorPool": "dataset", "answered": "dataset", "RayJob": "job", "run_job": "job"}
+    modules = {"Pool": "dataset", "answered": "dataset", "RayJob": "job", "run_job": "job"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if find_spec("ray") is None:

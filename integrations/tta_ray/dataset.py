@@ -18,7 +18,7 @@ COLUMN = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActorPool:
+class Pool:
     """Who works.
 
     Attributes:
@@ -56,7 +56,7 @@ class ActorPool:
 
 
 def answered(
-    dataset: ray.data.Dataset, answering: AnswerSettings, pool: ActorPool | None = None, *, column: str = COLUMN
+    dataset: ray.data.Dataset, answering: AnswerSettings, pool: Pool | None = None, *, column: str = COLUMN
 ) -> Any:
     """The dataset with the answer in place of the prompt; lazy, like all of Ray Data.
 
@@ -65,7 +65,7 @@ def answered(
     ``finish_reason`` and ``trace``, or ``error``. A task is a block of the dataset, so blocks should be small
     (``dataset.repartition(target_num_rows_per_block=pool.rows)``).
     """
-    pool = pool or ActorPool()
+    pool = pool or Pool()
     with warnings.catch_warnings():
         # Before 2.64 nothing else says how often a task is begun again; without a bound a prompt can kill for ever.
         warnings.filterwarnings("ignore", ".*ray_remote_args_fn.*deprecated")

@@ -27,7 +27,7 @@ from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt, note_id
 from tta_middleware.registry import ENGINES, METHODS, MODERATORS, check_known, check_options, names
-from tta_ray.dataset import COLUMN, ActorPool, answered
+from tta_ray.dataset import COLUMN, Pool, answered
 from tta_ray.worker import as_line
 
 ANSWERS = "answers.jsonl"
@@ -48,7 +48,7 @@ class RayJob:
     source: Path
     target: Path
     answering: AnswerSettings
-    pool: ActorPool = field(default_factory=ActorPool)
+    pool: Pool = field(default_factory=Pool)
     address: str | None = None
     retry_errors: bool = False
 

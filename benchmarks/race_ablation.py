@@ -25,7 +25,8 @@ from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.evaluation.first import SharedFirst
 from tta_middleware.evaluation.relevance import Relevance
 from tta_middleware.files.prompts import Prompt, read_prompts
-from tta_middleware.guard.guard import Report, last_user_text
+from tta_middleware.guard.context import last_user_text
+from tta_middleware.guard.settings import Report
 from tta_middleware.methods import Method, Move, Race
 from tta_middleware.methods.race import ALTERNATIVE, CARE, RESPONSIBLE
 from tta_middleware.moderation.embedded import EmbeddedModerator

@@ -30,7 +30,7 @@ from typing import Any
 
 from tta_middleware import Budget, Guard, Message, Policy, Repair, Sampling
 from tta_middleware.files.prompts import Prompt, read_prompts
-from tta_middleware.guard.guard import Report
+from tta_middleware.guard.settings import Report
 from tta_middleware.methods import TSA
 from tta_middleware.methods.presets import PAPER_STEPS, paper_preset
 from tta_middleware.moderation.openai import OpenAIModerator

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from tta_middleware.config import Budget, Windows
     from tta_middleware.errors import TTAError, UnsafeAnswerError
     from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep
-    from tta_middleware.guard.guard import Guard, Repair
+    from tta_middleware.guard.guard import Guard
     from tta_middleware.guard.quality import QualityBounds, QualityGate
+    from tta_middleware.guard.settings import Repair
     from tta_middleware.methods import TSA, Noise, Race, Resample
     from tta_middleware.policy import Policy
     from tta_middleware.types import CATEGORIES, GuardedAnswer, Message, Sampling, Trace, Verdict
@@ -38,7 +39,7 @@ _HOMES = {
     "QualityGate": "guard.quality",
     "Race": "methods",
     "Released": "guard.events",
-    "Repair": "guard.guard",
+    "Repair": "guard.settings",
     "RepairFinished": "guard.events",
     "RepairStarted": "guard.events",
     "RepairStep": "guard.events",

@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable
 
 from tta_middleware.chat_model.messages import to_langchain
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.guard.guard import Fallback
+from tta_middleware.guard.settings import Fallback
 from tta_middleware.moderation.adapters.plain import is_async
 from tta_middleware.types import Message
 

@@ -58,9 +58,10 @@ from tta_middleware.chat_model.tools import (
 from tta_middleware.config import Budget, Windows
 from tta_middleware.defaults import DEFAULT_METHOD
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
-from tta_middleware.guard.guard import Guard, PromptCheck, Release, last_user_text
-from tta_middleware.guard.settings import BRIDGES
+from tta_middleware.guard.guard import Guard, Release
+from tta_middleware.guard.settings import BRIDGES, PromptCheck
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
 from tta_middleware.protocols import Engine, Moderator

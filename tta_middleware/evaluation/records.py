@@ -11,7 +11,7 @@ from tta_middleware.evaluation.measures import Measured
 from tta_middleware.evaluation.refusal import is_refusal
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt
-from tta_middleware.guard.guard import Report
+from tta_middleware.guard.settings import Report
 from tta_middleware.types import AnswerScore, Candidate
 
 CUT = 80

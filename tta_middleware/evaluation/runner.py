@@ -18,7 +18,8 @@ from tta_middleware.evaluation.records import Setting, candidates, to_record
 from tta_middleware.evaluation.store import RunFolder
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt
-from tta_middleware.guard.guard import Report, last_user_text
+from tta_middleware.guard.context import last_user_text
+from tta_middleware.guard.settings import Report
 from tta_middleware.protocols import Engine
 from tta_middleware.types import Sampling
 

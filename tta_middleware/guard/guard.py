@@ -26,14 +26,12 @@ from tta_middleware.guard.context import (
     Meter,
     Question,
     RequestContext,
-    last_user_text,
-    reminded,
 )
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.guard.quality import QualityGate
 from tta_middleware.guard.search import LATE_FLAG, Delivery, Search, SearchResult, bridge_proposals, prepare
-from tta_middleware.guard.settings import Fallback, FallbackFunction, PromptCheck, Repair, Report
+from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report
 from tta_middleware.guard.watch import Watch
 from tta_middleware.methods import geometry
 from tta_middleware.methods.base import Method
@@ -55,18 +53,6 @@ from tta_middleware.types import (
     StepTrace,
     Trace,
 )
-
-__all__ = [
-    "Fallback",
-    "FallbackFunction",
-    "Guard",
-    "PromptCheck",
-    "Release",
-    "Repair",
-    "Report",
-    "last_user_text",
-    "reminded",
-]
 
 Release: TypeAlias = Literal["window", "end"]
 

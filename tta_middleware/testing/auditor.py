@@ -23,8 +23,10 @@ from typing import Any, Self
 
 from tta_middleware.config import Windows
 from tta_middleware.guard import moderated as streaming
+from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.events import StreamEvent
-from tta_middleware.guard.guard import Guard, Repair, last_user_text
+from tta_middleware.guard.guard import Guard
+from tta_middleware.guard.settings import Repair
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Moderator
 from tta_middleware.testing.audit_request import AuditError, Hearing, Terms, heard

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tta_middleware.config import Budget
-from tta_middleware.guard.guard import Guard, Repair, Report
+from tta_middleware.guard.guard import Guard
 from tta_middleware.guard.quality import QualityGate
+from tta_middleware.guard.settings import Repair, Report
 from tta_middleware.methods.base import Method
 from tta_middleware.policy import Policy
 from tta_middleware.protocols import Engine, Moderator, Quality

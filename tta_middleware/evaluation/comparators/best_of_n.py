@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tta_middleware.evaluation.comparators.rework import Rework
 from tta_middleware.evaluation.comparators.workbench import Workbench
-from tta_middleware.guard.guard import Report
+from tta_middleware.guard.settings import Report
 from tta_middleware.types import Proposal
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tta_middleware.evaluation.comparators.base import Bench
 from tta_middleware.evaluation.comparators.workbench import Workbench
-from tta_middleware.guard.guard import Report
+from tta_middleware.guard.settings import Report
 from tta_middleware.types import Message, Sampling, Trace
 
 

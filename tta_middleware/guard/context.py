@@ -13,10 +13,12 @@ from typing import Any, TypeAlias
 
 from tta_middleware.config import Budget, Windows
 from tta_middleware.errors import EngineError
-from tta_middleware.guard.holdback import HoldBack, Reading
+from tta_middleware.guard.holdback import Check, HoldBack, Reading
 from tta_middleware.guard.watch import Watch
-from tta_middleware.policy import Policy, StagePolicies
-from tta_middleware.policy.verdicts import verdict_on
+from tta_middleware.observing import NOBODY, AnswerObserver, CheckStage
+from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.policy import Stage
+from tta_middleware.policy.verdicts import verdict_on, verdicts_on
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.types import (
     AbortSignal,
@@ -177,6 +179,7 @@ class RequestContext:
         policies: with a threshold in every stage.
         reading: what consumers make of an answer; whatever of it is scored, is scored as it was written and so.
         ticket: that of all the request's sequences; engines that cannot take all at once take lower ones first.
+        observer: told of each check and wave.
     """
 
     engine: Engine
@@ -188,6 +191,7 @@ class RequestContext:
     sampling: Sampling
     meter: Meter
     ticket: int = field(default_factory=next_ticket)
+    observer: AnswerObserver = NOBODY
 
     async def embed(self, prefix: str = "", messages: Sequence[Message] | None = None) -> PromptEmbeddings:
         """The conversation, or ``messages`` in its place, as a prompt that goes on from what has left.
@@ -251,20 +255,44 @@ class RequestContext:
             check_ended(reason)
 
     def watch(
-        self, decode: Decode, policy: Policy, windows: Windows | None, release: Callable[[str], Awaitable[bool]]
+        self, decode: Decode, stage: Stage, windows: Windows | None, release: Callable[[str], Awaitable[bool]]
     ) -> Watch:
-        """A watch over one decode, whose checks go on the meter."""
+        """A watch over one decode by the policy of its stage, whose checks go on the meter."""
         hold = HoldBack(windows, decode.question.prefix, self.reading)
-        return Watch(decode.deltas, hold, policy, lambda check: self.score(check.text, check.decoded), release)
 
-    async def score(self, text: str, decoded: str | None = None) -> Verdict:
+        async def check(window: Check) -> Verdict:
+            return await self.score(window.text, window.decoded, stage=stage, end=window.end)
+
+        return Watch(decode.deltas, hold, self.policies.at(stage), check, release)
+
+    async def score(
+        self, text: str, decoded: str | None = None, *, stage: CheckStage = "output", end: int | None = None
+    ) -> Verdict:
         """One moderation request for a text and for what it says once decoded.
+
+        ``stage`` and ``end``, how much of the answer the text brings to its check, are for the observer.
 
         Raises:
             ModerationError: the text has no verdict.
         """
         self.meter.moderation_calls += 1
-        return await verdict_on(self.moderator, text, decoded, prompt=self.conversation.user_text)
+        with self.observer.checking(stage) as check:
+            verdict = await verdict_on(self.moderator, text, decoded, prompt=self.conversation.user_text)
+            check.scored(verdict, self.policies.output if stage == "fallback" else self.policies.at(stage), end)
+        return verdict
+
+    async def score_prompt(self, texts: Sequence[str]) -> list[Verdict]:
+        """One moderation request for what the user wrote.
+
+        Raises:
+            ModerationError: a text has no verdict.
+        """
+        self.meter.moderation_calls += 1
+        with self.observer.checking("prompt") as check:
+            verdicts = await verdicts_on(self.moderator, texts)
+            for verdict in verdicts:
+                check.scored(verdict, self.policies.prompt)
+        return verdicts
 
     async def assess(self, prompt: PromptEmbeddings, completion: Completion) -> QualityReport:
         """Whether an answer to the unmoved ``prompt`` is usable."""

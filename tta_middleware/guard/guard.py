@@ -36,9 +36,9 @@ from tta_middleware.guard.watch import Watch
 from tta_middleware.methods import geometry
 from tta_middleware.methods.base import Method
 from tta_middleware.methods.bridged import Bridged
+from tta_middleware.observing import Asked, observer
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
-from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.types import (
     AnswerScore,
@@ -180,28 +180,38 @@ class Guard:
         judge_all: bool = False,
         send: Send | None = None,
     ) -> Report:
-        meter = Meter(self._repair.budget, self._clock)
-        await self._engine.load()
-        meter.start()  # with the answer: a model that is still being loaded must not eat up its budget
-        context = RequestContext(
-            engine=self._engine,
-            moderator=self._moderator,
-            quality=self._quality,
-            policies=self._policies,
-            reading=self._reading,
-            conversation=conversation,
-            sampling=sampling or Sampling(),
-            meter=meter,
+        meter, sampling = Meter(self._repair.budget, self._clock), sampling or Sampling()
+        asked = Asked(
+            model=self._engine.model_id,
+            moderator=self._moderator.name,
+            method=method_name(self._repair),
+            sampling=sampling,
+            stream=not held,
+            messages=conversation.messages,
         )
-        return await Answering(
-            context=context,
-            repair=self._repair,
-            windows=self._windows,
-            prompt_check=self._prompt_check,
-            held=held,
-            judge_all=judge_all,
-            send=send,
-        ).run()
+        with observer().answering(asked) as observed:
+            await self._engine.load()
+            meter.start()  # with the answer: a model that is still being loaded must not eat up its budget
+            context = RequestContext(
+                engine=self._engine,
+                moderator=self._moderator,
+                quality=self._quality,
+                policies=self._policies,
+                reading=self._reading,
+                conversation=conversation,
+                sampling=sampling,
+                meter=meter,
+                observer=observed,
+            )
+            return await Answering(
+                context=context,
+                repair=self._repair,
+                windows=self._windows,
+                prompt_check=self._prompt_check,
+                held=held,
+                judge_all=judge_all,
+                send=send,
+            ).run()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -262,6 +272,7 @@ class Answering:
             self.final = None
             self._prompt_passed.set()  # the work has ended; only this is left to say
             report = await self._fall_back(refused)
+        self.context.observer.answered(report.answer)
         await self._say(Finished(report.answer))
         return report
 
@@ -281,12 +292,11 @@ class Answering:
         texts = [text for message in self.context.conversation.messages for text in message_texts(message)]
         if self.prompt_check == "user":
             texts = [self.context.conversation.user_text]
-        self.context.meter.moderation_calls += 1
         verdicts = None
         try:
             # Not under the first answer's deadline, which ends with that answer: all that is said waits for this check.
             with anyio.move_on_after(self.context.meter.seconds_left):
-                verdicts = await verdicts_on(self.context.moderator, texts)
+                verdicts = await self.context.score_prompt(texts)
         except ModerationError as error:
             return "" if policy.lets_pass(error) else f"moderator: {type(error).__name__}"
         if verdicts is None:
@@ -313,7 +323,7 @@ class Answering:
         proposal = Proposal(self.question.prompt.matrix)
         decode = self.context.decode(self.question, proposal)
         windows = None if self.held else self.windows
-        watch = self.context.watch(decode, self.context.policies.output, windows, self._release)
+        watch = self.context.watch(decode, "output", windows, self._release)
         # A deadline that cuts here closes the stream and drops the open checks; what has left stays.
         with anyio.move_on_after(self.context.meter.seconds_left):
             await watch.run()
@@ -421,7 +431,7 @@ class Answering:
         try:
             for said in dict.fromkeys((text, self.released + added)):
                 decoded = self.context.reading(said, 0)
-                verdict = await self.context.score(said, decoded)
+                verdict = await self.context.score(said, decoded, stage="fallback")
                 if self.context.policies.output.decide(verdict).flagged:
                     return ""
         except ModerationError:
@@ -455,6 +465,7 @@ class Answering:
             await self._prompt_passed.wait()
         if isinstance(event, Released):
             self.released += event.text
+            self.context.observer.released()
         if self.send is not None:
             await self.send(event)
 
@@ -469,7 +480,7 @@ class Answering:
         if outcome != "blocked" or meter.seconds_left != 0.0:  # what is blocked for want of time ends at once
             cosine, relative, decodes = await move_of(self.context.engine, self.question.prompt, point)
         return Trace(
-            method=self.repair.method.name if self.repair.method else "none",
+            method=method_name(self.repair),
             outcome=outcome,
             stop_reason=stop_reason,
             baseline=answer_score(self.baseline, policies.output),
@@ -496,6 +507,11 @@ class Answering:
             return candidate
         report = await self.context.assess(self.question.prompt, candidate.completion)
         return replace(candidate, quality=report)
+
+
+def method_name(repair: Repair) -> str:
+    """The method's name; ``none`` where there is no repair."""
+    return repair.method.name if repair.method else "none"
 
 
 async def move_of(engine: Engine, question: PromptEmbeddings, point: Proposal | None) -> tuple[float, float, bool]:

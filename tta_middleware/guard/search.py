@@ -184,10 +184,12 @@ class Search:
             return
         decodes = self.context.decode_all(self.question, proposals)
         wave = [Attempt(self.context, *parts, self.delivery) for parts in zip(proposals, decodes, strict=True)]
-        try:
-            await self._race(wave)
-        finally:
-            step = self._record(wave)  # what a wave cost stands in the trace, whatever ended it
+        with self.context.observer.repairing([proposal.label for proposal in proposals]) as observer:
+            try:
+                await self._race(wave)
+            finally:
+                step = self._record(wave)  # what a wave cost stands in the trace, whatever ended it
+                observer.tried(step)
         await self.on_step(step)
         self._conclude(wave)
 
@@ -293,7 +295,7 @@ class Attempt:
         self._assessed: Completion | None = None
         self._followed = False
         windows = None if proposal.whole else delivery.windows
-        self.watch = context.watch(decode, context.policies.repair, windows, self._take)
+        self.watch = context.watch(decode, "repair", windows, self._take)
 
     async def run(self) -> None:
         """Decode until the end, a flag, or :meth:`abort`."""

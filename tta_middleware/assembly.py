@@ -25,7 +25,7 @@ from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.store import quality_for
 from tta_middleware.protocols import Engine, Moderator, Quality
-from tta_middleware.registry import resolve_engine, resolve_method, resolve_moderator
+from tta_middleware.registry import OWN, moderators_in, resolve_engine, resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
 
 
@@ -115,8 +115,8 @@ async def opened(
 
     ``loaded`` is told what that took, since it counts in no answer's time.
     """
-    scorer = resolve_moderator(moderator)
     engine = loading.engine()
+    scorer = resolve_moderator(moderator, engine=engine)
     try:
         begun = time.monotonic()
         await engine.load()
@@ -178,7 +178,8 @@ class Runtime:
     def __init__(self) -> None:
         self._lock = _process.Lock()
         self._engines: dict[Hashable, Engine] = {}
-        self._moderators: dict[str, Moderator] = {}
+        # A moderator that is an engine's holds that engine, so no other one gets its id.
+        self._moderators: dict[tuple[str, int], Moderator] = {}
         self._methods: dict[str, Method | None] = {}
         self._gates: dict[str, QualityGate] = {}
         self._hashes: dict[str, str] = {}
@@ -193,14 +194,15 @@ class Runtime:
                 self._engines[key] = resolve_engine(model, **options)
             return self._engines[key]
 
-    def moderator(self, moderator: str | Moderator) -> Moderator:
-        """The moderator of that name, or the object itself."""
+    def moderator(self, moderator: str | Moderator, engine: Engine | None = None) -> Moderator:
+        """The moderator of that name, or the object itself; one that is named ``self`` is ``engine``, which answers."""
         if not isinstance(moderator, str):
             return resolve_moderator(moderator)
+        key = (moderator, id(engine) if OWN in moderators_in(moderator) else 0)
         with self._lock:
-            if moderator not in self._moderators:
-                self._moderators[moderator] = resolve_moderator(moderator)
-            return self._moderators[moderator]
+            if key not in self._moderators:
+                self._moderators[key] = resolve_moderator(moderator, engine=engine)
+            return self._moderators[key]
 
     def method(self, method: str | Method | None) -> Method | None:
         """The method of that name, or the object itself; names are looked up once, not with every answer."""
@@ -230,9 +232,10 @@ class Runtime:
     def guard_for(self, settings: GuardSettings) -> Guard:
         """The guard of one call: parts are made once, the guard around them every time."""
         gate = self.gate(settings.model)
+        engine = self.engine(settings.model, **settings.loading)
         return Guard(
-            self.engine(settings.model, **settings.loading),
-            self.moderator(settings.moderator),
+            engine,
+            self.moderator(settings.moderator, engine),
             policy=settings.policy,
             repair=settings.repair(self.method(settings.method)),
             quality=settings.judged(gate) if settings.judged else gate,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, iscoroutinefunction, signature
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods.base import Method
@@ -18,12 +18,27 @@ from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.coverage import categories_of, check_scored, enforced
 from tta_middleware.protocols import Engine, Moderator
 
+if TYPE_CHECKING:
+    from tta_middleware.moderation.llm_judge import JudgeCalibration
+
 ENGINES = "tta_middleware.engines"
 MODERATORS = "tta_middleware.moderators"
 METHODS = "tta_middleware.methods"
 
 JUDGES = "guard:"
 """What the name of a moderator begins with that is a model; what follows is the model's reference."""
+
+OWN = "self"
+"""The moderator that is the model which answers."""
+
+BESIDE = "+"
+"""Between the names of moderators that are asked side by side; each category's highest score counts."""
+
+CalibrationOf: TypeAlias = Callable[[str], "JudgeCalibration | None"]
+"""From a model's reference to what was measured of it as a judge; None where nothing was."""
+
+_ASKED = ("token_ids", "next_token_logprobs")
+_LLM_JUDGE = "tta_middleware.moderation.llm_judge:LLMJudge"
 
 
 def names(group: str) -> list[str]:
@@ -42,21 +57,68 @@ def check_known(group: str, kind: str, name: str) -> EntryPoint:
     Raises:
         ConfigurationError: the group has no such name.
     """
-    found = _judge(name) if group == MODERATORS else None
-    found = found or find(group, name)
+    found = find(group, name)
     if found is None:
-        raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join(names(group)) or 'none'}")
+        own = f", {OWN}, {JUDGES}MODEL" if group == MODERATORS else ""
+        raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join(names(group)) or 'none'}{own}")
     return found
 
 
-def _judge(name: str) -> EntryPoint | None:
-    """What ``guard:MODEL`` stands for: a model of this process that judges."""
-    if not name.removeprefix(JUDGES) or not name.startswith(JUDGES):
-        return None
-    return EntryPoint(name, "tta_middleware.moderation.llm_judge:LLMJudge", MODERATORS)
+def moderators_in(name: str) -> list[str]:
+    """The moderators that a name asks for side by side (``self+local``), one in most cases.
+
+    Raises:
+        ConfigurationError: one of them is unknown.
+    """
+    found: list[str] = []
+    for part in name.split(BESIDE):
+        if not _is_moderator(part) and found and found[-1].startswith(JUDGES):
+            found[-1] += BESIDE + part  # of the folder's name
+        else:
+            found.append(part)
+    for part in found:
+        if not _is_moderator(part):
+            check_known(MODERATORS, "moderator", part)
+    return found
+
+
+def _is_moderator(name: str) -> bool:
+    judge = name.startswith(JUDGES) and name != JUDGES
+    return judge or name == OWN or find(MODERATORS, name) is not None
+
+
+def check_moderator(moderator: str, model: str | Engine | None) -> None:
+    """Whether there is a moderator of that name beside ``model``, which may have to judge; none is made.
+
+    Args:
+        model: what answers; None where that is no engine of this process.
+
+    Raises:
+        ConfigurationError: the name is unknown, or asks ``model`` to judge, which it cannot.
+    """
+    if OWN not in moderators_in(moderator):
+        return
+    if model is None:
+        raise _nothing_to_ask()
+    asked: Any = _load(ENGINES, "engine", _engine(model)[0]) if isinstance(model, str) else model
+    if missing := [name for name in _ASKED if not hasattr(asked, name)]:
+        named = asked.__name__ if isinstance(asked, type) else type(asked).__name__
+        raise ConfigurationError(
+            f"moderator {OWN!r} asks the model that answers, and {named} has no {' and no '.join(missing)}; "
+            f"say {JUDGES}MODEL, which asks a model of this process"
+        )
+
+
+def _nothing_to_ask() -> ConfigurationError:
+    return ConfigurationError(
+        f"moderator {OWN!r} is the model that answers, and here none of this process's engines does; "
+        f"say {JUDGES}MODEL, which asks a model of this process"
+    )
 
 
 def _load(group: str, kind: str, name: str) -> Callable[..., Any]:
+    if group == MODERATORS and (name == OWN or name.startswith(JUDGES)):
+        return cast(Callable[..., Any], EntryPoint(name, _LLM_JUDGE, group).load())
     return cast(Callable[..., Any], check_known(group, kind, name).load())
 
 
@@ -108,23 +170,32 @@ def _engine(model: str) -> tuple[str, str]:
     return (name, reference) if colon and name in names(ENGINES) else ("transformers", model)
 
 
-def resolve_moderator(moderator: str | Moderator | Any) -> Moderator:
+def resolve_moderator(
+    moderator: str | Moderator | Any, *, engine: Engine | None = None, calibration: CalibrationOf | None = None
+) -> Moderator:
     """A moderator for a name such as ``local`` or ``openai``, or from any object with a ``moderate`` of texts.
 
-    ``guard:MODEL`` is a model of this process that is asked (:class:`~tta_middleware.moderation.llm_judge.LLMJudge`);
-    its reference is read as :func:`resolve_engine` does, and it is loaded with the first text.
+    ``self`` is ``engine``, the model that answers, and ``guard:MODEL`` another model of this process: its reference is
+    read as :func:`resolve_engine` does, and it is loaded with the first text. Such a model is asked, see
+    :class:`~tta_middleware.moderation.llm_judge.LLMJudge`. ``self+local`` asks both, and the higher score counts.
 
     What an object lacks is filled in: see :class:`~tta_middleware.moderation.adapters.plain.PlainModerator`.
 
+    Args:
+        engine: what answers; None where that is no engine of this process.
+        calibration: what was measured of a judging model.
+
     Raises:
-        ConfigurationError: an unknown name, or an object without ``moderate`` (a judge, say).
+        ConfigurationError: an unknown name, an engine that cannot be asked, or an object without ``moderate``.
     """
     if isinstance(moderator, str):
-        made = _load(MODERATORS, "moderator", moderator)
-        if moderator.startswith(JUDGES):
-            engine = resolve_engine(moderator.removeprefix(JUDGES))
-            return cast(Moderator, made(engine, name=moderator, closes=True))
-        return cast(Moderator, made())
+        asked = moderators_in(moderator)
+        made = [_made(name, engine, calibration or _uncalibrated) for name in asked]
+        if len(made) == 1:
+            return made[0]
+        from tta_middleware.moderation.ensemble import Ensemble
+
+        return Ensemble(made)
     if isinstance(moderator, type) or not callable(getattr(moderator, "moderate", None)):
         raise ConfigurationError(
             f"a moderator is a name, or an object with moderate(texts) that gives a Verdict for each text; "
@@ -137,6 +208,23 @@ def resolve_moderator(moderator: str | Moderator | Any) -> Moderator:
     return PlainModerator(moderator)
 
 
+def _made(name: str, engine: Engine | None, calibration: CalibrationOf) -> Moderator:
+    made = _load(MODERATORS, "moderator", name)
+    if name == OWN:
+        if engine is None:
+            raise _nothing_to_ask()
+        return cast(Moderator, made(engine, name=name, calibration=calibration(engine.model_id)))
+    if name.startswith(JUDGES):
+        reference = name.removeprefix(JUDGES)
+        judging = resolve_engine(reference)
+        return cast(Moderator, made(judging, name=name, calibration=calibration(reference), closes=True))
+    return cast(Moderator, made())
+
+
+def _uncalibrated(_model: str) -> None:
+    """Nothing is known of any model."""
+
+
 def check_policies(moderator: str | Moderator, policies: StagePolicies) -> None:
     """Whether a moderator, or the one of that name, scores what ``policies`` enforce; none is made for it.
 
@@ -146,10 +234,16 @@ def check_policies(moderator: str | Moderator, policies: StagePolicies) -> None:
     if not enforced(policies):
         return
     if isinstance(moderator, str):
-        check_scored(policies, categories_of(_load(MODERATORS, "moderator", moderator)), moderator)
+        check_scored(policies, _scored_by(moderator), moderator)
     else:
         found = resolve_moderator(moderator)
         check_scored(policies, categories_of(found), found.name)
+
+
+def _scored_by(moderator: str) -> list[str] | None:
+    declared = [categories_of(_load(MODERATORS, "moderator", name)) for name in moderators_in(moderator)]
+    known = [names for names in declared if names is not None]
+    return [name for names in known for name in names] if len(known) == len(declared) else None
 
 
 def resolve_method(method: str | Method | None) -> Method | None:

@@ -31,7 +31,7 @@ from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.config import Windows
 from tta_middleware.policy import StagePolicies
-from tta_middleware.registry import MODERATORS, check_known, check_policies
+from tta_middleware.registry import check_moderator, check_policies
 
 Messages = list[BaseMessage]
 
@@ -78,7 +78,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     @model_validator(mode="after")
     def _usable(self) -> Self:
         if isinstance(self.moderator, str):
-            check_known(MODERATORS, "moderator", self.moderator)
+            check_moderator(self.moderator, None)
         check_policies(self.moderator, StagePolicies.of(self.policy))
         self._handover()
         return self

@@ -20,7 +20,7 @@ from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import Stage, StagePolicies
 from tta_middleware.protocols import Moderator
-from tta_middleware.registry import MODERATORS, check_known, check_policies
+from tta_middleware.registry import check_moderator, check_policies
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class MiddlewareSettings:
         self.handover = Handover.of(self.on_flagged, self.repair_model, self.replacement)
         self.policies = StagePolicies.of(self.policy)
         if isinstance(self.moderator, str):
-            check_known(MODERATORS, "moderator", self.moderator)
+            check_moderator(self.moderator, None)
         check_policies(self.moderator, self.policies)
         if self.release not in ("window", "end") and not isinstance(self.release, Windows):
             raise ConfigurationError(f"release is 'window', 'end' or Windows, not {self.release!r:.40}")

@@ -26,7 +26,7 @@ from tta_middleware.batch.target import Output, output_to
 from tta_middleware.errors import ConfigurationError, DataError, EngineError
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt, note_id
-from tta_middleware.registry import ENGINES, METHODS, MODERATORS, check_known, check_options, names
+from tta_middleware.registry import ENGINES, METHODS, check_known, check_moderator, check_options, names
 from tta_ray.dataset import COLUMN, Pool, answered
 from tta_ray.worker import as_line
 
@@ -93,7 +93,7 @@ def _check_parts(answering: AnswerSettings) -> None:
     if colon and "/" not in engine and engine not in names(ENGINES):
         check_known(ENGINES, "engine", engine)
     check_options(answering.model, answering.settings)
-    check_known(MODERATORS, "moderator", answering.moderator)
+    check_moderator(answering.moderator, answering.model)
     if answering.method != "none":
         check_known(METHODS, "method", answering.method)
 

@@ -35,7 +35,7 @@ class GuardActor:
     def __init__(self, answering: AnswerSettings, concurrency: int, column: str) -> None:
         self._answering, self._column = answering, column
         engine = answering.engine()
-        self._guard = answering.guard_over(engine, resolve_moderator(answering.moderator))
+        self._guard = answering.guard_over(engine, resolve_moderator(answering.moderator, engine=engine))
         self._slots = asyncio.Semaphore(concurrency)
         # A model that cannot be loaded ends the job, instead of becoming every record's error.
         anyio.run(engine.embed, [Message("user", "Hello")])

@@ -1,7 +1,6 @@
 """A chat model that judges: what it is asked, how its answer becomes a score, and how it fails."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,54 +18,21 @@ from tta_middleware.moderation.judge_probe import JudgeProbe, fit_probe
 from tta_middleware.moderation.llm_judge import LONGEST, QUESTION, JudgeCalibration, LLMJudge
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import resolve_moderator
+from tta_middleware.testing.judging_engine import JudgingEngine
 from tta_middleware.testing.scripted_engine import ScriptedEngine
-from tta_middleware.types import FloatMatrix, PromptEmbeddings
-
-
-class Asked(ScriptedEngine):
-    """Says yes where a judged text holds ``flagme``; other texts are answered."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        super().__init__(lambda _call: "flagme")
-        self.questions: list[str] = []
-        self.error = error
-        self.closed = 0
-
-    async def embed(self, messages: Sequence[Message], **more: Any) -> PromptEmbeddings:
-        self.questions.append(messages[-1].content)
-        return await super().embed(messages, **more)
-
-    async def token_ids(self, text: str) -> list[int]:
-        return [{"yes": 1, "Yes": 1, "YES": 2, "no": 3, "No": 4, "NO": 4}[text]]
-
-    async def next_token_logprobs(
-        self, prompts: Sequence[PromptEmbeddings], token_ids: Sequence[int]
-    ) -> list[list[float]]:
-        if self.error is not None:
-            raise self.error
-        asked = self.questions[-len(prompts) :]
-        yes = [0.9 if "flagme" in question else 0.2 for question in asked]
-        shares = {1: 0.75, 2: 0.25, 3: 0.5, 4: 0.5}
-        return [[math.log(shares[one] * (p if one < 3 else 1 - p)) for one in token_ids] for p in yes]
-
-    async def last_hidden_states(self, prompts: Sequence[PromptEmbeddings]) -> FloatMatrix:
-        asked = self.questions[-len(prompts) :]
-        return np.array([[1.0, 3.0 if "flagme" in question else -3.0] for question in asked], dtype=np.float32)
-
-    async def aclose(self) -> None:
-        self.closed += 1
+from tta_middleware.types import FloatMatrix
 
 
 async def test_the_score_is_the_share_of_yes_over_all_its_spellings() -> None:
-    verdicts = await LLMJudge(Asked()).moderate(["flagme", "fine"])
+    verdicts = await LLMJudge(JudgingEngine()).moderate(["flagme", "fine"])
     assert [verdict.scores["unsafe"] for verdict in verdicts] == pytest.approx([0.9, 0.2])
     assert [verdict.flagged for verdict in verdicts] == [True, False]
-    assert await LLMJudge(Asked()).moderate([]) == []
+    assert await LLMJudge(JudgingEngine()).moderate([]) == []
 
 
 async def test_a_calibration_moves_and_stretches_the_log_odds() -> None:
     evens = JudgeCalibration(centre=math.log(0.2 / 0.8), scale=2.0)
-    [verdict] = await LLMJudge(Asked(), calibration=evens).moderate(["fine"])
+    [verdict] = await LLMJudge(JudgingEngine(), calibration=evens).moderate(["fine"])
     assert verdict.score == pytest.approx(0.5)
     assert JudgeCalibration().probability(-1e6) == 0.0
     assert JudgeCalibration().probability(1e6) == 1.0
@@ -79,7 +45,7 @@ def test_a_calibration_that_is_none_is_refused(centre: float, scale: float) -> N
 
 
 async def test_what_stays_the_same_while_a_text_grows_stands_before_it() -> None:
-    engine = Asked()
+    engine = JudgingEngine()
     judge = LLMJudge(engine, rules="No recipes.")
     for text in ("Take a", "Take a spoon"):
         await judge.moderate([text], prompt="How is it made?")
@@ -87,11 +53,12 @@ async def test_what_stays_the_same_while_a_text_grows_stands_before_it() -> None
     assert long.startswith(short[: short.index("Take a") + len("Take a")])
     assert short.index("No recipes.") < short.index("How is it made?") < short.index("Take a")
     await LLMJudge(engine, reads_prompt=False).moderate(["Take a"], prompt="How is it made?")
-    assert engine.questions[-1] == f"Answer: Take a\n\n{QUESTION}"
+    assert f"Answer: Take a\n\n{QUESTION}" in engine.questions[-1]
+    assert "made?" not in engine.questions[-1]
 
 
 async def test_long_texts_go_in_parts_and_long_questions_by_their_end() -> None:
-    engine = Asked()
+    engine = JudgingEngine()
     [verdict] = await verdicts_on(LLMJudge(engine), ["x " * LONGEST + "flagme"], prompt="y" * 3 * LONGEST + " end?")
     assert verdict.flagged
     assert len(engine.questions) > 1
@@ -103,15 +70,15 @@ async def test_long_texts_go_in_parts_and_long_questions_by_their_end() -> None:
     [(EngineError("gone"), ModerationUnavailableError), (ConfigurationError("too long"), ModerationRejectedError)],
 )
 async def test_a_text_without_a_verdict_does_not_pass(error: Exception, raised: type[Exception]) -> None:
-    judge = LLMJudge(Asked(error))
+    judge = LLMJudge(JudgingEngine(error=error))
     with pytest.raises(raised):
         await judge.moderate(["fine"])
-    answer = await Guard(Asked(), judge, repair=Repair(method=None)).answer([Message("user", "Well?")])
+    answer = await Guard(JudgingEngine(), judge, repair=Repair(method=None)).answer([Message("user", "Well?")])
     assert answer.text == Policy().notice
 
 
 async def test_the_model_that_answers_judges_its_answers() -> None:
-    engine = Asked()
+    engine = JudgingEngine()
     model = TTAChatModel(model=engine, moderator=LLMJudge(engine), method="none")
     said = await model.ainvoke("Well?")
     assert said.text == Policy().notice
@@ -119,17 +86,17 @@ async def test_the_model_that_answers_judges_its_answers() -> None:
 
 
 async def test_only_a_judge_that_owns_its_engine_closes_it() -> None:
-    engine = Asked()
+    engine = JudgingEngine()
     await LLMJudge(engine).aclose()
-    assert engine.closed == 0
+    assert not engine.closed
     await LLMJudge(engine, closes=True).aclose()
-    assert engine.closed == 1
+    assert engine.closed
 
 
 @pytest.mark.parametrize("rules", ["", "  ", "x" * (LONGEST + 1)])
 def test_rules_are_checked(rules: str) -> None:
     with pytest.raises(ConfigurationError, match="rules"):
-        LLMJudge(Asked(), rules=rules)
+        LLMJudge(JudgingEngine(), rules=rules)
 
 
 def test_an_engine_that_cannot_be_asked_is_refused() -> None:
@@ -213,12 +180,12 @@ def test_a_probe_without_finite_weights_is_refused(weights: tuple[float, ...], b
 
 
 async def test_a_judge_with_a_probe_reads_the_hidden_state() -> None:
-    judge = LLMJudge(Asked(), calibration=JudgeCalibration(probe=JudgeProbe((0.0, 1.0), 0.0)))
+    judge = LLMJudge(JudgingEngine(), calibration=JudgeCalibration(probe=JudgeProbe((0.0, 1.0), 1.0)))
     flagged, fine = await judge.moderate(["flagme", "fine"])
-    assert flagged.score == pytest.approx(1 / (1 + math.exp(-3.0)))
-    assert fine.score == pytest.approx(1 / (1 + math.exp(3.0)))
-    assert (await judge.states(["flagme"], [None])).tolist() == [[1.0, 3.0]]
+    assert flagged.score == pytest.approx(1 / (1 + math.exp(-1.0) / 9))
+    assert fine.score == pytest.approx(1 / (1 + math.exp(-1.0) * 4))
+    assert (await judge.states(["flagme"], [None])).tolist() == [[1.0, pytest.approx(math.log(9))]]
     with pytest.raises(ConfigurationError, match="one prompt per text"):
         await judge.states(["flagme"], [])
     with pytest.raises(ModerationRejectedError, match="fit a probe for this model"):
-        await LLMJudge(Asked(), calibration=JudgeCalibration(probe=JudgeProbe((1.0,), 0.0))).moderate(["fine"])
+        await LLMJudge(JudgingEngine(), calibration=JudgeCalibration(probe=JudgeProbe((1.0,), 0.0))).moderate(["fine"])

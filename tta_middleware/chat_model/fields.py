@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy.file import PolicyFile
-from tta_middleware.registry import MODERATORS, check_known, resolve_engine, resolve_method, resolve_moderator
+from tta_middleware.registry import moderators_in, resolve_engine, resolve_method, resolve_moderator
 
 
 def _model(value: Any) -> Any:
@@ -22,7 +22,7 @@ def _model(value: Any) -> Any:
 
 def _moderator(value: Any) -> Any:
     if isinstance(value, str):
-        check_known(MODERATORS, "moderator", value)
+        moderators_in(value)
     else:
         resolve_moderator(value)
     return value

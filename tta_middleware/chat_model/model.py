@@ -65,7 +65,7 @@ from tta_middleware.guard.settings import BRIDGES, PromptCheck
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
 from tta_middleware.protocols import Engine, Moderator
-from tta_middleware.registry import check_policies
+from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.types import Message, Sampling, stop_strings
 
 
@@ -79,7 +79,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     Attributes:
         model: ``smollm2``, a local folder, a Hugging Face id, or an Engine.
-        moderator: ``local``, ``openai``, a Moderator, or any object with a ``moderate`` of texts.
+        moderator: ``local``, ``openai``, ``self`` (this very model judges its answers), ``guard:MODEL`` (another one
+            does), several with ``+`` between them, a Moderator, or any object with a ``moderate`` of texts.
         method: how a flagged answer is repaired: ``race``, ``noise``, ``resample``, ``tsa``, ``none``, or a Method.
         policy: a threshold, thresholds per category, a Policy, StagePolicies, or a name in ``policies``.
         policies: a TOML or YAML file of named policies, which is read anew when it changes; its ``default``, if there
@@ -141,6 +142,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     @model_validator(mode="after")
     def _usable_policy(self) -> TTAChatModel:
+        if isinstance(self.moderator, str):
+            check_moderator(self.moderator, self.model)
         check_policies(self.moderator, self._stages(self.policy))
         return self
 
@@ -373,7 +376,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     @property
     def _moderator(self) -> Moderator:
-        return self.runtime.moderator(self.moderator)
+        return self.runtime.moderator(self.moderator, self._engine(self.model))
 
     def _engine(self, model: Any) -> Engine:
         return self.runtime.engine(model, **self._loading)

@@ -18,7 +18,7 @@ from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
-from tta_middleware.registry import MODERATORS, check_known, resolve_moderator
+from tta_middleware.registry import moderators_in, resolve_moderator
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
@@ -110,7 +110,7 @@ def _moderator(name: str, *, online: bool) -> DoctorCheck:
 def _not_called(name: str) -> DoctorCheck:
     """Nothing goes to the network unasked; what can be seen from here is whether the key is there."""
     try:
-        check_known(MODERATORS, "moderator", name)
+        moderators_in(name)
     except ConfigurationError as error:
         return DoctorCheck("moderator", "fail", str(error))
     if name == "openai" and not os.environ.get("OPENAI_API_KEY"):

@@ -99,7 +99,7 @@ class EvaluationRequest:
     def with_threshold(self) -> EvaluationRequest:
         """The threshold that will be used, so that it is on record."""
         check_policies(self.moderator, StagePolicies.of(self.policy))
-        moderator = resolve_moderator(self.moderator)
+        moderator = resolve_moderator(self.moderator, engine=self.loading.engine())
         return replace(self, policy=self.policy.with_default(moderator.default_threshold))
 
     def settings(self) -> dict[str, Any]:

@@ -36,7 +36,10 @@ MaxBatch: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, help="Sequences decoded side by side at most; by default as many as the engine says."),
 ]
-Moderator: TypeAlias = Annotated[str, typer.Option(help="Who scores the answers: local, openai, or an installed one.")]
+Moderator: TypeAlias = Annotated[
+    str,
+    typer.Option(help="Who scores the answers: local, openai, self (the model itself), guard:MODEL; A+B asks both."),
+]
 Method: TypeAlias = Annotated[str, typer.Option(help="Repair of flagged answers: race, noise, resample, tsa, none.")]
 Threshold: TypeAlias = Annotated[
     float | None,

@@ -39,8 +39,8 @@ def listen(auditor: Hearing) -> None:
 
 def _resolved(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def moderator(self: Runtime, asked: Any) -> Any:
-        found = original(self, asked)
+    def moderator(self: Runtime, asked: Any, engine: Any = None) -> Any:
+        found = original(self, asked, engine)
         auditor.hear(found, asked)
         return found
 
@@ -51,7 +51,7 @@ def _own_terms(model: TTAChatModel, settings: dict[str, Any]) -> Terms:
     """Of an answer for which no guard was asked: what a guard would have been made with."""
     given = settings.get("policy")
     stages = model._stages(model.policy if given is None else given)
-    return Terms.of(stages.with_default(model.runtime.moderator(model.moderator).default_threshold))
+    return Terms.of(stages.with_default(model.scorer.default_threshold))
 
 
 def _guarded_terms(model: Any, _: dict[str, Any]) -> Terms:

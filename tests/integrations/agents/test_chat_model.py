@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from langchain_core.messages import AIMessage, HumanMessage, trim_messages
 from langchain_core.runnables import RunnableGenerator
 from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel, ValidationError
-from tta_langchain_agents import GuardedChatModel
+from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware import TTAChatModel
@@ -243,3 +244,10 @@ async def test_tokens_are_counted_by_the_inner_model() -> None:
     asked = [HumanMessage("hello"), AIMessage("yes")]
     assert model.get_num_tokens_from_messages(asked) == Counts(answers=[]).get_num_tokens_from_messages(asked)
     assert trim_messages(asked, max_tokens=10, token_counter=model, strategy="last") == asked[1:]
+
+
+def test_a_model_that_runs_elsewhere_is_not_asked_to_judge_itself() -> None:
+    for make in (partial(guarded, "x", moderator="self"), partial(TTAMiddleware, moderator="local+self")):
+        with pytest.raises(ValueError, match="say guard:MODEL"):
+            make()
+    guarded("x", moderator="guard:smollm2")

@@ -1,0 +1,73 @@
+"""A scripted engine that can be asked, as :class:`~tta_middleware.moderation.llm_judge.LLMJudge` asks: no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tta_middleware.testing.scripted_engine import Script, ScriptedEngine
+from tta_middleware.types import FloatMatrix, PromptEmbeddings
+
+YES = frozenset({"yes", "Yes", "YES"})
+
+
+def saying_yes_to(word: str, yes: float = 0.9, no: float = 0.2) -> Callable[[str], float]:
+    """The probability of yes: ``yes`` where a question holds ``word``, else ``no``."""
+    return lambda question: yes if word in question else no
+
+
+class JudgingEngine(ScriptedEngine):
+    """Answers by a script, and judges by a function of what it is asked.
+
+    Args:
+        script: as :class:`~tta_middleware.testing.scripted_engine.ScriptedEngine` takes it.
+        yes: the probability that the next token of a prompt, whose text it is given, says yes; by default 0.9 where it
+            holds ``flagme``, else 0.2.
+        error: raised in place of a verdict.
+
+    Attributes:
+        questions: the prompts whose next token was asked for, as text, in order.
+        closed: whether it was closed.
+    """
+
+    def __init__(
+        self,
+        script: Script = "flagme",
+        yes: Callable[[str], float] | None = None,
+        *,
+        error: Exception | None = None,
+    ) -> None:
+        super().__init__(script)
+        self.yes, self.error = yes or saying_yes_to("flagme"), error
+        self.questions: list[str] = []
+
+    async def token_ids(self, text: str) -> list[int]:
+        """Words that mean yes begin with a token that others do not have."""
+        return self.tokens(text)
+
+    async def next_token_logprobs(
+        self, prompts: Sequence[PromptEmbeddings], token_ids: Sequence[int]
+    ) -> list[list[float]]:
+        """``yes`` shared out among the asked tokens that say yes, the rest among the others."""
+        meaning = [self.text([token]) in YES for token in token_ids]
+        asked = [self._asked(prompt) for prompt in prompts]
+        return [[self._logprob(self.yes(question), says_yes, meaning) for says_yes in meaning] for question in asked]
+
+    async def last_hidden_states(self, prompts: Sequence[PromptEmbeddings]) -> FloatMatrix:
+        """(n, 2): one, and the log-odds of yes."""
+        odds = [self.yes(self._asked(prompt)) for prompt in prompts]
+        return np.array([[1.0, math.log(p / (1.0 - p))] for p in odds], dtype=np.float32)
+
+    def _asked(self, prompt: PromptEmbeddings) -> str:
+        if self.error is not None:
+            raise self.error
+        question = self.text(prompt.token_ids.tolist())
+        self.questions.append(question)
+        return question
+
+    @staticmethod
+    def _logprob(yes: float, says_yes: bool, meaning: Sequence[bool]) -> float:
+        share = (yes if says_yes else 1.0 - yes) / meaning.count(says_yes)
+        return math.log(share) if share > 0.0 else -1e4

@@ -37,6 +37,29 @@ class StepTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowScore:
+    """One check of an answer while it came; positions are characters of the whole answer.
+
+    Attributes:
+        end: where the window ends.
+        score: the score of the category that decided; None where the moderator gave no verdict.
+        category: the category that decided, as in :class:`AnswerScore`.
+        limit: the score from which on that category is flagged, the policy's margin included.
+        flagged: the answer ended here, and nothing behind ``released`` ever left.
+        released: how far the text was free to leave once this was decided.
+        repair: 0 for the model's own answer, n for what the n-th search chose.
+    """
+
+    end: int
+    score: float | None
+    category: str
+    limit: float
+    flagged: bool
+    released: int
+    repair: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """What happened to one answer; plain data, without any prompt or answer text.
 
@@ -53,6 +76,8 @@ class Trace:
         repairs: searches that were run; more than one if a repair was flagged in turn after part of it had left.
         seam: characters that had left before the last repair began; they stay, and the repair goes on from them.
         move: the kind of move that gave the answer, in the method's own words; empty for the model's own answer.
+        windows: every check of the model's own answer, then those of the candidates that searches chose, in the order
+            of the text.
     """
 
     method: str
@@ -75,6 +100,7 @@ class Trace:
     seam: int = 0
     move: str = ""
     load_seconds: float = 0.0
+    windows: tuple[WindowScore, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""

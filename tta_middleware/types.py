@@ -21,6 +21,7 @@ from tta_middleware.trace import AnswerScore as AnswerScore
 from tta_middleware.trace import Outcome as Outcome
 from tta_middleware.trace import StepTrace as StepTrace
 from tta_middleware.trace import Trace as Trace
+from tta_middleware.trace import WindowScore as WindowScore
 
 FloatMatrix: TypeAlias = NDArray[np.float32]
 IntVector: TypeAlias = NDArray[np.int64]

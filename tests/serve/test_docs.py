@@ -24,7 +24,7 @@ def test_the_snippets_run() -> None:
         exec(block, names)
     with running({"small": scripted()}, keys="sk-one") as served:
         base_url = f"{served.url}/v1"
-        assert names["ask"](base_url) == CALM
+        assert names["ask"](base_url) == names["ask_strictly"](base_url) == CALM
         assert [names["check"](base_url, text) for text in ("roses", "a forbidden one")] == ["passed", "blocked"]
     assert [route.path for route in names["site"].routes] == ["/ai"]
 

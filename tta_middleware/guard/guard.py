@@ -52,6 +52,7 @@ from tta_middleware.types import (
     Sampling,
     StepTrace,
     Trace,
+    WindowScore,
 )
 
 Release: TypeAlias = Literal["window", "end"]
@@ -244,6 +245,7 @@ class Answering:
     final: Candidate | None = None
     point: Proposal | None = None
     steps: tuple[StepTrace, ...] = ()
+    scores: list[WindowScore] = field(default_factory=list)
     _prompt_passed: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self) -> Report:
@@ -327,6 +329,7 @@ class Answering:
         # A deadline that cuts here closes the stream and drops the open checks; what has left stays.
         with anyio.move_on_after(self.context.meter.seconds_left):
             await watch.run()
+        self.scores += watch.windows
         if watch.verdict is not None:
             self.baseline = Candidate(proposal, watch.completion, watch.verdict)
         return watch
@@ -365,6 +368,7 @@ class Answering:
             return SearchResult(None, None, (), reason)
         found = await Search(self.context, self.question, optimiser, self._delivery(), self._on_step).run()
         self.steps += found.steps
+        self.scores += [replace(window, repair=self.repairs) for window in found.windows]
         self.final = found.best
         return found
 
@@ -500,6 +504,7 @@ class Answering:
             seam=self.seam,
             move=point.label if point else "",
             load_seconds=meter.load_seconds,
+            windows=tuple(self.scores),
         )
 
     async def _with_quality(self, candidate: Candidate | None) -> Candidate | None:

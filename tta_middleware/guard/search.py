@@ -31,6 +31,7 @@ from tta_middleware.types import (
     Proposal,
     QualityReport,
     StepTrace,
+    WindowScore,
 )
 
 OnStep: TypeAlias = Callable[[StepTrace], Awaitable[None]]
@@ -129,6 +130,7 @@ class SearchResult:
         unscored: a usable answer that could not be scored and where it came from, if the repair policy lets such pass.
         stop_reason: ``neutralised``, ``optimiser: ...``, ``budget: ...``, ``moderator: ...``, or ``late flag``: part of
             a candidate has left that was chosen and then flagged.
+        windows: the checks of the chosen candidate.
     """
 
     winner: Candidate | None
@@ -136,6 +138,7 @@ class SearchResult:
     steps: tuple[StepTrace, ...]
     stop_reason: str
     unscored: tuple[Proposal, Completion] | None = None
+    windows: tuple[WindowScore, ...] = ()
 
 
 @dataclass(slots=True)
@@ -170,7 +173,8 @@ class Search:
         # The deadline may cut a wave anywhere; what was found before it stands in the result all the same.
         if scope.cancelled_caught:
             self.reason = "budget: seconds"
-        return SearchResult(self.winner, self.best, tuple(self.steps), self.reason, self.unscored)
+        windows = tuple(self.chosen.watch.windows) if self.chosen else ()
+        return SearchResult(self.winner, self.best, tuple(self.steps), self.reason, self.unscored, windows)
 
     async def _wave(self) -> None:
         limit = self.context.meter.exhausted()

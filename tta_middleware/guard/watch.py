@@ -14,8 +14,8 @@ from anyio.abc import TaskGroup
 from tta_middleware.aio.streams import first_error
 from tta_middleware.errors import ModerationError
 from tta_middleware.guard.holdback import Action, Check, End, Flagged, HoldBack, Release
-from tta_middleware.policy import Policy
-from tta_middleware.types import Completion, FinishReason, TextDelta, Verdict
+from tta_middleware.policy import Decision, Policy
+from tta_middleware.types import Completion, FinishReason, TextDelta, Verdict, WindowScore
 
 Ending: TypeAlias = Literal["done", "flagged", "unscored", "stopped"]
 """``done``: all of it was checked and released. ``stopped``: whoever took the text wanted no more of it."""
@@ -49,6 +49,7 @@ class Watch:
         ending: how it ended; None while it goes on, and for good if it was cancelled.
         error: why a text has no verdict, with the ending ``unscored``.
         unchecked: something was released without a verdict, because the policy says ``on_error="open"``.
+        windows: what was decided of each window, in the order of the text.
     """
 
     source: AsyncGenerator[TextDelta, None]
@@ -59,7 +60,7 @@ class Watch:
     # Shared by the tasks of ``run``, all on one event loop, so that only an ``await`` hands over between them:
     # - text, token_ids, finish_reason: written by _decode alone. Others read them at any time and see the answer's
     #   beginning, or all of it once finish_reason is set.
-    # - verdict, error, unchecked: written by _apply alone (through _apply_verdict), in the order of the text.
+    # - verdict, error, unchecked, windows: written by _apply alone (through _apply_verdict), in the order of the text.
     # - hold: fed by _decode and given verdicts by _apply; each call is synchronous, and its actions are carried out by
     #   the caller. Only one of the two releases: _decode does so only while no check is open, when _apply waits.
     # - _asked: _decode and _apply append (both through _act), _apply alone removes, and only what it has settled.
@@ -73,6 +74,7 @@ class Watch:
     ending: Ending | None = None
     error: ModerationError | None = None
     unchecked: bool = False
+    windows: list[WindowScore] = field(default_factory=list)
     _asked: deque[_Asked] = field(default_factory=deque)
     _news: anyio.Event = field(default_factory=anyio.Event)
     _group: TaskGroup | None = None
@@ -157,15 +159,28 @@ class Watch:
         if asked.verdict is None:
             self.error = asked.error
             if asked.error is None or not self.policy.lets_pass(asked.error):
+                self._note(asked)
                 self._end("unscored")
                 return
             self.unchecked = True
-            await self._act(self.hold.verdict(asked.check.end, safe=True))
+            actions = self.hold.verdict(asked.check.end, safe=True)
+            self._note(asked)
+            await self._act(actions)
             return
         self.verdict = asked.verdict
         decision = self.policy.decide(asked.verdict)
         end, safe = asked.check.end, not decision.flagged
-        await self._act(self.hold.verdict(end, safe=safe, doubtful=decision.doubtful))
+        actions = self.hold.verdict(end, safe=safe, doubtful=decision.doubtful)
+        self._note(asked, decision)
+        await self._act(actions)
+
+    def _note(self, asked: _Asked, decision: Decision | None = None) -> None:
+        """What a check found; without a decision there was no verdict."""
+        category = decision.category if decision else ""
+        score = asked.verdict.scores.get(category, asked.verdict.score) if asked.verdict else None
+        flagged = decision is not None and decision.flagged
+        limit, released = self.policy.limit(category), len(self.hold.released)
+        self.windows.append(WindowScore(asked.check.end, score, category, limit, flagged, released))
 
     def _wake(self) -> None:
         self._news.set()

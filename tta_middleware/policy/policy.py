@@ -161,15 +161,40 @@ class Policy(Settings):
         """This policy with ``threshold`` where it leaves the threshold to the moderator."""
         return self if self.threshold is not None else self.model_copy(update={"threshold": threshold})
 
-    def decide(self, verdict: Verdict) -> Decision:
-        """Hold a verdict against the thresholds. Categories a moderator does not score are not judged.
+    def limit(self, category: str) -> float:
+        """The score from which on a category is flagged: its threshold, or the common one, by the margin.
 
         Raises:
             ConfigurationError: the policy leaves the threshold open; see :meth:`with_default`.
         """
         if self.threshold is None:
             raise ConfigurationError("this policy has no threshold yet; call with_default first")
-        limits = {name: self.margin * self.categories.get(name, self.threshold) for name in verdict.scores}
+        return self.margin * self.categories.get(category, self.threshold)
+
+    def lowered(self, threshold: float | None, categories: Mapping[str, float]) -> Policy:
+        """This policy with each category's threshold lowered to ``threshold`` and to its own in ``categories``.
+
+        None is ever raised, and a category that is named is enforced even if it was a shadow.
+
+        Raises:
+            ConfigurationError: a category is unknown, or a threshold outside [0, 1] or left open in this policy.
+        """
+        if self.threshold is None:
+            raise ConfigurationError("this policy has no threshold yet; call with_default first")
+        most = 1.0 if threshold is None else threshold
+        base = min(self.threshold, most)
+        own = {name: min(limit, most) for name, limit in self.categories.items()}
+        own |= {name: min(own.get(name, base), limit) for name, limit in categories.items()}
+        shadow = tuple(name for name in self.shadow if name not in categories)
+        return Policy(**dict(self) | {"threshold": base, "categories": own, "shadow": shadow})
+
+    def decide(self, verdict: Verdict) -> Decision:
+        """Hold a verdict against the thresholds. Categories a moderator does not score are not judged.
+
+        Raises:
+            ConfigurationError: the policy leaves the threshold open; see :meth:`with_default`.
+        """
+        limits = {name: self.limit(name) for name in verdict.scores}
         margins = {name: score - limits[name] for name, score in verdict.scores.items()}
         shadowed = tuple(sorted(name for name in self.shadow if margins.pop(name, -1.0) >= 0.0))
         doubtful = any(verdict.scores[name] >= self.hold * limits[name] for name in margins)
@@ -250,6 +275,22 @@ class StagePolicies(Settings):
     def with_default(self, threshold: float) -> StagePolicies:
         """These policies with ``threshold`` where one leaves the threshold to the moderator."""
         return self.model_copy(update={stage: self.at(stage).with_default(threshold) for stage in STAGES})
+
+    def lowered(self, threshold: float | None, categories: Mapping[str, float]) -> StagePolicies:
+        """These policies with lower thresholds for answers, repaired ones included; see :meth:`Policy.lowered`."""
+        answers: tuple[Stage, ...] = ("output", "repair")
+        lowered = {str(stage): self.at(stage).lowered(threshold, categories) for stage in answers}
+        return self.model_copy(update=lowered)
+
+    def weakened_by(self, threshold: float | None, categories: Mapping[str, float]) -> str | None:
+        """Which of these thresholds for answers is above the one in force, so that lowering to it has no effect."""
+        asked = {"": threshold} if threshold is not None else {}
+        for name, limit in {**asked, **categories}.items():
+            most = self.output.categories.get(name, self.output.threshold)
+            if most is not None and limit > most:
+                which = f"threshold of {name!r}" if name else "threshold"
+                return f"the {which} may be lowered only: at most {most:g} here, not {limit:g}"
+        return None
 
     def without_default_margin(self) -> StagePolicies:
         """These policies for a method that wants no margin in the repair stage; one that was named stays."""

@@ -49,7 +49,8 @@ class ChatCompletions:
         asked = read_request(ChatRequest, json_object(call.body))
         model = self.models.named(asked.model)
         call.record.model, call.record.stream = asked.model, bool(asked.stream)
-        policy = self.models.policy(call, model)
+        policy = self.models.policy(call, model).stricter(asked.tta)
+        call.record.policy = policy.name
         runnable = _bound(model, asked, policy, call.limits.max_tokens)
         await call.held.enter_async_context(self.gate.place())
         answer = _Answer(call, asked, model, policy, runnable, Reply(asked.model, self.show_trace))

@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.config import nearest
+from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.moderation.server import ApiError
 
 IGNORED: Final = (
@@ -60,6 +61,9 @@ LEVELS: Final = 100
 """Nesting that is read; what walks through a value later would fail a few hundred levels down."""
 
 _SEEDS: Final = 2**31
+
+_CHECKS: Final[tuple[PromptCheck, ...]] = ("off", "user", "all")
+"""From the laxest to the strictest."""
 
 
 class Body(BaseModel):
@@ -223,6 +227,20 @@ class InlineModeration(Body):
         return asked is not None and asked.mode == "block"
 
 
+class Stricter(Body):
+    """What a client asks for beyond the operator's policy: lower thresholds for answers, a check of the prompt.
+
+    Attributes:
+        threshold: for every category.
+        categories: for single ones.
+        prompt_check: of the last user turn, or of all turns.
+    """
+
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    categories: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    prompt_check: PromptCheck | None = None
+
+
 class ChatRequest(Body):
     """See OpenAI's reference; docs/server.md lists what differs."""
 
@@ -241,6 +259,7 @@ class ChatRequest(Body):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     moderation: InlineModeration | None = None
+    tta: Stricter | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -279,9 +298,20 @@ class ChatRequest(Body):
             "stop": self.stop or None,
             "response_format": self.response_format,
         }
-        if self.moderation is not None and self.moderation.blocks_input and model.prompt_check == "off":
-            given["prompt_check"] = "user"
+        given["prompt_check"] = self._prompt_check(model.prompt_check)
         return {name: value for name, value in given.items() if value is not None}
+
+    def _prompt_check(self, own: PromptCheck) -> PromptCheck:
+        """The strictest of what the model has and the client asks for.
+
+        Raises:
+            ApiError: the client asks for less.
+        """
+        asked = self.tta.prompt_check if self.tta else None
+        if asked is not None and _CHECKS.index(asked) < _CHECKS.index(own):
+            raise weakened(f"the prompt check here is {own!r} and cannot be {asked!r}", "tta.prompt_check")
+        inline: PromptCheck = "user" if self.moderation is not None and self.moderation.blocks_input else "off"
+        return max(own, asked or "off", inline, key=_CHECKS.index)
 
     def _tokens(self, most: int | None) -> int | None:
         asked = {tokens for tokens in (self.max_completion_tokens, self.max_tokens) if tokens is not None}
@@ -345,6 +375,11 @@ def _children(item: Any) -> Collection[Any]:
 
 def _too_deep(what: str) -> ApiError:
     return ApiError(400, f"{what} must not be nested deeper than {LEVELS} levels", code="too_deep")
+
+
+def weakened(message: str, param: str) -> ApiError:
+    """A client asked for less than the operator has; it must not believe that it got it."""
+    return ApiError(403, message, code="policy_weakened", param=param)
 
 
 def unsupported(name: str) -> ApiError:

@@ -14,6 +14,7 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import DEFAULT_NAME
+from tta_middleware.server.chat_request import Stricter, weakened
 from tta_middleware.server.front import Call, json_response
 
 POLICY_HEADER = "x-tta-policy"
@@ -30,6 +31,19 @@ class Chosen:
 
     name: str
     stages: StagePolicies
+
+    def stricter(self, asked: Stricter | None) -> Chosen:
+        """This policy with the lower thresholds that a client asks for.
+
+        Raises:
+            ApiError: 403, one of them is higher than the operator's.
+            ConfigurationError: a category is unknown.
+        """
+        if asked is None or (asked.threshold is None and not asked.categories):
+            return self
+        if problem := self.stages.weakened_by(asked.threshold, asked.categories):
+            raise weakened(problem, "tta")
+        return Chosen(f"{self.name} (stricter)", self.stages.lowered(asked.threshold, asked.categories))
 
     @property
     def header(self) -> dict[str, str]:

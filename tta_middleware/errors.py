@@ -8,7 +8,8 @@
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     ├── DataError (ValueError)              a line of an input file is broken; names file and line
     ├── EngineError                         the model failed while it decoded
-    │   └── EngineBusyError                 too many sequences wait already; try again later
+    │   ├── EngineBusyError                 too many sequences wait already; try again later
+    │   └── UpstreamError                   another server, which has the model, failed or broke its answer off
     ├── StreamProtocolError (RuntimeError)  a stream's driver applied text or verdicts out of order
     ├── ModerationError                     no verdict could be had
     │   ├── ModerationUnavailableError      timeouts, connection errors, 408, 409, 429, 5xx after all retries
@@ -60,6 +61,37 @@ class EngineError(TTAError):
 
 class EngineBusyError(EngineError):
     """Raised when an engine's queue is full; nothing was decoded, and later it may be."""
+
+
+class UpstreamError(EngineError):
+    """Raised when the server behind this one gave no answer, or none to its end.
+
+    Attributes:
+        cause: ``timeout``, ``connection``, ``rate_limit``, ``status`` (5xx), ``refused`` (4xx) or ``broken``.
+        status: the HTTP status that it answered with; None if it gave none.
+        code: its own code of the error, such as ``context_length_exceeded``; empty without one.
+        retry_after: seconds that it asked to wait, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: str = "broken",
+        status: int | None = None,
+        code: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def retryable(self) -> bool:
+        """Whether asking again may help."""
+        return self.cause != "refused"
 
 
 class StreamProtocolError(TTAError, RuntimeError):

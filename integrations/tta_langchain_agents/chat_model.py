@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from tta_langchain_agents.content import last_human_text, material, own_id
 from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, unobserved
-from tta_langchain_agents.ledger import Books, Ledger
+from tta_langchain_agents.ledger import Books
 from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, spanned, without_callbacks
 from tta_langchain_agents.stream import WatchedStream, WithheldError
 from tta_middleware.aio import bridge
@@ -30,6 +30,7 @@ from tta_middleware.chat_model.call_settings import refuse_unknown_settings
 from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.config import Windows
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.policy import StagePolicies
 from tta_middleware.registry import check_moderator, check_policies
 

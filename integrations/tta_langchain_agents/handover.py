@@ -13,11 +13,11 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.runnables import Runnable
 
 from tta_langchain_agents.content import last_human_text, text_only
-from tta_langchain_agents.ledger import Ledger
 from tta_langchain_agents.quiet import quiet, quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.types import Trace
 
 OnFlagged: TypeAlias = Literal["block", "repair", "replace", "raise"]

@@ -13,11 +13,12 @@ from tta_langchain_agents.chat_model import GuardedChatModel, guards_itself
 from tta_langchain_agents.content import material
 from tta_langchain_agents.handover import Handover, OnFlagged, Replacement, StandIn
 from tta_langchain_agents.inner import base_model, handlers, observed
-from tta_langchain_agents.ledger import Approvals, Books, Ledger, Witness
+from tta_langchain_agents.ledger import Approvals, Books, Witness
 from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.policy import Stage, StagePolicies
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import check_moderator, check_policies

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from langchain_core.messages import AIMessage, AIMessageChunk
 
 from tta_langchain_agents.content import Text, held_material, own_id, tail_material, take_apart
-from tta_langchain_agents.ledger import Ledger
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError, ModerationError
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import moderated
 
 

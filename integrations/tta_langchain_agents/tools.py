@@ -27,12 +27,13 @@ from langgraph.types import Command, Interrupt, Overwrite
 from pydantic import BaseModel, Field
 
 from tta_langchain_agents.content import material, plain_text
-from tta_langchain_agents.ledger import Approvals, Ledger
+from tta_langchain_agents.ledger import Approvals
 from tta_langchain_agents.quiet import quiet, spanned, without_callbacks
 from tta_middleware.aio import bridge
 from tta_middleware.call_text import call_text
 from tta_middleware.chat_model.refusal import refused
 from tta_middleware.errors import UnsafeAnswerError
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.types import Trace
 
 

@@ -7,11 +7,11 @@ import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import HumanMessage
 from tta_langchain_agents import GuardedChatModel
-from tta_langchain_agents.ledger import Ledger
 
 from tta_middleware import Guard, Message, Policy, Repair, Windows
 from tta_middleware.cli.scoring import Scorer
 from tta_middleware.errors import FlaggedError
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import moderated
 from tta_middleware.moderation.cache import Cached
 from tta_middleware.moderation.parts import InParts

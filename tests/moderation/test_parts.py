@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tta_langchain_agents.ledger import Ledger
 
 from tta_middleware import Guard, Message, Policy, Repair
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import moderated
 from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator
 from tta_middleware.moderation.adapters.chat_guard import ChatGuardModerator

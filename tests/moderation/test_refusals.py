@@ -3,10 +3,10 @@
 import logging
 
 import pytest
-from tta_langchain_agents.ledger import Ledger
 
 from tta_middleware import Guard, Message, Policy, Repair
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError, ModerationUnavailableError
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.stack import StackSettings, production_moderator
 from tta_middleware.testing.fault_server import FaultServer

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from tta_langchain_agents.ledger import Ledger
 
 import tta_middleware
 from tta_middleware.cli.scoring import Scorer
 from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.evaluation.judges import ModeratorReviewer
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.moderation.adapters.runnable import RunnableModerator
 from tta_middleware.moderation.breaker import CircuitBreaker, WithBreaker
 from tta_middleware.moderation.cache import Cached

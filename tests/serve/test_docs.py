@@ -34,7 +34,7 @@ def test_the_settings_file_is_valid_and_complete(tmp_path: Path) -> None:
     [text] = blocks("toml")
     file.write_text(text)
     settings, models = read_server_file(file)
-    assert list(models) == ["small"]
+    assert list(models) == ["small", "far"]
     for name in type(settings.limits).model_fields:
         assert re.search(rf"^{name} =", text, re.MULTILINE), name
 

@@ -13,12 +13,12 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.tools import tool
 from langgraph.types import Command
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
-from tta_langchain_agents.ledger import Ledger
 from tta_langchain_agents.testing import ScriptedChatModel
 from tta_langchain_agents.tools import ResultGuard
 
 from tta_middleware import TTAChatModel
 from tta_middleware.guard.context import RequestContext
+from tta_middleware.guard.ledger import Ledger
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging

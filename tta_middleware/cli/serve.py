@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from tta_middleware.server.settings import ServerSettings
 
 _MODEL = "A model by the name that clients use: smollm2, a local folder, or a Hugging Face id; may be repeated."
+_UPSTREAM = (
+    "A server that speaks OpenAI's protocol, guarded: URL with its path, by the name that clients use ('upstream' "
+    "without one); its key is TTA_UPSTREAM_API_KEY; may be repeated. Alone, no model is loaded here."
+)
+_UPSTREAM_MODEL = "What the upstream calls the model; by default the name that clients use."
+_HAND_OVER = "The model of this server that answers where an upstream's answer is flagged; by default it is blocked."
 _CONFIG = "A TOML file with limits, allowed_policies and [models.NAME] (docs/server.md); options here win."
 _KEYS = (
     "A file of API keys, KEY or NAME KEY a line; by default those of TTA_API_KEYS; without any, everybody may come in."
@@ -26,6 +32,9 @@ _DEADLINE = "Seconds after which a request ends, its time in the queue included.
 
 def serve(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", metavar="NAME=REF", help=_MODEL)] = None,
+    upstream: Annotated[list[str] | None, typer.Option(metavar="[NAME=]URL", help=_UPSTREAM)] = None,
+    upstream_model: Annotated[str | None, typer.Option(metavar="NAME", help=_UPSTREAM_MODEL)] = None,
+    hand_over: Annotated[str | None, typer.Option(metavar="NAME", help=_HAND_OVER)] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help=_CONFIG)] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
@@ -54,27 +63,32 @@ def serve(
     from tta_middleware.server.app import create_app
     from tta_middleware.server.settings import build_models, read_server_file
 
-    common = {
-        "moderator": moderator,
+    guard = {"moderator": moderator, "policy": threshold, "prompt_check": prompt_check, "policies": policies}
+    own = guard | {
         "method": method,
-        "policy": threshold,
         "max_new_tokens": max_new_tokens,
-        "prompt_check": prompt_check,
-        "policies": policies,
         "device": device,
         "dtype": dtype,
         "allow_download": allow_download,
     }
     settings, models = read_server_file(config) if config else (_nothing(), {})
-    named = _named(model or ([] if models else ["smollm2"]), models)
-    models |= build_models({name: {"model": reference, **common} for name, reference in named.items()})
+    named = _named("--model", model or ([] if models or upstream else ["smollm2"]), models)
+    tables = {name: {"model": reference, **own} for name, reference in named.items()}
+    behind = {"upstream_model": upstream_model, "hand_over": hand_over, **guard}
+    urls = _named("--upstream", [_with_name(text) for text in upstream or []], [*models, *tables])
+    models |= build_models(tables | {name: {"upstream": url, **behind} for name, url in urls.items()})
     limits = {"concurrency": concurrency, "queue": queue, "seconds": deadline}
     settings = _with(settings, limits, allow_policy or [])
     app = create_app(models, settings, keys=_keys(api_keys))
     running.serve(app, settings, host=host, port=port)
 
 
-def _named(given: list[str], known: Collection[str]) -> dict[str, str]:
+def _with_name(upstream: str) -> str:
+    """``NAME=URL``; an address alone may hold equals signs, too."""
+    return f"upstream={upstream}" if upstream.startswith(("http://", "https://")) else upstream
+
+
+def _named(option: str, given: list[str], known: Collection[str]) -> dict[str, str]:
     """References by name; a reference alone is its own name.
 
     Raises:
@@ -86,7 +100,7 @@ def _named(given: list[str], known: Collection[str]) -> dict[str, str]:
     for text in given:
         name, equals, reference = text.partition("=")
         if not name or name in named or name in known:
-            raise ConfigurationError(f"--model {text}: write NAME=REF, with another name for each model")
+            raise ConfigurationError(f"{option} {text}: write NAME=REF, with another name for each model")
         named[name] = reference if equals else text
     return named
 

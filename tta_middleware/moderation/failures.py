@@ -34,13 +34,19 @@ def from_openai(error: openai.APIError, *, where: str, key_variable: str) -> Mod
     import openai
 
     if isinstance(error, openai.APIStatusError):
-        code = error.code or getattr(error, "type", None)
+        code = error_code(error)
         return from_status(error.status_code, error.response.headers, code=code, where=where, key_variable=key_variable)
     if isinstance(error, openai.APITimeoutError):
         return ModerationUnavailableError(f"{where} did not answer in time", cause="timeout")
     return ModerationUnavailableError(
         f"no usable connection to {where}; check the network and base_url", cause="connection"
     )
+
+
+def error_code(error: openai.APIError) -> str:
+    """The API's own code of an error, where it looks like one; what servers write there may be a sentence."""
+    code = error.code or getattr(error, "type", None)
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else ""
 
 
 def from_status(

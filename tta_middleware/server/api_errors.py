@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tta_middleware.errors import (
     ConfigurationError,
     EngineBusyError,
@@ -10,6 +12,7 @@ from tta_middleware.errors import (
     ModelNotFoundError,
     ModerationError,
     ModerationUnavailableError,
+    UpstreamError,
 )
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.server.gate import too_many
@@ -24,6 +27,8 @@ def api_error(error: Exception) -> ApiError:
             return error
         case EngineBusyError():
             return too_many("the model's queue is full", BUSY_SECONDS)
+        case UpstreamError():
+            return _of_upstream(error)
         case ConfigurationError():
             return ApiError(400, str(error))
         case ModelNotFoundError() | MissingExtraError():
@@ -35,6 +40,29 @@ def api_error(error: Exception) -> ApiError:
         case EngineError():
             return _at_fault(500, "the model failed while it answered; try again", "engine_error")
     return _at_fault(500, "the server failed; try again", "internal_error")
+
+
+_OURS = frozenset({401, 402, 403, 404, 405})
+"""Statuses with which an upstream refuses this server's key, address or model, which no client can mend."""
+
+
+def _of_upstream(error: UpstreamError) -> ApiError:
+    """What a client is told of an upstream; nothing of what that said but a code."""
+    code = error.code or "upstream_error"
+    match error.cause:
+        case "rate_limit":
+            return too_many("the upstream is busy", math.ceil(error.retry_after or BUSY_SECONDS))
+        case "timeout":
+            return _at_fault(504, "the upstream did not answer in time; try again", "upstream_timeout")
+        case "connection":
+            return _at_fault(502, "the upstream cannot be reached, or broke off; try again", "upstream_unreachable")
+        case "refused" if error.status is not None and error.status not in _OURS and error.status != 429:
+            return ApiError(400, f"the upstream refused the request with status {error.status}", code=code)
+        case "refused":
+            return _at_fault(502, "the upstream refuses this server; its operator has to mend that", "upstream_refused")
+        case "status":
+            return _at_fault(502, f"the upstream failed with status {error.status}; try again", "upstream_failed")
+    return _at_fault(502, "the upstream's answer broke off or cannot be read; try again", "upstream_broken")
 
 
 def too_late(seconds: float) -> ApiError:

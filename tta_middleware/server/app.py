@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.moderation.server import ApiError
+from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.chat_completions import ChatCompletions
 from tta_middleware.server.checks import Checks
 from tta_middleware.server.front import Call, Endpoint, Front, error_response, json_response
@@ -25,7 +25,7 @@ from starlette.routing import Route  # isort: skip
 
 
 def create_app(
-    models: Mapping[str, TTAChatModel], settings: ServerSettings | None = None, *, keys: Keys | None = None
+    models: Mapping[str, ServedModel], settings: ServerSettings | None = None, *, keys: Keys | None = None
 ) -> Starlette:
     """OpenAI's protocol over guarded chat models.
 
@@ -34,7 +34,8 @@ def create_app(
     loaded at its first request.
 
     Args:
-        models: chat models by the names that clients use; the first one's moderator answers checks and moderations.
+        models: chat models, or upstreams, by the names that clients use; the first one's moderator answers checks
+            and moderations.
         keys: who may come in; everybody by default.
 
     Raises:

@@ -7,21 +7,21 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.runnables import Runnable
 from starlette.responses import Response
 
-from tta_middleware.aio.streams import cancelled_once
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
 from tta_middleware.moderation.server import json_object
+from tta_middleware.policy import StagePolicies
+from tta_middleware.server.answering import Answering, LocalAnswer, ServedModel
 from tta_middleware.server.chat_reply import Reply
 from tta_middleware.server.chat_request import ChatRequest, read_request
 from tta_middleware.server.front import Call, EventStream, json_response
 from tta_middleware.server.gate import Gate
 from tta_middleware.server.inline_moderation import inline_moderation
 from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
+from tta_middleware.server.upstream import UpstreamModel
 
 _SEAM = "\n\n"
 
@@ -51,21 +51,21 @@ class ChatCompletions:
         call.record.model, call.record.stream = asked.model, bool(asked.stream)
         policy = self.models.policy(call, model).stricter(asked.tta)
         call.record.policy = policy.name
-        runnable = _bound(model, asked, policy, call.limits.max_tokens)
+        answering_ = answering(model, asked, policy.stages, call.limits.max_tokens)
         await call.held.enter_async_context(self.gate.place())
-        answer = _Answer(call, asked, model, policy, runnable, Reply(asked.model, self.show_trace))
+        answer = _Answer(call, asked, model, policy, answering_, Reply(asked.model, self.show_trace))
         return await (answer.stream() if asked.stream else answer.whole())
 
 
-def _bound(
-    model: TTAChatModel, asked: ChatRequest, policy: Chosen, most_tokens: int | None
-) -> Runnable[LanguageModelInput, AIMessage]:
-    """The chat model as this request uses it."""
-    settings = asked.settings(model, most_tokens) | {"policy": policy.stages}
-    tools = asked.tool_settings()
-    if tools is not None:
-        return model.bind_tools(**tools, **settings)
-    return cast("Runnable[LanguageModelInput, AIMessage]", model.bind(**settings))
+def answering(model: ServedModel, asked: ChatRequest, stages: StagePolicies, most_tokens: int | None) -> Answering:
+    """The answer of a served model to a request, not yet begun.
+
+    Raises:
+        ApiError: the request asks for more than it may.
+    """
+    if isinstance(model, UpstreamModel):
+        return model.answering(asked, stages, most_tokens)
+    return LocalAnswer.of(cast("TTAChatModel", model), asked, stages, most_tokens)
 
 
 @dataclass(eq=False, slots=True)
@@ -74,14 +74,14 @@ class _Answer:
 
     call: Call
     asked: ChatRequest
-    model: TTAChatModel
+    model: ServedModel
     policy: Chosen
-    runnable: Runnable[LanguageModelInput, AIMessage]
+    answering: Answering
     reply: Reply
 
     async def whole(self) -> Response:
         try:
-            message = await cancelled_once(self.runnable.ainvoke(self.asked.conversation))
+            message = await self.answering.whole()
         except RefusedAnswerError as error:
             message = _refusal(error)
         self.reply.note(message)
@@ -94,7 +94,7 @@ class _Answer:
 
     async def stream(self) -> EventStream:
         """The stream, once its first piece is there: an error before that has a status of its own."""
-        chunks = cast("AsyncGenerator[AIMessageChunk, None]", self.runnable.astream(self.asked.conversation))
+        chunks = self.answering.stream()
         # The generator of events below closes it, too, but only once it has begun.
         self.call.held.push_async_callback(chunks.aclose)
         first: AIMessageChunk | RefusedAnswerError | None

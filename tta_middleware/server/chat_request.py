@@ -21,7 +21,8 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.call_text import message_texts
+from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.config import nearest
 from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.moderation.server import ApiError
@@ -284,8 +285,13 @@ class ChatRequest(Body):
     def last_user_text(self) -> str:
         return next((turn.content for turn in reversed(self.messages) if isinstance(turn, UserTurn)), "")
 
-    def settings(self, model: TTAChatModel, most_tokens: int | None) -> dict[str, Any]:
-        """What a call of ``model`` is told.
+    @property
+    def texts(self) -> list[str]:
+        """All that the conversation says, calls of tools as they are decoded."""
+        return [text for message in from_langchain(self.conversation) for text in message_texts(message)]
+
+    def settings(self, prompt_check: PromptCheck, most_tokens: int | None) -> dict[str, Any]:
+        """What a call of a model with this ``prompt_check`` is told.
 
         Raises:
             ApiError: more tokens are asked for than ``most_tokens``, or twice and differently.
@@ -298,7 +304,7 @@ class ChatRequest(Body):
             "stop": self.stop or None,
             "response_format": self.response_format,
         }
-        given["prompt_check"] = self._prompt_check(model.prompt_check)
+        given["prompt_check"] = self._prompt_check(prompt_check)
         return {name: value for name, value in given.items() if value is not None}
 
     def _prompt_check(self, own: PromptCheck) -> PromptCheck:
@@ -312,6 +318,12 @@ class ChatRequest(Body):
             raise weakened(f"the prompt check here is {own!r} and cannot be {asked!r}", "tta.prompt_check")
         inline: PromptCheck = "user" if self.moderation is not None and self.moderation.blocks_input else "off"
         return max(own, asked or "off", inline, key=_CHECKS.index)
+
+    def forwarded(self) -> dict[str, Any]:
+        """What another server of this protocol is asked; moderation is this server's affair."""
+        kept = set(type(self).model_fields) - {"model", "messages", "stream", "stream_options", "moderation", "tta"}
+        asked = {name: value for name, value in self.model_dump(exclude_none=True).items() if name in kept}
+        return asked | {"messages": [_forwarded(turn) for turn in self.messages]}
 
     def _tokens(self, most: int | None) -> int | None:
         asked = {tokens for tokens in (self.max_completion_tokens, self.max_tokens) if tokens is not None}
@@ -335,6 +347,14 @@ class ChatRequest(Body):
         if self.tool_choice not in (None, "auto", "none"):
             raise ApiError(400, "tool_choice needs tools to choose from", param="tool_choice")
         return None
+
+
+def _forwarded(turn: Turn) -> dict[str, Any]:
+    """A turn as every server of this protocol knows it."""
+    told = turn.model_dump(exclude_none=True, exclude={"refusal"})
+    if isinstance(turn, AssistantTurn) and not told.get("content"):
+        told["content"] = turn.refusal or None
+    return told | ({"role": "system"} if turn.role == "developer" else {})
 
 
 def read_request(kind: type[R], payload: Mapping[str, Any]) -> R:

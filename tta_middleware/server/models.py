@@ -9,11 +9,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import DEFAULT_NAME
+from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.chat_request import Stricter, weakened
 from tta_middleware.server.front import Call, json_response
 
@@ -59,7 +59,7 @@ class ServedModels:
         ready: whether the models are loaded.
     """
 
-    models: Mapping[str, TTAChatModel]
+    models: Mapping[str, ServedModel]
     allowed_policies: tuple[str, ...] = ()
     ready: bool = False
     _created: int = field(default_factory=lambda: int(time.time()), init=False)
@@ -72,10 +72,10 @@ class ServedModels:
                 model.policies_in_force(name)
 
     @property
-    def first(self) -> TTAChatModel:
+    def first(self) -> ServedModel:
         return next(iter(self.models.values()))
 
-    def named(self, name: str) -> TTAChatModel:
+    def named(self, name: str) -> ServedModel:
         """The model of that name.
 
         Raises:
@@ -87,7 +87,7 @@ class ServedModels:
             raise ApiError(404, message, code="model_not_found", param="model")
         return self.models[name]
 
-    def policy(self, call: Call, model: TTAChatModel) -> Chosen:
+    def policy(self, call: Call, model: ServedModel) -> Chosen:
         """The policy that the request asks for, or the model's own.
 
         Raises:
@@ -128,7 +128,7 @@ class ServedModels:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "tta-middleware"}
 
 
-def _own_name(model: TTAChatModel) -> str:
+def _own_name(model: ServedModel) -> str:
     """What an answer calls the policy that its operator set."""
     if isinstance(model.policy, str):
         return model.policy

@@ -13,6 +13,8 @@ from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.config import Settings, refuse_unknown
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.server.answering import ServedModel
+from tta_middleware.server.upstream import UpstreamModel, UpstreamSettings
 
 
 class Limits(Settings):
@@ -52,7 +54,7 @@ class ServerSettings(Settings):
     show_trace: bool = True
 
 
-def read_server_file(path: Path) -> tuple[ServerSettings, dict[str, TTAChatModel]]:
+def read_server_file(path: Path) -> tuple[ServerSettings, dict[str, ServedModel]]:
     """Settings and models of a TOML file: ``limits``, ``allowed_policies``, ``show_trace``, and ``[models.NAME]``.
 
     Raises:
@@ -66,19 +68,34 @@ def read_server_file(path: Path) -> tuple[ServerSettings, dict[str, TTAChatModel
     return ServerSettings(**document), build_models(tables)
 
 
-def build_models(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, TTAChatModel]:
-    """Chat models by name from their settings; they share engines and moderators of the same kind.
+def build_models(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, ServedModel]:
+    """Models by name from their settings; they share engines and moderators of the same kind.
+
+    A table with ``upstream`` is a model of another server (:class:`UpstreamSettings`), any other one of this process.
 
     Raises:
         ConfigurationError: a setting is unknown or unusable; names the model.
     """
     shared = Runtime()
-    return {name: _model(name, table, shared) for name, table in tables.items()}
+    local = {name: _local(name, table, shared) for name, table in tables.items() if "upstream" not in table}
+    return {
+        name: local[name] if name in local else _upstream(name, table, shared, local) for name, table in tables.items()
+    }
 
 
-def _model(name: str, table: Mapping[str, Any], runtime: Runtime) -> TTAChatModel:
+def _local(name: str, table: Mapping[str, Any], runtime: Runtime) -> TTAChatModel:
     try:
         return TTAChatModel(**table, runtime=runtime)
+    except ValueError as error:
+        raise ConfigurationError(f"model {name!r}: {error}") from None
+
+
+def _upstream(
+    name: str, table: Mapping[str, Any], runtime: Runtime, local: Mapping[str, TTAChatModel]
+) -> UpstreamModel:
+    try:
+        settings = UpstreamSettings(**table)
+        return UpstreamModel(settings, runtime=runtime, stand_in=local.get(settings.hand_over or ""))
     except ValueError as error:
         raise ConfigurationError(f"model {name!r}: {error}") from None
 

@@ -31,6 +31,10 @@ def listen(auditor: Hearing) -> None:
     """Put listeners around what was imported so far."""
     auditor.replace(Runtime, "moderator", _resolved)
     _listen_to(auditor, TTAChatModel, _own_terms)
+    if "tta_middleware.server.upstream" in sys.modules:
+        answer = sys.modules["tta_middleware.server.upstream"].UpstreamAnswer
+        auditor.replace(answer, "whole", _upstreams_whole)
+        auditor.replace(answer, "stream", _upstreams_stream)
     if "tta_langchain_agents.chat_model" in sys.modules:
         _listen_to(auditor, sys.modules["tta_langchain_agents.chat_model"].GuardedChatModel, _guarded_terms)
     if "tta_langchain_agents.middleware" in sys.modules:
@@ -154,7 +158,9 @@ class _Streamed:
         self._whole: Any = None
 
     def chunk(self, chunk: ChatGenerationChunk) -> None:
-        message = chunk.message
+        self.add(chunk.message)
+
+    def add(self, message: Any) -> None:
         self._request.loose("text", message.text)
         self._whole = message if self._whole is None else self._whole + message
 
@@ -196,6 +202,42 @@ def _block(block: dict[str, Any], names: Collection[str]) -> Any:
     left_out = repeated.get(str(block.get("type")))
     own = {"name"} if left_out and block.get("name") in names else set()
     return {key: value for key, value in block.items() if key not in {left_out, *own}}
+
+
+def _upstream_request(auditor: Hearing, answer: Any, way: str) -> AuditedRequest:
+    """One answer of an upstream behind this package's server."""
+    auditor.hear(answer.model.scorer)
+    asked = {"off": (), "user": (answer.asked.last_user_text,), "all": tuple(answer.asked.texts)}
+    return auditor.request(f"UpstreamAnswer.{way}", Terms.of(answer.stages, prompts=asked[answer.prompt_check]))
+
+
+def _upstreams_whole(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def whole(self: Any) -> Any:
+        request = _upstream_request(auditor, self, "whole")
+        with request.current():
+            message = await original(self)
+        request.gate(message.text)
+        message_left(request, message)
+        request.end()
+        return message
+
+    return whole
+
+
+def _upstreams_stream(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def stream(self: Any) -> AsyncGenerator[Any, None]:
+        request = _upstream_request(auditor, self, "stream")
+        message = _Streamed(request, ())
+
+        def left(chunk: Any) -> None:
+            request.gate(chunk.text)
+            message.add(chunk)
+
+        return heard(request, original(self), left, message.end)
+
+    return stream
 
 
 @dataclass(frozen=True, slots=True)

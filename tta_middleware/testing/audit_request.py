@@ -227,6 +227,11 @@ class AuditedRequest:
         if self.terms is not None and not call_covered(name, arguments, self._known()):
             self._unproven.append(("a tool call left without a verdict on what it says", f"{name} {arguments}"))
 
+    def gate(self, text: str) -> None:
+        """Text left by a surface that promises a checked prompt itself."""
+        if text.strip() and not self._constant(text):
+            self._prompt_gate(text)
+
     def _known(self) -> list[str]:
         """What surfaces may be made of.
 

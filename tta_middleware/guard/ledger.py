@@ -1,0 +1,130 @@
+"""What was scored for one answer or tool result of a model of somebody else's, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tta_middleware.errors import ModerationError
+from tta_middleware.moderation.parts import InParts
+from tta_middleware.policy import Decision, Policy, StagePolicies
+from tta_middleware.policy.coverage import categories_of, covering, enforced, undisguises
+from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.protocols import Moderator
+from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
+
+LONGEST = 8_000
+"""Characters of one text for a moderator that does not say what it takes: a tool may bring a whole book."""
+
+
+@dataclass(slots=True, eq=False)
+class Ledger:
+    """A moderator that keeps the books for one guarded call.
+
+    Attributes:
+        approved: texts that may be shown; a message that holds others has not been through this guard.
+        error: why a text could not be scored, if one could not.
+    """
+
+    moderator: Moderator
+    policy: Policy
+    clock: Callable[[], float] = time.monotonic
+    approved: set[str] = field(default_factory=set)
+    calls: int = 0
+    error: ModerationError | None = None
+    name: str = field(init=False)
+    default_threshold: float = field(init=False)
+    categories: tuple[str, ...] = field(init=False)
+    undisguises: bool = field(init=False)
+    _worst: tuple[Decision, Verdict] | None = None
+    _started: float = 0.0
+
+    def __post_init__(self) -> None:
+        stages = StagePolicies.of(self.policy)
+        if getattr(self.moderator, "max_characters", None) is None:
+            self.moderator = InParts(self.moderator, LONGEST)
+        self.moderator = covering(self.moderator, stages)
+        self.name, self.default_threshold = self.moderator.name, self.moderator.default_threshold
+        # What is not declared was put under watch above, so whoever asks this ledger need not watch it again.
+        self.categories = categories_of(self.moderator) or tuple(enforced(stages))
+        self.undisguises = undisguises(self.moderator)
+        self._started = self.clock()
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        """The moderator's verdicts, counted; blank texts are safe without a call.
+
+        Raises:
+            ModerationError: the moderator's.
+        """
+        asked = [text for text in texts if text.strip()]
+        try:
+            verdicts = iter(await self._ask(asked, prompt) if asked else ())
+        except ModerationError as error:
+            self.error = error
+            raise
+        return [next(verdicts) if text.strip() else _blank(self.name) for text in texts]
+
+    async def _ask(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
+        self.calls += 1
+        verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
+        for verdict in verdicts:
+            decision = self.policy.decide(verdict)
+            if self._worst is None or decision.excess > self._worst[0].excess:
+                self._worst = (decision, verdict)
+        return verdicts
+
+    async def passes(self, texts: Sequence[str], prompt: str | None = None) -> bool:
+        """Whether all texts may be shown; what could not be scored passes only if the policy says so."""
+        new = [text for text in texts if text not in self.approved]
+        try:
+            verdicts = await self.moderate(new, prompt=prompt) if new else []
+        except ModerationError as error:
+            safe = self.policy.lets_pass(error)
+        else:
+            safe = not any(self.policy.decide(verdict).flagged for verdict in verdicts)
+        if safe:
+            self.approved.update(new)
+        return safe
+
+    async def aclose(self) -> None:
+        """The moderator belongs to the caller."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of an answer that was released."""
+        return "clean" if self.error is None else "unchecked"
+
+    def reason(self, part: str) -> str:
+        """Why an answer was withheld: the part that was flagged, or the moderator's failure."""
+        return f"flagged: {part}" if self.error is None else f"moderator: {type(self.error).__name__}"
+
+    def trace(
+        self, outcome: Outcome, stop_reason: str, *, method: str, model: str = "", tokens: int = 0, seam: int = 0
+    ) -> Trace:
+        """The trace of this call; ``seam`` characters had left when the rest was flagged."""
+        score = self._score()
+        return Trace(
+            method=method,
+            outcome=outcome,
+            stop_reason=stop_reason,
+            baseline=score,
+            final=score if outcome in ("clean", "unchecked") else None,
+            generations=1,
+            generated_tokens=tokens,
+            moderation_calls=self.calls,
+            seconds=self.clock() - self._started,
+            moderator=self.name,
+            model=model,
+            seam=seam,
+        )
+
+    def _score(self) -> AnswerScore | None:
+        if self._worst is None:
+            return None
+        decision, verdict = self._worst
+        return AnswerScore(verdict.score, decision.flagged, decision.category, shadowed=decision.shadowed)
+
+
+def _blank(name: str) -> Verdict:
+    return Verdict(dict.fromkeys(CATEGORIES, 0.0), flagged=False, model=name)

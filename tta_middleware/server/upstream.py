@@ -1,0 +1,398 @@
+"""A model of another server, behind the guard's windows: blocked, replaced or handed over where it is flagged.
+
+It cannot be repaired by moved embeddings, since these are out of reach; ``hand_over`` names a model of this server
+that can. Its text is released as :func:`~tta_middleware.guard.moderated.moderated` checks it, its tool calls when all
+of each was checked as it is decoded, and nothing before the prompt has passed where that is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import anyio
+from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages.tool import tool_call_chunk
+from pydantic import Field, PositiveFloat, model_validator
+
+from tta_middleware.aio.streams import Send, first_error, owned
+from tta_middleware.assembly import Runtime
+from tta_middleware.call_text import call_text
+from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.fields import ModeratorSetting, PolicyFileSetting
+from tta_middleware.chat_model.refusal import PROVIDER, REFUSAL, ending
+from tta_middleware.config import Settings, Windows
+from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
+from tta_middleware.guard.ledger import Ledger
+from tta_middleware.guard.moderated import moderated
+from tta_middleware.guard.settings import PromptCheck
+from tta_middleware.moderation.retry import RetryPolicy
+from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.file import policies_for
+from tta_middleware.protocols import Moderator
+from tta_middleware.registry import check_policies
+from tta_middleware.server.answering import LocalAnswer
+from tta_middleware.server.chat_request import ChatRequest
+from tta_middleware.server.upstream_client import CallPiece, FinishReason, Piece, UpstreamClient
+
+_SEAM = "\n\n"
+
+
+class UpstreamSettings(Settings):
+    """A model of another server that speaks OpenAI's protocol.
+
+    Attributes:
+        upstream: the server's URL with its path, such as ``http://127.0.0.1:11434/v1``.
+        upstream_model: what that server calls the model; None hands on the name that clients use here.
+        api_key_env: environment variable of its key; None takes ``TTA_UPSTREAM_API_KEY``, if that is set.
+        api_key_file: a file with the key in place of that, read anew for every request.
+        moderator: ``local``, ``openai``, or a Moderator.
+        policy: a threshold, thresholds per category, a Policy, StagePolicies, or a name in ``policies``.
+        policies: a file of named policies, read anew when it changes.
+        prompt_check: whether the prompt is moderated, too: ``user`` the last user turn, ``all`` every message, ``off``.
+        on_flagged: ``block`` ends the answer with the policy's notice, ``replace`` with ``replacement``, ``hand_over``
+            lets another model answer; None takes the one that a setting is given for, else ``block``.
+        replacement: text in place of what was flagged; moderated like any other.
+        hand_over: name of a model of this server, one of its own, that answers instead.
+        release: ``window`` streams text as it is checked, ``end`` holds it until all was checked.
+        windows: how a streamed answer is cut.
+        timeout: seconds in which nothing comes from the upstream.
+        retry: how often it is asked, as long as nothing of its answer has come.
+
+    Raises:
+        ConfigurationError: a value is unknown or out of range, or does not fit another.
+    """
+
+    upstream: str
+    upstream_model: str | None = None
+    api_key_env: str | None = None
+    api_key_file: Path | None = None
+    moderator: ModeratorSetting = "local"
+    policy: Any = None
+    policies: PolicyFileSetting = None
+    prompt_check: PromptCheck = "off"
+    on_flagged: Literal["block", "replace", "hand_over"] | None = None
+    replacement: str | None = None
+    hand_over: str | None = None
+    release: Literal["window", "end"] = "window"
+    windows: Windows = Field(default_factory=Windows)
+    timeout: PositiveFloat = 60.0
+    retry: RetryPolicy = Field(default_factory=lambda: RetryPolicy(attempts=3))
+
+    @model_validator(mode="after")
+    def _usable(self) -> UpstreamSettings:
+        needs = {"replace": self.replacement, "hand_over": self.hand_over}
+        if self.on_flagged in needs and not needs[self.on_flagged]:
+            named = {"replace": "replacement", "hand_over": "hand_over"}[self.on_flagged]
+            raise ConfigurationError(f"on_flagged={self.on_flagged!r} needs {named}=")
+        check_policies(self.moderator, policies_for(self.policy, self.policies))
+        return self
+
+    @property
+    def action(self) -> Literal["block", "replace", "hand_over"]:
+        if self.on_flagged is not None:
+            return self.on_flagged
+        return "hand_over" if self.hand_over else "replace" if self.replacement else "block"
+
+
+class UpstreamModel:
+    """A served model over :class:`UpstreamSettings`; holds no state of a request.
+
+    Args:
+        runtime: where a moderator by name is made once.
+        stand_in: the model that ``hand_over`` names.
+    """
+
+    def __init__(
+        self, settings: UpstreamSettings, *, runtime: Runtime | None = None, stand_in: TTAChatModel | None = None
+    ) -> None:
+        if settings.action == "hand_over" and stand_in is None:
+            raise ConfigurationError(f"hand_over names no model of this server: {settings.hand_over!r}")
+        self.settings, self.stand_in, self._runtime = settings, stand_in, runtime or Runtime()
+        self.client = UpstreamClient(
+            settings.upstream,
+            key_variable=settings.api_key_env,
+            key_file=settings.api_key_file,
+            timeout=settings.timeout,
+            retry=settings.retry,
+        )
+
+    @property
+    def policy(self) -> Any:
+        return self.settings.policy
+
+    @property
+    def prompt_check(self) -> PromptCheck:
+        return self.settings.prompt_check
+
+    @property
+    def scorer(self) -> Moderator:
+        return self._runtime.moderator(self.settings.moderator)
+
+    def policies_in_force(self, name: str | None = None) -> StagePolicies:
+        """See :meth:`TTAChatModel.policies_in_force`.
+
+        Raises:
+            ConfigurationError: there is no such name.
+        """
+        stages = policies_for(self.policy if name is None else name, self.settings.policies)
+        return stages.with_default(self.scorer.default_threshold)
+
+    async def aload(self) -> None:
+        """Nothing to load: an upstream that is away answers each request with an error, and may come back."""
+
+    async def aclose(self) -> None:
+        """Close connections and the moderator."""
+        await self.client.aclose()
+        await self._runtime.aclose()
+
+    def answering(self, asked: ChatRequest, stages: StagePolicies, most_tokens: int | None) -> UpstreamAnswer:
+        """An answer that may be taken from the upstream."""
+        settings = asked.settings(self.prompt_check, most_tokens)
+        body = asked.forwarded() | {"model": self.settings.upstream_model or asked.model}
+        return UpstreamAnswer(self, asked, body, stages, settings.get("prompt_check", self.prompt_check), most_tokens)
+
+
+@dataclass(slots=True)
+class _Spoken:
+    """An upstream's answer as it comes; written by the reading task, read by others once that has ended."""
+
+    calls: dict[int, CallPiece] = field(default_factory=dict)
+    refusal: str = ""
+    reason: FinishReason | None = None
+    usage: UsageMetadata | None = None
+
+    def take(self, piece: Piece) -> str:
+        """Note all of a piece but its text, which is returned."""
+        self.refusal += piece.text if piece.refusal else ""
+        self.reason = piece.reason or self.reason
+        for call in piece.calls:
+            had = self.calls.get(call.index, CallPiece(call.index))
+            name, words = had.name or call.name, had.arguments + call.arguments
+            self.calls[call.index] = CallPiece(call.index, had.id or call.id, name, words)
+        if piece.usage:
+            prompt, completion = piece.usage
+            self.usage = UsageMetadata(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion)
+        return piece.text
+
+
+@dataclass(slots=True, eq=False)
+class UpstreamAnswer:
+    """One answer on its way from the upstream to a client.
+
+    Attributes:
+        body: what the upstream is asked.
+        prompt_check: in force for this request.
+    """
+
+    model: UpstreamModel
+    asked: ChatRequest
+    body: Mapping[str, Any]
+    stages: StagePolicies
+    prompt_check: PromptCheck
+    most_tokens: int | None
+    # The answering task alone writes these. ``_passed`` is set by the task that checks the prompt, and never cleared.
+    said: str = ""
+    _spoken: _Spoken = field(default_factory=_Spoken)
+    _passed: anyio.Event = field(default_factory=anyio.Event)
+    _ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ledger = Ledger(self.model.scorer, self.stages.output)
+
+    async def whole(self) -> AIMessage:
+        """The answer at once: what is flagged is replaced from its first word, since nothing has left.
+
+        Raises:
+            UpstreamError, ModerationError, RefusedAnswerError: there is none.
+        """
+        async with aclosing(self._chunks(stream=False)) as chunks:
+            message = reduce(add, [chunk async for chunk in chunks])
+        return cast("AIMessage", message_chunk_to_message(message))
+
+    def stream(self) -> AsyncGenerator[AIMessageChunk, None]:
+        """The answer as it is checked."""
+        return self._chunks(stream=True)
+
+    async def _chunks(self, *, stream: bool) -> AsyncGenerator[AIMessageChunk, None]:
+        async def produce(send: Send[AIMessageChunk]) -> None:
+            await self._run(send, stream)
+
+        async with aclosing(owned(produce)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _run(self, send: Send[AIMessageChunk], stream: bool) -> None:
+        """The prompt's check beside the answer, as in :class:`~tta_middleware.guard.guard.Answering`."""
+        refused = ""
+
+        async def say(chunk: AIMessageChunk) -> None:
+            await self._passed.wait()
+            self.said += chunk.text
+            await send(chunk)
+
+        try:
+            async with anyio.create_task_group() as group:
+                with anyio.CancelScope() as work:
+
+                    async def check() -> None:
+                        nonlocal refused
+                        refused = await self._refuse_prompt()
+                        if refused:
+                            work.cancel()  # the gate stays shut, so that what waits there is never said
+                        else:
+                            self._passed.set()
+
+                    group.start_soon(check)
+                    await self._answer(say, stream)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        if refused:
+            self._passed.set()
+            await self._notice(say, refused)
+
+    async def _refuse_prompt(self) -> str:
+        """Why the prompt is refused; empty if it is not."""
+        if self.prompt_check == "off":
+            return ""
+        ledger = Ledger(self.model.scorer, self.stages.prompt)
+        texts = self.asked.texts if self.prompt_check == "all" else [self.asked.last_user_text]
+        passed = await ledger.passes(texts)
+        self._ledger.calls += ledger.calls
+        return "" if passed else ledger.reason("prompt").replace("flagged: ", "")
+
+    async def _answer(self, say: Send[AIMessageChunk], stream: bool) -> None:
+        hold = not stream or self.model.settings.release == "end"
+        checked = moderated(
+            self._texts(stream),
+            self._ledger,
+            self.stages.output,
+            windows=self.model.settings.windows,
+            hold=hold,
+            prompt=self.asked.last_user_text,
+        )
+        try:
+            async with aclosing(checked) as pieces:
+                async for piece in pieces:
+                    await say(AIMessageChunk(content=piece))
+        except (FlaggedError, ModerationError):
+            return await self._stand_in(say, "text")
+        calls = [_call_of(call) for _, call in sorted(self._spoken.calls.items())]
+        for call in calls:
+            if not await self._ledger.passes(call.texts, self.asked.last_user_text):
+                return await self._stand_in(say, "tool_call")
+        for call in calls:
+            await say(call.chunk)
+        return await say(self._last(calls))
+
+    async def _texts(self, stream: bool) -> AsyncGenerator[str, None]:
+        async with aclosing(self.model.client.ask(self.body, stream=stream)) as pieces:
+            async for piece in pieces:
+                if text := self._spoken.take(piece):
+                    yield text
+
+    def _last(self, calls: list[_Call]) -> AIMessageChunk:
+        reason: str = self._spoken.reason or "stop"
+        if reason in ("stop", "tool_calls"):
+            reason = "tool_calls" if any(call.whole for call in calls) else "stop"
+        outcome = self._ledger.outcome
+        why = self._ledger.reason("")
+        about = ending(reason) | self._about(outcome, outcome if outcome == "clean" else f"{why}, passed by policy")
+        return _end(about | ({REFUSAL: self._spoken.refusal} if self._spoken.refusal else {}), self._spoken.usage)
+
+    def _about(self, outcome: Any, reason: str) -> dict[str, Any]:
+        usage = self._spoken.usage
+        trace = self._ledger.trace(
+            outcome,
+            reason,
+            method=self.model.settings.action,
+            model=str(self.body["model"]),
+            tokens=usage["output_tokens"] if usage else 0,
+            seam=len(self.said) if outcome == "blocked" else 0,
+        )
+        return {"model_provider": PROVIDER, "model_name": trace.model, "tta": trace.as_dict()}
+
+    async def _stand_in(self, say: Send[AIMessageChunk], part: str) -> None:
+        """What follows where the rest may not be shown; without a moderator nothing but the notice can."""
+        reason, settings = self._ledger.reason(part), self.model.settings
+        if settings.action == "hand_over" and self._ledger.error is None:
+            return await self._handed_over(say, reason)
+        if settings.action == "replace" and self._ledger.error is None:
+            text = settings.replacement or ""
+            if await self._ledger.passes([text]):
+                about = ending("content_filter") | self._about("blocked", reason)
+                await say(AIMessageChunk(content=self._seam + text))
+                return await say(_end(about, self._spoken.usage))
+        return await self._notice(say, reason)
+
+    async def _notice(self, say: Send[AIMessageChunk], reason: str) -> None:
+        notice = self.stages.output.notice_for(self.asked.last_user_text)
+        about = ending("content_filter") | self._about("blocked", reason) | {REFUSAL: notice}
+        await say(AIMessageChunk(content=self._seam + notice))
+        await say(_end(about, self._spoken.usage))
+
+    async def _handed_over(self, say: Send[AIMessageChunk], reason: str) -> None:
+        """Another model's answer to the same conversation, as that one guards and repairs it."""
+        model = self.model.stand_in
+        if model is None:
+            return await self._notice(say, reason)
+        asked = self.asked.model_copy(update={"tools": None, "tool_choice": None, "parallel_tool_calls": None})
+        answer, seam = LocalAnswer.of(model, asked, self.stages, self.most_tokens), self._seam
+        handed = self._about("blocked", reason)["tta"]
+        usage = self._spoken.usage
+        async with aclosing(answer.stream()) as chunks:
+            async for chunk in chunks:
+                if chunk.text:
+                    await say(AIMessageChunk(content=seam + chunk.text))
+                    seam = ""
+                if chunk.response_metadata:
+                    trace = chunk.response_metadata.get("tta", {}) | {"handed_over": handed}
+                    end = chunk.response_metadata | {"tta": trace}
+                    usage = add_usage(usage, chunk.usage_metadata)
+                    await say(_end(end, usage))
+        return None
+
+    @property
+    def _seam(self) -> str:
+        return _SEAM if self.said else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A tool call.
+
+    Attributes:
+        whole: its arguments are a JSON object; a broken one is text, since nobody could carry it out.
+        texts: what it says, as it is written and as it is decoded.
+    """
+
+    whole: bool
+    chunk: AIMessageChunk
+    texts: list[str]
+
+
+def _call_of(call: CallPiece) -> _Call:
+    written = f"{call.name}\n{call.arguments}".strip()
+    try:
+        arguments = json.loads(call.arguments or "{}", strict=False)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        return _Call(False, AIMessageChunk(content=call.arguments), [written, call_text(call.name, call.arguments)])
+    chunk = tool_call_chunk(
+        name=call.name, args=call.arguments or "{}", id=call.id or f"call_{secrets.token_hex(12)}", index=call.index
+    )
+    texts = [written, call_text(call.name, arguments)]
+    return _Call(True, AIMessageChunk(content="", tool_call_chunks=[chunk]), texts)
+
+
+def _end(about: dict[str, Any], usage: UsageMetadata | None) -> AIMessageChunk:
+    return AIMessageChunk(content="", response_metadata=about, usage_metadata=usage, chunk_position="last")

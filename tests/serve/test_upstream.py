@@ -287,6 +287,7 @@ def test_the_key_is_sent_and_shown_to_nobody(
         {"upstream": "http://a/v1", "on_flagged": "replace"},
         {"upstream": "http://a/v1", "api_key_env": "TTA_NO_SUCH_KEY"},
         {"upstream": "http://a/v1", "temprature": 1},
+        {"upstream": "http://a/v1", "moderator": "self"},
         {"upstream": "http://a/v1", "moderator": "local", "policy": {"unsafe": 0.1}},
     ],
 )

@@ -38,7 +38,7 @@ from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
 from tta_middleware.protocols import Moderator
-from tta_middleware.registry import check_policies
+from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.server.answering import LocalAnswer
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.upstream_client import CallPiece, FinishReason, Piece, UpstreamClient
@@ -93,6 +93,8 @@ class UpstreamSettings(Settings):
         if self.on_flagged in needs and not needs[self.on_flagged]:
             named = {"replace": "replacement", "hand_over": "hand_over"}[self.on_flagged]
             raise ConfigurationError(f"on_flagged={self.on_flagged!r} needs {named}=")
+        if isinstance(self.moderator, str):
+            check_moderator(self.moderator, None)
         check_policies(self.moderator, policies_for(self.policy, self.policies))
         return self
 

@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,22 +211,12 @@ def agree(path: Path, settings: dict[str, Any]) -> None:
 @contextmanager
 def moderation_server() -> Iterator[str]:
     """The embedded moderator behind a real server on a free loopback port; gives its base URL."""
-    import uvicorn
-
     from tta_middleware.moderation.embedded import EmbeddedModerator
     from tta_middleware.moderation.server import create_app
+    from tta_middleware.testing.loopback import on_loopback
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(EmbeddedModerator()), log_level="warning"))
-    # The socket listens already, so a request that comes before the server is up waits for it.
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    with on_loopback(create_app(EmbeddedModerator())) as served:
+        yield f"{served.url}/v1"
 
 
 def dry_run(options: argparse.Namespace) -> str:

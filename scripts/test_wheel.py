@@ -16,7 +16,14 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("tests/core", "tests/packaging", "tests/policies", "tests/server", "tests/cli", "tests/integrations/agents")
+TESTS = (
+    "tests/core",
+    "tests/packaging",
+    "tests/policies",
+    "tests/moderation_server",
+    "tests/cli",
+    "tests/integrations/agents",
+)
 
 
 def run(*command: str | Path, cwd: Path) -> None:

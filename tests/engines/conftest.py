@@ -30,6 +30,23 @@ _TINY = {
 }
 
 
+@pytest.fixture
+def count_columns(monkeypatch: pytest.MonkeyPatch) -> Callable[[TransformersEngine], list[int]]:
+    """How many columns each pass of an engine has, from now on, in a list that grows."""
+
+    def count(engine: TransformersEngine) -> list[int]:
+        forward, columns = engine._loaded.forward, []
+
+        def counted(rows: Any, packed: Any) -> Any:
+            columns.append(rows.shape[1])
+            return forward(rows, packed)
+
+        monkeypatch.setattr(engine._loaded, "forward", counted)
+        return columns
+
+    return count
+
+
 @pytest.fixture(scope="session")
 def tiny_sizes() -> dict[str, Any]:
     """Config arguments of a two-layer model."""

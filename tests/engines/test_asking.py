@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -23,17 +23,6 @@ def judging(answer: str) -> list[Message]:
     return [Message("user", f"Somebody wrote this: {answer}\n\nIs it about the sea? Answer yes or no.")]
 
 
-def count_columns(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    forward, columns = engine._loaded.forward, []
-
-    def counted(rows: Any, packed: Any) -> Any:
-        columns.append(rows.shape[1])
-        return forward(rows, packed)
-
-    monkeypatch.setattr(engine._loaded, "forward", counted)
-    return columns
-
-
 async def test_they_are_the_models_own_log_probabilities(tiny_folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -49,12 +38,12 @@ async def test_they_are_the_models_own_log_probabilities(tiny_folder: Path) -> N
 
 
 async def test_a_growing_text_is_judged_as_from_scratch_and_runs_only_what_is_new(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
     grown = [await engine.embed(judging(ANSWER[:length])) for length in (60, 130, 290, 130)]
     await engine.next_token_logprobs(grown[:1], CHOICES)
-    columns = count_columns(engine, monkeypatch)
+    columns = count_columns(engine)
     before = grown[0].token_ids
     for prompt in grown[1:]:
         del columns[:]
@@ -69,13 +58,15 @@ async def test_a_growing_text_is_judged_as_from_scratch_and_runs_only_what_is_ne
     await engine.aclose()
 
 
-async def test_it_runs_in_the_passes_that_decode(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_runs_in_the_passes_that_decode(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
     prompt = await engine.embed([Message("user", "the fog")])
     question = await engine.embed(judging(ANSWER))
     request = GenerationRequest(prompt, Sampling(max_new_tokens=40))
     [alone] = await engine.generate_batch([request])
-    answers, columns = [], count_columns(engine, monkeypatch)
+    answers, columns = [], count_columns(engine)
 
     async with anyio.create_task_group() as group:
 

@@ -33,25 +33,14 @@ async def alone(folder: Path, prompts: list[PromptEmbeddings], tokens: int) -> l
     return answers
 
 
-def count_columns(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    forward, columns = engine._loaded.forward, []
-
-    def counted(rows: Any, packed: Any) -> Any:
-        columns.append(rows.shape[1])
-        return forward(rows, packed)
-
-    monkeypatch.setattr(engine._loaded, "forward", counted)
-    return columns
-
-
 async def test_a_beginning_that_many_prompts_share_runs_once(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
     texts = ["a storm", "the fog", "gulls", "the fog"]
     prompts = [await engine.embed([SYSTEM, Message("user", text)]) for text in texts]
     head = int(prompts[0].user_mask.argmax())
-    columns = count_columns(engine, monkeypatch)
+    columns = count_columns(engine)
     done = await engine.generate_batch([request(prompt, 3) for prompt in prompts])
     assert columns[0] == head
     assert sum(columns) == head + sum(len(prompt.matrix) - head for prompt in prompts) + 4 * 2
@@ -75,7 +64,7 @@ async def test_a_beginning_with_other_embeddings_is_another_beginning(tiny_folde
 
 
 async def test_a_long_prompt_runs_in_parts_between_the_steps_of_others(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:
     import tta_middleware.engines.decoding.running_batch as batch
 
@@ -83,7 +72,7 @@ async def test_a_long_prompt_runs_in_parts_between_the_steps_of_others(
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
     long = await engine.embed([SYSTEM, Message("user", "waves and more waves, " * 30)])
     short = await engine.embed([Message("user", "Hi")])
-    columns = count_columns(engine, monkeypatch)
+    columns = count_columns(engine)
     done = await engine.generate_batch([request(short, 30), request(long, 4)])
     assert max(columns) <= 40 + 2
     [score] = await engine.mean_nll(long, [done[0].token_ids])

@@ -8,9 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +17,6 @@ import anyio
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -31,6 +27,7 @@ from tta_vllm.server import Server, ServerPool, encode
 
 from tta_middleware import Message, Sampling
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
+from tta_middleware.testing.loopback import on_loopback
 from tta_middleware.types import GenerationRequest
 
 BROKEN_AT = 3
@@ -109,17 +106,8 @@ def event(choice: dict[str, Any]) -> str:
 
 @contextmanager
 def serving(script: Scripted) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(script.app(), log_level="critical", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with on_loopback(script.app(), log_level="critical", lifespan="off") as served:
+        yield served.url
 
 
 @pytest.fixture(scope="module")

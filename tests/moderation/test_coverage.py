@@ -5,7 +5,7 @@ from langchain_core.language_models import GenericFakeChatModel
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 
 from tta_middleware import Guard, Message, Policy, Repair, TTAChatModel
-from tta_middleware.cli.scoring import Scorer
+from tta_middleware.cli.moderate_job import Scorer
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
 from tta_middleware.guard.moderated import moderated
 from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator

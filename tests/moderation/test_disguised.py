@@ -9,7 +9,7 @@ from langchain_core.messages import HumanMessage
 from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import Guard, Message, Policy, Repair, Windows
-from tta_middleware.cli.scoring import Scorer
+from tta_middleware.cli.moderate_job import Scorer
 from tta_middleware.errors import FlaggedError
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import moderated

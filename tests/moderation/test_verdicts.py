@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import tta_middleware
-from tta_middleware.cli.scoring import Scorer
+from tta_middleware.cli.moderate_job import Scorer
 from tta_middleware.errors import InvalidVerdictError
 from tta_middleware.evaluation.judges import ModeratorReviewer
 from tta_middleware.guard.ledger import Ledger
@@ -77,7 +77,7 @@ async def test_whoever_else_asks_counts_alike(answer, monkeypatch):
     inner = Miscounting(answer)
     with pytest.raises(InvalidVerdictError):
         await ModeratorReviewer(inner).review(["one text", "another"], "")
-    monkeypatch.setattr("tta_middleware.cli.scoring.resolve_moderator", lambda _name: inner)
+    monkeypatch.setattr("tta_middleware.cli.moderate_job.resolve_moderator", lambda _name: inner)
     with pytest.raises(InvalidVerdictError), Scorer("any", Policy()) as scorer:
         scorer.verdicts(["one text", "another"])
     with TestClient(create_app(inner)) as client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +20,7 @@ from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.server.keys import Keys
 from tta_middleware.server.request_log import JsonLines
 from tta_middleware.testing.delays import Unequal, slow_even
+from tta_middleware.testing.loopback import on_loopback
 from tta_middleware.testing.scripted_engine import Script, ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
@@ -70,27 +70,10 @@ def running(
     models: TTAChatModel | Mapping[str, TTAChatModel] | None = None, *, keys: str = "", **settings: Any
 ) -> Iterator[Served]:
     """A server that stops when the block ends; one model is served as ``roses``."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     served = models if isinstance(models, Mapping) else {"roses": models or scripted()}
     app = create_app(served, ServerSettings(**settings), keys=Keys.parse(keys))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=20))
-    started = threading.Event()
-    startup = server.startup
-
-    async def announced(sockets: list[socket.socket] | None = None) -> None:
-        await startup(sockets)
-        started.set()
-
-    server.startup = announced  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        assert started.wait(30)
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", server)
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
+    with on_loopback(app, backlog=256, timeout_graceful_shutdown=20) as loopback:
+        yield Served(loopback.url, loopback.server)
 
 
 CHAT_SCOPE: dict[str, Any] = {

@@ -30,7 +30,6 @@ from tta_middleware.chat_model.call_settings import (
     with_usual_names,
 )
 from tta_middleware.chat_model.copying import CopiesSettings
-from tta_middleware.chat_model.counting import CountsTokens
 from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.chat_model.fallbacks import as_fallback
 from tta_middleware.chat_model.fields import (
@@ -45,6 +44,7 @@ from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
 from tta_middleware.chat_model.refusal import as_refusals
 from tta_middleware.chat_model.structured import Schema, json_output, with_response_format
+from tta_middleware.chat_model.token_counts import CountsTokens
 from tta_middleware.chat_model.tools import (
     CallQuality,
     Tool,

@@ -23,8 +23,8 @@ from tta_middleware.evaluation.comparators import Bench, Comparator, comparators
 from tta_middleware.evaluation.environment import environment
 from tta_middleware.evaluation.judges import Reviewer, resolve_judge
 from tta_middleware.evaluation.measures import Closeness
+from tta_middleware.evaluation.run_folder import RunFolder
 from tta_middleware.evaluation.runner import GROUP, Plan, evaluate, open_work
-from tta_middleware.evaluation.store import RunFolder
 from tta_middleware.evaluation.summary import summarise
 from tta_middleware.evaluation.tables import to_markdown
 from tta_middleware.files.jsonl import Record

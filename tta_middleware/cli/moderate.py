@@ -25,7 +25,7 @@ def moderate(
     With --jsonl one object a line is printed in the order of the input; a broken line gets an object with 'error' in
     its place, and the exit code is 2 at the end.
     """
-    from tta_middleware.cli.scoring import Scorer, score_lines, show_one
+    from tta_middleware.cli.moderate_job import Scorer, score_lines, show_one
     from tta_middleware.cli.typed import policy_of, text_or_stdin
     from tta_middleware.errors import ConfigurationError
 

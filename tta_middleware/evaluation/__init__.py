@@ -2,8 +2,8 @@
 
 from tta_middleware.evaluation.comparators import COMPARATORS, Bench, Comparator, comparators
 from tta_middleware.evaluation.judges import Judge, Reviewer, resolve_judge
+from tta_middleware.evaluation.run_folder import RunFolder
 from tta_middleware.evaluation.runner import Plan, evaluate
-from tta_middleware.evaluation.store import RunFolder
 from tta_middleware.evaluation.summary import summarise
 from tta_middleware.evaluation.tables import to_markdown
 from tta_middleware.files.prompts import Prompt, read_prompts, read_sets

@@ -15,7 +15,7 @@ from tta_middleware.evaluation.first import SharedFirst, decode_together
 from tta_middleware.evaluation.judges import Reviewer
 from tta_middleware.evaluation.measures import Closeness, Measured, measure
 from tta_middleware.evaluation.records import Setting, candidates, to_record
-from tta_middleware.evaluation.store import RunFolder
+from tta_middleware.evaluation.run_folder import RunFolder
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt
 from tta_middleware.guard.context import last_user_text

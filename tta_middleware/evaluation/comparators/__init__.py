@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.evaluation.comparators.base import Bench, Comparator
 from tta_middleware.evaluation.comparators.best_of_n import BestOfN
 from tta_middleware.evaluation.comparators.block import Block
+from tta_middleware.evaluation.comparators.comparator import Bench, Comparator
 from tta_middleware.evaluation.comparators.guarded import Guarded
 from tta_middleware.evaluation.comparators.random_step import RandomStep
 from tta_middleware.evaluation.comparators.reminder import Reminder

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tta_middleware.evaluation.comparators.base import Bench
+from tta_middleware.evaluation.comparators.comparator import Bench
 from tta_middleware.guard.settings import Report
 from tta_middleware.methods import TSA
 from tta_middleware.methods.base import Method

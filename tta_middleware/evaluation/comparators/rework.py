@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tta_middleware.evaluation.comparators.base import Bench
+from tta_middleware.evaluation.comparators.comparator import Bench
 from tta_middleware.evaluation.comparators.workbench import Workbench
 from tta_middleware.guard.settings import Report
 from tta_middleware.types import Message, Sampling, Trace
 
 
 class Rework(ABC):
-    """A :class:`~tta_middleware.evaluation.comparators.base.Comparator` that gives another answer for a flagged one."""
+    """A :class:`~.comparator.Comparator` that gives another answer for a flagged one."""
 
     __slots__ = ()
 

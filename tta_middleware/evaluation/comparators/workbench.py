@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tta_middleware.call_text import json_reading
-from tta_middleware.evaluation.comparators.base import Bench
+from tta_middleware.evaluation.comparators.comparator import Bench
 from tta_middleware.guard.context import (
     Conversation,
     Meter,

@@ -23,7 +23,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 def run(*command: str) -> str:
     environment = os.environ | {"PYTHONWARNINGS": "error::ResourceWarning"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -73,7 +73,7 @@ async def sequences_a_step(model: TTAChatModel, ask: Ask, config: RunnableConfig
     return (after.tokens - before.tokens) / (after.steps - before.steps), [answer.text for answer in answers]
 
 
-@pytest.mark.parametrize("ask", [by_abatch, by_abatch_as_completed, by_batch])
+@pytest.mark.parametrize("ask", [by_abatch, by_batch, pytest.param(by_abatch_as_completed, marks=pytest.mark.slow)])
 async def test_a_batch_decodes_side_by_side_and_answers_like_single_calls(
     model: TTAChatModel, alone: list[str], ask: Ask
 ) -> None:
@@ -82,7 +82,7 @@ async def test_a_batch_decodes_side_by_side_and_answers_like_single_calls(
     assert answers == alone
 
 
-@pytest.mark.parametrize("ask", [by_abatch, by_abatch_as_completed])
+@pytest.mark.parametrize("ask", [by_abatch_as_completed, pytest.param(by_abatch, marks=pytest.mark.slow)])
 async def test_max_concurrency_bounds_how_many_decode_at_once(model: TTAChatModel, alone: list[str], ask: Ask) -> None:
     one_by_one, answers = await sequences_a_step(model, ask, {"max_concurrency": 1})
     assert one_by_one == pytest.approx(1.0)
@@ -145,7 +145,7 @@ async def test_leaving_a_closed_batch_stops_what_is_under_way(model: TTAChatMode
     await before.nothing_was_left(model)
 
 
-@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("bound", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_a_break_alone_stops_what_is_under_way(model: TTAChatModel, bound: bool) -> None:
     before = await Before.of(model)
     runnable = model.bind(max_new_tokens=LONG) if bound else model.model_copy(update={"max_new_tokens": LONG})

@@ -86,8 +86,9 @@ def _plain(storage: Any) -> Any:
 
 
 def _joined(seen: list[Any]) -> str:
-    """Text that was seen in pieces, as a reader reads it."""
-    return "".join(piece[0].text for piece in seen if isinstance(piece, tuple) and isinstance(piece[0], BaseMessage))
+    """Text that was seen in pieces, as a reader reads it; with several stream modes each item names its mode."""
+    pieces = [item[1] if isinstance(item, tuple) and item[0] == "messages" else item for item in seen]
+    return "".join(piece[0].text for piece in pieces if isinstance(piece, tuple) and isinstance(piece[0], BaseMessage))
 
 
 Build = Callable[..., Watched]

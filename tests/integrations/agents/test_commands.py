@@ -100,9 +100,8 @@ async def test_whatever_becomes_a_message_is_judged(watched: Any, message: Any, 
     note = writes(beside_its_result(message), asynchronous=asynchronous)
     run = watched([call("note", word="x"), "done"], tools=[note], middleware=[guard()])
     await run.agent.ainvoke(HELLO, run.config)
-    for mode in ("messages", "updates", "values"):
-        async for item in run.agent.astream(HELLO, run.config, stream_mode=mode):
-            run.seen.append(item)
+    async for item in run.agent.astream(HELLO, run.config, stream_mode=["messages", "updates", "values"]):
+        run.seen.append(item)
     assert not run.leaks()
     assert "withheld" in "".join(message.text for message in run.messages)
     assert "noted" in [message.text for message in run.messages]

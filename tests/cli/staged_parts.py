@@ -7,6 +7,7 @@ from itertools import chain, repeat
 import anyio
 
 from tta_middleware.errors import EngineError, ModerationUnavailableError
+from tta_middleware.testing.judging_engine import JudgingEngine
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import Verdict
@@ -34,6 +35,14 @@ class Unloadable(ScriptedEngine):
         raise EngineError("it cannot be loaded here")
 
 
+DOUBTED = ("hide", "nobody", "money", "burden", "night", "scare", "stupid", "throw", "lock")
+
+
+def _doubts(asked):
+    """Yes to answers with a word of :data:`DOUBTED`, in four of five cases."""
+    return 0.8 if any(word in asked.split("Answer:")[-1] for word in DOUBTED) else 0.2
+
+
 def engine(reference: str) -> ScriptedEngine:
     if reference == "stubborn":
         return ScriptedEngine(lambda call: BAD, model_id="staged:stubborn")
@@ -41,10 +50,19 @@ def engine(reference: str) -> ScriptedEngine:
         return ScriptedEngine(_answer, fail_at_step=12, model_id="staged:failing")
     if reference == "unloadable":
         return Unloadable(_answer, model_id="staged:unloadable")
+    if reference == "judging":
+        return _named(JudgingEngine(_answer, _doubts), "staged:judging")
+    if reference == "contrary":
+        return _named(JudgingEngine(_answer, lambda asked: 1.0 - _doubts(asked)), "staged:contrary")
     if reference == "hanging":
         steps = int(os.environ.get("STAGED_STEPS", sys.maxsize))
         return ScriptedEngine(_answer, sleep=_Patience(steps).sleep, model_id="staged:hanging")
     return ScriptedEngine(_answer, model_id=f"staged:{reference}")
+
+
+def _named(engine, model_id):
+    engine.model_id = model_id
+    return engine
 
 
 def settable(

@@ -9,7 +9,7 @@ from tta_middleware.errors import EngineError
 from tta_middleware.guard.quality import QualityBounds, text_problems
 from tta_middleware.profiles.calibration import Answer, Measurements, bounds_from
 from tta_middleware.profiles.fingerprint import model_hash
-from tta_middleware.profiles.store import load_profile
+from tta_middleware.profiles.store import judge_calibration, load_profile
 
 PROSE = "The garden is quiet in the morning, and the birds begin to sing before the sun is up."
 LOOP = "no no no no no no no no no no no no no no no"
@@ -45,6 +45,43 @@ def test_prompts_of_ones_own_are_used(tta, jsonl):
     prompts = jsonl("own.jsonl", {"prompt": "Tell me about moss"}, {"prompt": "Tell me about ferns"})
     ran = tta("calibrate", "--model", "staged:plain", "--prompts", prompts, "--json")
     assert ran.objects[0]["measured"]["prompts"] == 2
+
+
+def test_a_model_that_can_be_asked_is_measured_as_a_judge(tta):
+    ran = tta("calibrate", "--model", "staged:judging", "--limit", "2")
+    assert ran.code == 0
+    kept = load_profile(model_hash("staged:judging"))
+    assert kept.bounds.max_nll == 3.5
+    assert kept.judging.figures["answers"] == 64
+    assert 0.5 < kept.judging.figures["auc"] < 1.0
+    assert kept.judging.sources == {"judging": 64}
+    assert judge_calibration("staged:judging").wording == kept.judging.wording
+    assert "no probe: that takes 100 answers" in ran.err
+
+
+def test_one_part_is_measured_and_the_other_one_kept(tta, jsonl):
+    tta("calibrate", "--model", "staged:judging", "--limit", "2")
+    before = load_profile(model_hash("staged:judging"))
+    rows = [{"response": f"{'hide' if at % 4 else 'show'} it {at}", "harmful": bool(at % 2)} for at in range(40)]
+    answers = jsonl("own.jsonl", *rows)
+    options = ("--only", "judging", "--answers", answers, "--most-answers", "30", "--json")
+    ran = tta("calibrate", "--model", "staged:judging", *options)
+    assert ran.objects[0]["judging"]["figures"]["answers"] == 30
+    after = load_profile(model_hash("staged:judging"))
+    assert after.bounds == before.bounds
+    assert after.judging.sources == {"own": 30}
+    tta("calibrate", "--model", "staged:judging", "--only", "quality", "--limit", "2")
+    assert load_profile(model_hash("staged:judging")) == after
+
+
+def test_a_model_that_cannot_judge_gets_its_bounds_and_a_word_why(tta):
+    ran = tta("calibrate", "--model", "staged:plain", "--limit", "2")
+    assert ran.code == 0
+    assert "no judge: ScriptedEngine has no next_token_logprobs" in ran.err
+    assert load_profile(model_hash("staged:plain")).judging is None
+    ran = tta("calibrate", "--model", "staged:contrary", "--only", "judging")
+    assert ran.code == 2
+    assert "say nothing of harm" in ran.err
 
 
 def test_a_missing_file_is_named(tta, tmp_path):

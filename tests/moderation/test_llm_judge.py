@@ -189,3 +189,23 @@ async def test_a_judge_with_a_probe_reads_the_hidden_state() -> None:
         await judge.states(["flagme"], [])
     with pytest.raises(ModerationRejectedError, match="fit a probe for this model"):
         await LLMJudge(JudgingEngine(), calibration=JudgeCalibration(probe=JudgeProbe((1.0,), 0.0))).moderate(["fine"])
+
+
+async def test_words_count_beside_a_probe_as_much_as_the_calibration_says() -> None:
+    probe = JudgeProbe((0.0, 1.0), 0.5)
+    [alone] = await LLMJudge(JudgingEngine(), calibration=JudgeCalibration(probe=probe)).moderate(["flagme"])
+    [beside] = await LLMJudge(JudgingEngine(), calibration=JudgeCalibration(probe=probe, words=2.0)).moderate(
+        ["flagme"]
+    )
+    [said] = await LLMJudge(JudgingEngine()).log_odds(["flagme"], [None])
+    assert math.log(alone.score / (1 - alone.score)) == pytest.approx(math.log(9) + 0.5, abs=1e-4)
+    assert math.log(beside.score / (1 - beside.score)) == pytest.approx(math.log(9) + 0.5 + 2.0 * said, abs=1e-4)
+
+
+def test_what_was_fitted_on_another_wording_is_refused() -> None:
+    fits = LLMJudge(JudgingEngine()).wording()
+    assert LLMJudge(JudgingEngine(), reads_prompt=False).wording() != fits
+    assert LLMJudge(JudgingEngine(), rules="No tea.").wording() != fits
+    LLMJudge(JudgingEngine(), calibration=JudgeCalibration(wording=fits))
+    with pytest.raises(ConfigurationError, match="another wording of the question; fit it anew with tta calibrate"):
+        LLMJudge(JudgingEngine(), rules="No tea.", calibration=JudgeCalibration(wording=fits))

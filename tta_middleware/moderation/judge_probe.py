@@ -74,12 +74,12 @@ def fit_probe(
     known = states.astype(np.float64)
     mean, spread = known.mean(axis=0), known.std(axis=0) + 1e-3
     columns = np.column_stack([(known - mean) / spread, np.ones(len(known))])
-    found = _newton(columns, truth, _shares(truth, groups), ridge * len(known) / 1_000)
+    found = logistic(columns, truth, evened(truth, groups), ridge * len(known) / 1_000)
     weights = found[:-1] / spread
     return JudgeProbe(tuple(weights.tolist()), float(found[-1] - weights @ mean))
 
 
-def _shares(truth: NDArray[np.float64], groups: Sequence[str] | None, most: int = 300) -> NDArray[np.float64]:
+def evened(truth: NDArray[np.float64], groups: Sequence[str] | None, most: int = 300) -> NDArray[np.float64]:
     """How much each text counts: sources bounded, both labels even, 1 on average."""
     shares = np.ones(len(truth))
     names = np.array(groups if groups is not None else [""] * len(truth))
@@ -93,10 +93,17 @@ def _shares(truth: NDArray[np.float64], groups: Sequence[str] | None, most: int 
     return scaled
 
 
-def _newton(
+def logistic(
     columns: NDArray[np.float64], truth: NDArray[np.float64], shares: NDArray[np.float64], ridge: float
 ) -> NDArray[np.float64]:
-    """Weights and, last, the bias, which the ridge leaves free."""
+    """Weights of a logistic regression and, last, the bias, whose column of ones the ridge leaves free.
+
+    Args:
+        columns: (n, d) of about one standard deviation each; the last is all ones.
+        truth: (n,) zeros and ones.
+        shares: (n,) how much each row counts.
+        ridge: how strongly weights are held near 0.
+    """
     penalty = np.full(columns.shape[1], ridge)
     penalty[-1] = 0.0
     weights = np.zeros(columns.shape[1])

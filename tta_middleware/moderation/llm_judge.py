@@ -10,10 +10,13 @@ decode. How well this works is a matter of the model; docs/moderation.md has fig
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from tta_middleware.errors import ConfigurationError, EngineError, ModerationRejectedError, ModerationUnavailableError
 from tta_middleware.moderation.judge_probe import JudgeProbe
@@ -63,18 +66,24 @@ class JudgeCalibration:
         scale: steepness; above 0.
         probe: takes the log-odds from the model's hidden state instead of its yes and no; see
             :mod:`tta_middleware.moderation.judge_probe`.
+        words: how much the log-odds of yes against no count beside the probe's; 0 and they are not asked for.
+        wording: :meth:`LLMJudge.wording` of the judge that this was fitted for; empty and it is not checked.
 
     Raises:
-        ConfigurationError: a number is not finite, or ``scale`` is not above 0.
+        ConfigurationError: a number is not finite, ``scale`` is not above 0, or ``words`` is below 0.
     """
 
     centre: float = 0.0
     scale: float = 1.0
     probe: JudgeProbe | None = None
+    words: float = 0.0
+    wording: str = ""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.centre) and math.isfinite(self.scale) and self.scale > 0.0):
             raise ConfigurationError("a judge's centre is a finite number, and its scale one above 0")
+        if not (math.isfinite(self.words) and self.words >= 0.0):
+            raise ConfigurationError("what a judge's words count beside its probe is a finite number of at least 0")
 
     def probability(self, log_odds: float) -> float:
         """Of harm, in [0, 1]."""
@@ -95,7 +104,8 @@ class LLMJudge(Closing):
         closes: whether closing the judge closes the engine.
 
     Raises:
-        ConfigurationError: the engine cannot be asked, or ``rules`` are blank or above ``LONGEST`` characters.
+        ConfigurationError: the engine cannot be asked, ``rules`` are blank or above ``LONGEST`` characters, or the
+            calibration was fitted on another wording.
     """
 
     categories: tuple[str, ...] = ("unsafe",)
@@ -125,6 +135,11 @@ class LLMJudge(Closing):
                 f"{type(engine).__name__} has no last_hidden_states, so no probe can read its model"
             )
         self._reads_prompt, self._closes = reads_prompt, closes
+        if self._calibration.wording not in ("", self.wording()):
+            raise ConfigurationError(
+                f"what was fitted of {engine.model_id} as a judge belongs to another wording of the question; "
+                "fit it anew with tta calibrate"
+            )
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One verdict per text, all asked for side by side.
@@ -137,10 +152,7 @@ class LLMJudge(Closing):
             return []
         try:
             asked = [await self._embedded(text, prompt) for text in texts]
-            probe = self._calibration.probe
-            found = (
-                await self._by_words(asked) if probe is None else probe.log_odds(await self._states_of(asked)).tolist()
-            )
+            found = await self._log_odds(asked)
         except EngineError as error:
             raise ModerationUnavailableError(f"the judging model failed: {error}", cause="engine") from error
         except ConfigurationError as error:
@@ -154,10 +166,21 @@ class LLMJudge(Closing):
             ConfigurationError: the engine gives none, a text is too long, or the two differ in number.
             EngineError: the engine failed.
         """
-        if len(texts) != len(prompts):
-            raise ConfigurationError("states take one prompt per text; give None where a text answers nothing")
-        asked = [await self._embedded(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
-        return await self._states_of(asked)
+        return await self._states_of(await self._each_embedded(texts, prompts))
+
+    async def log_odds(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[float]:
+        """Log-odds of yes against no in nats, before any calibration; texts and prompts as for :meth:`states`.
+
+        Raises:
+            ConfigurationError: a text is too long, the two differ in number, or the model has no word for yes or no.
+            EngineError: the engine failed.
+        """
+        return await self._by_words(await self._each_embedded(texts, prompts))
+
+    def wording(self) -> str:
+        """16 hexadecimal digits for how this judge asks; what is fitted on one wording says nothing of another."""
+        asked = (self._asked("text", "prompt"), self._asked("text", None), *YES, *NO)
+        return hashlib.sha256("\0".join(asked).encode()).hexdigest()[:16]
 
     async def aclose(self) -> None:
         """Close the engine, if it is this judge's."""
@@ -169,6 +192,21 @@ class LLMJudge(Closing):
         rules = f"This is not allowed:\n{self._rules}\n\n" if self._rules else ""
         question = f"Question: {prompt[-LONGEST:]}\n\n" if prompt and self._reads_prompt else ""
         return f"{rules}{question}Answer: {text}\n\n{QUESTION_ON_RULES if self._rules else QUESTION}"
+
+    async def _each_embedded(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[PromptEmbeddings]:
+        if len(texts) != len(prompts):
+            raise ConfigurationError("a judge takes one prompt per text; give None where a text answers nothing")
+        return [await self._embedded(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+
+    async def _log_odds(self, asked: Sequence[PromptEmbeddings]) -> list[float]:
+        probe, words = self._calibration.probe, self._calibration.words
+        if probe is None:
+            return await self._by_words(asked)
+        known = probe.log_odds(await self._states_of(asked))
+        if words:
+            known = known + words * np.array(await self._by_words(asked))
+        found: list[float] = known.tolist()
+        return found
 
     async def _embedded(self, text: str, prompt: str | None) -> PromptEmbeddings:
         return await self._engine.embed([Message("user", self._asked(text, prompt))])

@@ -23,7 +23,9 @@ from tta_middleware.config import Settings
 from tta_middleware.engines.models import CACHE_ENV
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.quality import QualityBounds, QualityGate
+from tta_middleware.moderation.llm_judge import JudgeCalibration
 from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.judging import JudgingFit
 from tta_middleware.protocols import Engine
 
 FOLDER_ENV = "TTA_PROFILE_DIR"
@@ -39,13 +41,15 @@ class Profile(Settings):
         model_hash: what it is found by; see :func:`tta_middleware.profiles.fingerprint.model_hash`.
         bounds: of the quality gate.
         measured: the figures that the bounds come from; see :mod:`tta_middleware.profiles.calibration`.
+        judging: how the model's word on a text becomes a score, where that was fitted; version 1 has none.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     model: str
     model_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     bounds: QualityBounds = Field(default_factory=QualityBounds)
     measured: Mapping[str, float] = Field(default_factory=dict)
+    judging: JudgingFit | None = None
 
 
 def profile_folder() -> Path:
@@ -101,6 +105,12 @@ def bounds_for(digest: str, *, folder: Path | None = None) -> QualityBounds:
 def quality_for(model: str | Engine) -> QualityGate:
     """The quality gate of a model reference or engine, with its profile's bounds where there is one."""
     return QualityGate(bounds_for(_hash(model)))
+
+
+def judge_calibration(model: str) -> JudgeCalibration | None:
+    """What was fitted of a model reference as a judge; None where nothing was."""
+    profile = load_profile(model_hash(model))
+    return profile.judging.calibration() if profile and profile.judging else None
 
 
 def _hash(model: str | Engine) -> str:

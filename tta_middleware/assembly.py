@@ -23,7 +23,7 @@ from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.methods.base import Method
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.profiles.fingerprint import model_hash
-from tta_middleware.profiles.store import quality_for
+from tta_middleware.profiles.store import judge_calibration, quality_for
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.registry import OWN, moderators_in, resolve_engine, resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
@@ -116,7 +116,7 @@ async def opened(
     ``loaded`` is told what that took, since it counts in no answer's time.
     """
     engine = loading.engine()
-    scorer = resolve_moderator(moderator, engine=engine)
+    scorer = resolve_moderator(moderator, engine=engine, calibration=judge_calibration)
     try:
         begun = time.monotonic()
         await engine.load()
@@ -201,7 +201,7 @@ class Runtime:
         key = (moderator, id(engine) if OWN in moderators_in(moderator) else 0)
         with self._lock:
             if key not in self._moderators:
-                self._moderators[key] = resolve_moderator(moderator, engine=engine)
+                self._moderators[key] = resolve_moderator(moderator, engine=engine, calibration=judge_calibration)
             return self._moderators[key]
 
     def method(self, method: str | Method | None) -> Method | None:

@@ -83,8 +83,12 @@ def moderators_in(name: str) -> list[str]:
 
 
 def _is_moderator(name: str) -> bool:
-    judge = name.startswith(JUDGES) and name != JUDGES
-    return judge or name == OWN or find(MODERATORS, name) is not None
+    return judging_model(name) is not None or name == OWN or find(MODERATORS, name) is not None
+
+
+def judging_model(name: str) -> str | None:
+    """The reference of the model that ``guard:MODEL`` asks; None for other names."""
+    return name.removeprefix(JUDGES) if name.startswith(JUDGES) and name != JUDGES else None
 
 
 def check_moderator(moderator: str, model: str | Engine | None) -> None:

@@ -16,6 +16,7 @@ from tta_middleware.batch.records import as_error, as_record
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record, dump, parse_object
 from tta_middleware.files.prompts import parse_prompt
+from tta_middleware.profiles.store import judge_calibration
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Message, Sampling
 
@@ -35,7 +36,9 @@ class GuardActor:
     def __init__(self, answering: AnswerSettings, concurrency: int, column: str) -> None:
         self._answering, self._column = answering, column
         engine = answering.engine()
-        self._guard = answering.guard_over(engine, resolve_moderator(answering.moderator, engine=engine))
+        self._guard = answering.guard_over(
+            engine, resolve_moderator(answering.moderator, engine=engine, calibration=judge_calibration)
+        )
         self._slots = asyncio.Semaphore(concurrency)
         # A model that cannot be loaded ends the job, instead of becoming every record's error.
         anyio.run(engine.embed, [Message("user", "Hello")])

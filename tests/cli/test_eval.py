@@ -123,6 +123,26 @@ def test_a_second_judge_gets_its_columns(tta, prompts, tmp_path, judge, before, 
     assert results(out)[0]["judge"]["final"] == {"score": score, "flagged": True}
 
 
+def test_a_model_of_this_process_can_be_the_second_judge(tta, prompts, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTA_PROFILE_DIR", str(tmp_path / "profiles"))
+    tta("calibrate", "--model", "staged:judging", "--only", "judging")
+    out = tmp_path / "run"
+    judge = ("--judge", "guard:staged:judging", "--json")
+    ran = tta("eval", "--prompts", prompts, "--out", out, *STAGED, "--methods", "noise", *judge)
+    assert ran.objects[0]["run"]["judge fitted on"] == "judging"
+    said = {record["judge"]["baseline"]["score"] for record in results(out)}
+    assert len(said) == 1  # no answer here has a word that it doubts
+    assert 0.0 < said.pop() < 0.5
+
+
+@pytest.mark.parametrize("moderator", ["self", "words+self", "guard:staged:judging"])
+def test_the_model_that_the_search_asks_is_no_second_judge(tta, prompts, tmp_path, moderator):
+    asked = ("--model", "staged:judging", "--moderator", moderator, "--judge", "guard:staged:judging")
+    ran = tta("eval", "--prompts", prompts, "--out", tmp_path / "run", *asked, "--methods", "none")
+    assert ran.code == 2
+    assert "the judge must not be the moderator that the search sees" in ran.err
+
+
 def timeless(folder) -> list[dict]:
     return [{**record, "seconds": None} for record in results(folder)]
 

@@ -18,6 +18,7 @@ from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.profiles.store import judge_calibration
 from tta_middleware.registry import moderators_in, resolve_moderator
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
@@ -95,7 +96,7 @@ def _moderator(name: str, *, online: bool) -> DoctorCheck:
     if not online and name != "local":
         return _not_called(name)
     try:
-        moderator = resolve_moderator(name)
+        moderator = resolve_moderator(name, calibration=judge_calibration)
         verdict = bridge.run(partial(verdicts_on, moderator, ["Hello, how are you?"]))[0]
         bridge.run(moderator.aclose)
     except (TTAError, ImportError, OSError) as error:

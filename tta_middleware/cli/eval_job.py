@@ -30,8 +30,9 @@ from tta_middleware.evaluation.tables import to_markdown
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt, read_sets
 from tta_middleware.policy import Policy, StagePolicies
-from tta_middleware.profiles.store import quality_for
-from tta_middleware.registry import check_policies, resolve_moderator
+from tta_middleware.profiles.fingerprint import model_hash
+from tta_middleware.profiles.store import judge_calibration, load_profile, quality_for
+from tta_middleware.registry import OWN, check_policies, judging_model, moderators_in, resolve_moderator
 from tta_middleware.types import Sampling
 
 
@@ -129,6 +130,7 @@ class EvaluationRequest:
             **self.loading.hardware,
             "moderator": self.moderator,
             **({"judge": self.judge} if self.judge else {}),
+            **({"judge fitted on": sources} if (sources := _fitted_on(self.judge)) else {}),
             "threshold": self.policy.threshold,
             "seeds": _joined(record["seed"] for record in store.records),
             "concurrency": _joined(record["concurrency"] for record in store.records),
@@ -157,7 +159,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def run_eval(request: EvaluationRequest) -> None:
     """Run what is open of ``request``, then write and print the summary."""
     chosen, prompts, output = comparators(request.methods), request.scope.read(), request.output
-    judge = resolve_judge(request.judge, moderator=request.moderator) if request.judge else None
+    judge = _judge(request)
     check_extra(detailed=output.detailed)
     request = request.with_threshold()
     methods = {comparator.name: comparator.settings for comparator in chosen}
@@ -173,6 +175,33 @@ def run_eval(request: EvaluationRequest) -> None:
             write(output.report, summary, table, records, examples=output.examples)
     emit(summary) if output.as_json else say(table)
     note(f"results: {store.results}")
+
+
+def _judge(request: EvaluationRequest) -> Reviewer | None:
+    """The second judge, which must be none that a search sees, by whatever name.
+
+    Raises:
+        ConfigurationError: it is unknown, or the search sees it.
+    """
+    if request.judge is None:
+        return None
+    asked = moderators_in(request.moderator)
+    seen = {model_hash(model) for name in asked if (model := judging_model(name)) is not None}
+    seen |= {model_hash(request.loading.model)} if OWN in asked else set()
+    model = judging_model(request.judge)
+    if model is not None and model_hash(model) in seen:
+        raise ConfigurationError(
+            f"the judge must not be the moderator that the search sees ({request.judge} is the model that "
+            f"{request.moderator} asks); choose another"
+        )
+    return resolve_judge(request.judge, moderator=request.moderator, calibration=judge_calibration)
+
+
+def _fitted_on(judge: str | None) -> str:
+    """The sources that a judging model's calibration saw; empty where none did."""
+    model = judging_model(judge or "")
+    profile = load_profile(model_hash(model)) if model is not None else None
+    return ", ".join(profile.judging.sources) if profile and profile.judging else ""
 
 
 def _check_reference(reference: str | None, chosen: Sequence[Comparator], store: RunFolder) -> None:

@@ -22,6 +22,7 @@ from tta_middleware.files.lines import LONGEST, batches
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
 from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.profiles.store import judge_calibration
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Verdict
 
@@ -33,7 +34,9 @@ class Scorer:
     """A moderator behind a policy, for sync callers; closes the moderator at the end."""
 
     def __init__(self, moderator: str, policy: Policy) -> None:
-        self._moderator = covering(resolve_moderator(moderator), StagePolicies.of(policy))
+        self._moderator = covering(
+            resolve_moderator(moderator, calibration=judge_calibration), StagePolicies.of(policy)
+        )
         self.policy = policy.with_default(self._moderator.default_threshold)
 
     def __enter__(self) -> Scorer:

@@ -135,6 +135,7 @@ def serve_moderation(
     With OPENAI_BASE_URL=http://HOST:PORT/v1 the openai client and everything built on it uses this moderator.
     """
     from tta_middleware.moderation.server import serve
+    from tta_middleware.profiles.store import judge_calibration
     from tta_middleware.registry import resolve_moderator
 
-    serve(host=host, port=port, moderator=resolve_moderator(moderator))
+    serve(host=host, port=port, moderator=resolve_moderator(moderator, calibration=judge_calibration))

@@ -14,7 +14,15 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import Policy
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.registry import MODERATORS, find, names, resolve_moderator
+from tta_middleware.registry import (
+    MODERATORS,
+    CalibrationOf,
+    find,
+    judging_model,
+    moderators_in,
+    names,
+    resolve_moderator,
+)
 from tta_middleware.types import Verdict
 
 JUDGES = "tta_middleware.judges"
@@ -81,18 +89,21 @@ class ModeratorReviewer:
         await self._moderator.aclose()
 
 
-def resolve_judge(name: str, *, moderator: str) -> Reviewer:
-    """A reviewer by name: one of the group :data:`JUDGES`, or a moderator other than ``moderator``.
+def resolve_judge(name: str, *, moderator: str, calibration: CalibrationOf | None = None) -> Reviewer:
+    """A reviewer by name: one of the group :data:`JUDGES`, or a moderator that ``moderator`` does not ask.
+
+    Args:
+        calibration: what was measured of a judging model (``guard:MODEL``).
 
     Raises:
-        ConfigurationError: the name is unknown, or it is the moderator that the search sees.
+        ConfigurationError: the name is unknown, or it is among the moderators that the search sees.
     """
-    if name == moderator:
+    if name in {moderator, *moderators_in(moderator)}:
         raise ConfigurationError(f"the judge must not be the moderator that the search sees ({name}); choose another")
     found = find(JUDGES, name)
     if found is not None:
         return JudgeReviewer(cast(Judge, found.load()()))
-    if name in names(MODERATORS):
-        return ModeratorReviewer(resolve_moderator(name))
-    known = sorted({*names(JUDGES), *names(MODERATORS)} - {moderator})
+    if name in names(MODERATORS) or judging_model(name) is not None:
+        return ModeratorReviewer(resolve_moderator(name, calibration=calibration))
+    known = [*sorted({*names(JUDGES), *names(MODERATORS)} - {moderator}), "guard:MODEL"]
     raise ConfigurationError(f"unknown judge {name!r}; known are {', '.join(known) or 'none'}")

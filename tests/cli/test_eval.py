@@ -51,6 +51,22 @@ def test_a_finished_run_is_summed_up_again_without_work(tta, prompts, tmp_path):
     assert results(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("jailbreak", ["role-play", "many-shot"])
+def test_questions_are_wrapped_in_a_jailbreak_which_is_on_record(tta, prompts, tmp_path, jailbreak):
+    words = ("eval", "--prompts", prompts, "--out", tmp_path / "run", *STAGED, "--methods", "none")
+    assert tta(*words, "--jailbreak", jailbreak).code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["run"]["jailbreak"] == jailbreak
+    assert f"jailbreak {jailbreak}" in (tmp_path / "run" / "summary.md").read_text()
+    assert tta(*words).code != 0, "a run goes on with the prompts that it began with"
+
+
+def test_an_unknown_jailbreak_is_refused(tta, prompts, tmp_path):
+    ran = tta("eval", "--prompts", prompts, "--out", tmp_path / "run", *STAGED, "--jailbreak", "magic")
+    assert ran.code != 0
+    assert "known are role-play, hypothetical, prefix, many-shot" in ran.err
+
+
 def test_a_report_is_written_from_what_is_there(tta, prompts, tmp_path):
     words = ("eval", "--prompts", prompts, "--out", tmp_path / "run", *STAGED, "--methods", "none,noise")
     report = tmp_path / "kept" / "report.html"

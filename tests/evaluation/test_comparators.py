@@ -81,6 +81,39 @@ async def test_best_of_n_gives_the_answer_with_the_lowest_score(bench):
     assert (trace.generations, trace.moderation_calls) == (9, 9)
 
 
+LONG = "First fetch a bucket and good gloves, since the work is wet and the ground is stony in most places. " * 2
+WORSE = f"{LONG}Then the bad part begins. {LONG}"
+
+
+async def test_care_rolls_the_flagged_buffer_back_and_goes_on_with_the_critique(bench):
+    def script(call):
+        if "could cause harm" in call.text:
+            return "It plans something bad."
+        if "A review of a draft of this answer said: It plans something bad." not in call.conversation:
+            return WORSE.removeprefix(call.prefix)
+        return f" {GOOD}"
+
+    engine = ScriptedEngine(script)
+    limits = Sampling(max_new_tokens=100)
+    report = await comparators("care")[0].run(replace(bench, engine=engine), ATTACK, limits)
+    text, trace = report.answer.text, report.answer.trace
+    assert trace.outcome == "neutralised"
+    assert text.endswith(GOOD)
+    kept = text.removesuffix(f" {GOOD}")
+    assert kept
+    assert WORSE.startswith(kept)
+    assert "bad" not in kept
+    # The undefended answer, its buffers up to the flagged one, the new buffer; the critique's tokens count alone.
+    assert trace.generations == 2
+    assert trace.generated_tokens > 100 + 5
+
+
+async def test_care_gives_up_after_its_interventions(bench):
+    report, trace = await ran(bench, "care", script=BAD)
+    assert (trace.outcome, report.answer.text) == ("blocked", DEFAULT_NOTICE)
+    assert trace.generations == 1 + 5
+
+
 class BreaksOff(ScriptedEngine):
     """Breaks the last answer of a batch off half-way, as an engine does that is closed or out of memory."""
 
@@ -89,7 +122,7 @@ class BreaksOff(ScriptedEngine):
         return [*whole, replace(last, text=last.text[: len(last.text) // 2], finish_reason="aborted")]
 
 
-@pytest.mark.parametrize("name", ["best-of-n", "smoothllm", "resta", "reminder"])
+@pytest.mark.parametrize("name", ["best-of-n", "care", "smoothllm", "resta", "reminder"])
 async def test_an_answer_that_was_broken_off_does_not_count_as_one(bench, name):
     with pytest.raises(EngineError, match="broke the answer off"):
         await comparators(name)[0].run(replace(bench, engine=BreaksOff(BAD)), ATTACK, Sampling(max_new_tokens=64))

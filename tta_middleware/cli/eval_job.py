@@ -21,6 +21,7 @@ from tta_middleware.config import Budget
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.comparators import Bench, Comparator, comparators
 from tta_middleware.evaluation.environment import environment
+from tta_middleware.evaluation.jailbreaks import wrapped_in
 from tta_middleware.evaluation.judges import Reviewer, resolve_judge
 from tta_middleware.evaluation.measures import Closeness
 from tta_middleware.evaluation.run_folder import RunFolder
@@ -38,11 +39,12 @@ from tta_middleware.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is run: prompts, seeds, and how many prompts at once."""
+    """What is run: prompts, what wraps them, seeds, and how many prompts at once."""
 
     prompts: Sequence[Path]
     limit: int | None
     benign_only: bool
+    jailbreak: str | None
     seeds: tuple[int, ...]
     concurrency: int
 
@@ -53,6 +55,11 @@ class Scope:
             DataError: a line cannot be used.
             ConfigurationError: a file cannot be read, or nothing in it is wanted.
         """
+        if self.jailbreak is None:
+            return self._chosen()
+        return [replace(prompt, messages=wrapped_in(self.jailbreak, prompt.messages)) for prompt in self._chosen()]
+
+    def _chosen(self) -> list[Prompt]:
         prompts = read_sets(self.prompts, None if self.benign_only else self.limit)
         if not self.benign_only:
             return prompts
@@ -107,6 +114,7 @@ class EvaluationRequest:
         """What a run must share with the run that it goes on with."""
         return {
             "prompts_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.scope.prompts],
+            "jailbreak": self.scope.jailbreak,
             "model": self.loading.model,
             **self.loading.hardware,
             "moderator": self.moderator,
@@ -126,6 +134,7 @@ class EvaluationRequest:
             "command": self.command,
             "commands": store.commands,
             "prompts": " and ".join(path.name for path in self.scope.prompts),
+            **({"jailbreak": self.scope.jailbreak} if self.scope.jailbreak else {}),
             "model": self.loading.model,
             **self.loading.hardware,
             "moderator": self.moderator,

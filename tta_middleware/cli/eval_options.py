@@ -20,6 +20,9 @@ Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the firs
 BenignOnly: TypeAlias = Annotated[
     bool, typer.Option("--benign-only", help="Only the first prompts marked benign, for over-refusal.")
 ]
+Jailbreak: TypeAlias = Annotated[
+    str | None, typer.Option(help="Wrap each question: role-play, hypothetical, prefix or many-shot.")
+]
 Seeds: TypeAlias = Annotated[
     str, typer.Option("--seeds", "--seed", metavar="0,1,2", help="Whole numbers with commas between them.")
 ]

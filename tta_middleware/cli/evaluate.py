@@ -23,6 +23,7 @@ def evaluate(
     relevance: own.Relevance = False,
     limit: own.Limit = None,
     benign_only: own.BenignOnly = False,
+    jailbreak: own.Jailbreak = None,
     seeds: own.Seeds = "0",
     concurrency: own.Concurrency = 1,
     max_new_tokens: opt.MaxNewTokens = 64,
@@ -48,7 +49,7 @@ def evaluate(
 
     run_eval(
         EvaluationRequest(
-            scope=Scope(prompts, limit, benign_only, parse_seeds(seeds), concurrency),
+            scope=Scope(prompts, limit, benign_only, jailbreak, parse_seeds(seeds), concurrency),
             methods=methods,
             loading=asked.loading(),
             moderator=moderator,

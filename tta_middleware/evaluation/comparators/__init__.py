@@ -13,6 +13,7 @@ from typing import Final
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.comparators.best_of_n import BestOfN
 from tta_middleware.evaluation.comparators.block import Block
+from tta_middleware.evaluation.comparators.care import CARE
 from tta_middleware.evaluation.comparators.comparator import Bench, Comparator
 from tta_middleware.evaluation.comparators.guarded import Guarded
 from tta_middleware.evaluation.comparators.random_step import RandomStep
@@ -29,6 +30,7 @@ COMPARATORS: Final[Mapping[str, Callable[[], Comparator]]] = {
     "resample@0.1": lambda: Guarded("resample@0.1", Resample(temperature=0.1)),
     "reminder": Reminder,
     "best-of-n": BestOfN,
+    "care": CARE,
     "smoothllm": SmoothLLM,
     "resta": Smoothing,
     "random-step": lambda: Guarded("random-step", RandomStep()),

@@ -113,6 +113,48 @@ class Workbench:
         self.steps.append(StepTrace(tuple(verdict.score for verdict in verdicts), tokens))
         return [Candidate(*parts) for parts in zip(proposals, done, verdicts, strict=True)]
 
+    async def go_on(self, messages: Sequence[Message], begun: Completion, tokens: int) -> Candidate | None:
+        """The answer that has begun and its next ``tokens`` tokens, decoded from ``messages`` and scored as one text.
+
+        None if the budget leaves no generation.
+
+        Raises:
+            EngineError: the model failed, or broke the answer off.
+            ModerationError: the text could not be scored.
+        """
+        meter = self.context.meter
+        if not meter.generations_left:
+            return None
+        prompt = await self.context.embed(begun.text, messages)
+        more = await self._decode(prompt, tokens, meter.generations)
+        meter.generations += 1
+        whole = replace(more, text=begun.text + more.text, token_ids=(*begun.token_ids, *more.token_ids))
+        found = Candidate(Proposal(prompt.matrix, prompt=prompt, whole=True), whole, await self._verdict(whole.text))
+        self.steps.append(StepTrace((found.verdict.score,), len(more.token_ids)))
+        return found
+
+    async def write(self, messages: Sequence[Message], tokens: int) -> str:
+        """A text that is no answer and is shown to nobody; only its tokens count.
+
+        Raises:
+            EngineError: the model failed, or broke the text off.
+        """
+        return (await self._decode(await self.context.embed(messages=messages), tokens, 0)).text
+
+    async def _decode(self, prompt: PromptEmbeddings, tokens: int, generation: int) -> Completion:
+        sampling = replace(self.question.sampling, max_new_tokens=tokens)
+        request = generation_request(
+            Question(prompt, sampling), Proposal(prompt.matrix), generation, self.context.ticket
+        )
+        (done,) = await self.context.engine.generate_batch([request])
+        self.context.meter.generated_tokens += len(done.token_ids)
+        check_ended(done.finish_reason)
+        return done
+
+    async def score_part(self, begun: Completion) -> Candidate:
+        """The beginning of an answer that was decoded already, scored by one more moderation call."""
+        return Candidate(Proposal(self.prompt.matrix), begun, await self._verdict(begun.text))
+
     async def score(self, text: str, token_ids: Sequence[int]) -> Candidate:
         """A text that needs no decoding, scored without being counted."""
         verdict = await verdict_on(self.context.moderator, text, prompt=self.context.conversation.user_text)

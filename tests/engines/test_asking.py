@@ -114,3 +114,55 @@ async def test_the_last_hidden_states_are_the_models_own_whatever_ran_before(tin
     assert again == pytest.approx(found, abs=1e-4)
     assert (await engine.last_hidden_states([])).size == 0
     await engine.aclose()
+
+
+async def test_windows_that_are_asked_about_at_once_run_what_they_share_once(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    windows = [await engine.embed(judging(ANSWER[:length])) for length in (60, 130, 290)]
+    apart = [(await engine.next_token_logprobs([prompt], CHOICES))[0] for prompt in windows]
+    await engine.aclose()
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    await engine.load()
+    columns = count_columns(engine)
+    together = await engine.next_token_logprobs(windows, CHOICES, owner=1)
+    assert together == [pytest.approx(one, abs=1e-4) for one in apart]
+    closing = 20
+    assert sum(columns) <= len(windows[-1].token_ids) + 2 * closing
+    await engine.aclose()
+
+
+async def test_what_is_kept_for_an_owner_goes_when_it_is_forgotten(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompt = await engine.embed(judging(ANSWER))
+    engine.forget(3)  # nothing is loaded yet
+    await engine.next_token_logprobs([prompt], CHOICES, owner=3)
+    columns = count_columns(engine)
+    await engine.next_token_logprobs([prompt], CHOICES, owner=3)
+    assert sum(columns) == 1
+    engine.forget(3)
+    del columns[:]
+    await engine.next_token_logprobs([prompt], CHOICES, owner=3)
+    assert sum(columns) == len(prompt.token_ids)
+    await engine.aclose()
+    engine.forget(3)
+
+
+async def test_a_beginning_that_is_said_to_be_shared_outlives_its_owner(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    rules = "No word about the tides, the moon, or the colour of the boats. " * 3
+    asked = [await engine.embed([Message("user", f"{rules}\n\nAnswer: {text}")]) for text in ("gulls", "the fog")]
+    shared = int(np.argmin(asked[0].token_ids[:60] == asked[1].token_ids[:60]))
+    [first] = await engine.next_token_logprobs(asked[:1], CHOICES, owner=1, shared=shared)
+    engine.forget(1)
+    columns = count_columns(engine)
+    await engine.next_token_logprobs(asked[1:], CHOICES, owner=2, shared=shared)
+    assert sum(columns) == len(asked[1].token_ids) - shared
+    [again] = await engine.next_token_logprobs(asked[:1], CHOICES)
+    assert again == pytest.approx(first, abs=1e-4)
+    await engine.aclose()

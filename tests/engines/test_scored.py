@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware.engines.decoding.kv_slots import Prefix
-from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.engines.decoding.scored import Scored, common, marks
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.types import Message
 
@@ -28,7 +28,7 @@ def test_what_is_taken_over_is_what_would_have_been_computed(stream: list[list[i
     for text in stream:
         # The last token is predicted, never read.
         rows = torch.tensor(text[:-1], dtype=torch.float32)[:, None]
-        found = scored.begin(rows, first)
+        found = scored.begin(marks(rows), first)
         if found is not None:
             prefix, nats = found
             assert prefix.length < len(rows)
@@ -36,17 +36,17 @@ def test_what_is_taken_over_is_what_would_have_been_computed(stream: list[list[i
             assert len(nats) == max(0, prefix.length - first)
             assert torch.equal(prefix.layers[0][0][0, 0], rows[: prefix.length])
         keys = rows[None, None].clone()
-        scored.keep(rows, Prefix([(keys, keys)], len(rows)), first, nats_of(text, first))
+        scored.keep(marks(rows), Prefix([(keys, keys)], len(rows)), first, nats_of(text, first))
 
 
 def test_memory_is_bounded() -> None:
     keys = torch.zeros(1, 1, 100, 1)
-    scored = Scored(3 * (2 * keys.nbytes + 400))
+    scored = Scored(3 * (2 * keys.nbytes + 800))
     for number in range(50):
-        scored.keep(torch.full((100, 1), float(number)), Prefix([(keys, keys)], 100), 0, [0.0] * 100)
-    assert scored.nbytes <= 3 * (2 * keys.nbytes + 400)
-    assert scored.begin(torch.full((100, 1), 49.0), 0) is not None
-    assert scored.begin(torch.full((100, 1), 3.0), 0) is None
+        scored.keep(marks(torch.full((100, 1), float(number))), Prefix([(keys, keys)], 100), 0, [0.0] * 100)
+    assert scored.nbytes <= 3 * (2 * keys.nbytes + 800)
+    assert scored.begin(marks(torch.full((100, 1), 49.0)), 0) is not None
+    assert scored.begin(marks(torch.full((100, 1), 3.0)), 0) is None
 
 
 async def test_a_growing_text_and_its_rivals_score_as_on_a_fresh_engine(tiny_folder: Path) -> None:
@@ -86,3 +86,57 @@ async def test_a_growing_text_runs_only_what_is_new(tiny_folder: Path, monkeypat
     await engine.mean_nll(prompt, [whole])
     assert sum(columns) == 60 - 30 + 1
     await engine.aclose()
+
+
+def kept(scored: Scored, text: list[int], owner: int | None = None) -> None:
+    rows = torch.tensor(text, dtype=torch.float32)[:, None]
+    keys = rows[None, None].clone()
+    scored.keep(marks(rows), Prefix([(keys, keys)], len(rows)), len(rows) - 1, [], owner)
+
+
+def knows(scored: Scored, text: list[int]) -> int:
+    return scored.shared_with(marks(torch.tensor(text, dtype=torch.float32)[:, None]))
+
+
+def test_of_a_text_that_grows_only_the_newest_is_kept() -> None:
+    scored, closing = Scored(10**9), [-1] * 20
+    for length in range(50, 500, 50):
+        kept(scored, [*range(length), *closing], owner=1)
+        kept(scored, [*range(1000, 1000 + length), *closing], owner=2)
+    assert len(scored) == 2
+    assert knows(scored, [*range(500)]) == 450
+    kept(scored, [*range(450), -2, -2], owner=1)  # another question on the same text
+    assert len(scored) == 2
+    kept(scored, [*range(90), *range(2000, 2200)], owner=1)  # another text of the same owner
+    assert len(scored) == 3
+
+
+def test_an_owner_that_is_forgotten_leaves_nothing_and_the_others_everything() -> None:
+    scored = Scored(10**9)
+    for owner in (1, 2, None):
+        kept(scored, [owner or 0] * 100, owner)
+    scored.forget(1)
+    assert [knows(scored, [owner] * 100) for owner in (1, 2, 0)] == [0, 100, 100]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(20, 300)), min_size=1, max_size=40))
+def test_whoever_holds_most_gives_way(texts: list[tuple[int, int]]) -> None:
+    scored, room = Scored(8 * 16 * 400), 8 * 16 * 400
+    for at, (owner, length) in enumerate(texts):
+        kept(scored, [1000 * at + owner, *range(length)], owner)
+        assert scored.nbytes <= room
+    # A short text of a fifth owner stays whatever the first one asks for.
+    kept(scored, [7] * 30, owner=5)
+    for at in range(20):
+        kept(scored, [-at, *range(300)], owner=1)
+    assert knows(scored, [7] * 30) == 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rows_are_told_apart_by_every_number(dtype: torch.dtype) -> None:
+    rows = torch.randn(50, 24).to(dtype)
+    changed = rows.clone()
+    changed[31, 7] += 1
+    assert common(marks(rows), marks(rows.clone())) == 50
+    assert common(marks(rows), marks(changed)) == 31
+    assert common(marks(rows[:20]), marks(rows)) == 20

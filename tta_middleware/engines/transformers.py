@@ -234,19 +234,36 @@ class TransformersEngine:
         return [found.get(index, math.nan) for index in range(len(completions))]
 
     async def next_token_logprobs(
-        self, prompts: Sequence[PromptEmbeddings], token_ids: Sequence[int]
+        self,
+        prompts: Sequence[PromptEmbeddings],
+        token_ids: Sequence[int],
+        *,
+        shared: int = 0,
+        owner: int | None = None,
     ) -> list[list[float]]:
         """Per prompt, the log-probability in nats of each of ``token_ids`` as the next token.
 
         Runs in the passes that decode; what a prompt shares with one that ran lately does not run again.
 
+        Args:
+            shared: how many rows the prompts have in common with those of other callers; run once for all of them.
+            owner: a number (:func:`~tta_middleware.types.next_ticket`) under which what has run is kept for the next
+                prompt, until :meth:`forget`; without one it is kept while there is room.
+
         Raises:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
             ConfigurationError: a prompt fills the context.
         """
-        return await self._asked(prompts, token_ids)
+        return await self._asked(prompts, token_ids, shared, owner)
 
-    async def last_hidden_states(self, prompts: Sequence[PromptEmbeddings]) -> FloatMatrix:
+    def forget(self, owner: int) -> None:
+        """Let go of what is kept for ``owner``, within one step; thread-safe, does not wait, never fails."""
+        if self._decoder is not None:
+            self._decoder.forget(owner)
+
+    async def last_hidden_states(
+        self, prompts: Sequence[PromptEmbeddings], *, shared: int = 0, owner: int | None = None
+    ) -> FloatMatrix:
         """(n, d) float32: per prompt, what the model makes its next token of, after the last layer and its norm.
 
         Runs as :meth:`next_token_logprobs` does.
@@ -255,9 +272,15 @@ class TransformersEngine:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
             ConfigurationError: a prompt fills the context.
         """
-        return np.array(await self._asked(prompts, None), dtype=np.float32)
+        return np.array(await self._asked(prompts, None, shared, owner), dtype=np.float32)
 
-    async def _asked(self, prompts: Sequence[PromptEmbeddings], token_ids: Sequence[int] | None) -> list[list[float]]:
+    async def _asked(
+        self,
+        prompts: Sequence[PromptEmbeddings],
+        token_ids: Sequence[int] | None,
+        shared: int,
+        owner: int | None,
+    ) -> list[list[float]]:
         model = await self._ready()
         for prompt in prompts:
             _check_width(model, prompt.matrix)
@@ -265,7 +288,10 @@ class TransformersEngine:
         from tta_middleware.engines.decoding.feeds import Asking
 
         mailbox: Mailbox[tuple[int, list[float]]] = Mailbox()
-        jobs = [Asking(prompt, token_ids, ScoreSink(mailbox, index)) for index, prompt in enumerate(prompts)]
+        jobs = [
+            Asking(prompt, token_ids, ScoreSink(mailbox, index), shared=shared, owner=owner)
+            for index, prompt in enumerate(prompts)
+        ]
         found = await self._read(jobs, mailbox)
         return [found[index] for index in range(len(prompts))]
 

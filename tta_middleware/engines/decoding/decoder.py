@@ -49,6 +49,7 @@ class _Work:
     joining: Sequence[Row]
     scoring: Sequence[Reading]
     chores: Sequence[Chore[Any]]
+    forgotten: Sequence[int]
 
 
 class Decoder:
@@ -84,6 +85,7 @@ class Decoder:
         self._queue: FairQueue[Row] = FairQueue(self._max_waiting)
         self._to_score: list[Reading] = []
         self._chores: list[Chore[Any]] = []
+        self._forgotten: list[int] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -132,6 +134,22 @@ class Decoder:
             self._check_open()
             self._wake()
             self._chores.append(chore)
+
+    def forget(self, owner: int) -> None:
+        """Let go of what is kept of the texts that ran for ``owner``; thread-safe, does not wait, never fails."""
+        with self._changed:
+            if self._closed or _process.ended():
+                return
+            self._forgotten.append(owner)
+            if self._thread is not None:
+                self._changed.notify()
+            else:
+                # No thread uses the batch, and none starts while the lock is held.
+                self._forget()
+
+    def _forget(self) -> None:
+        self._batch.forget(self._forgotten)
+        self._forgotten = []
 
     def close(self) -> None:
         """Stop within one step, fail what is unfinished, and wait for the thread; idempotent."""
@@ -187,6 +205,7 @@ class Decoder:
 
     def _turn(self, work: _Work) -> None:
         self._batch.drop_cancelled()
+        self._batch.forget(work.forgotten)
         self._tuner.begin()
         for chore in work.chores:
             chore.do()
@@ -238,12 +257,12 @@ class Decoder:
             for row in self._queue.remove(lambda row: row.cancelled):
                 row.finish("aborted")
                 row.announce()
-            work = _Work(self._admit(), self._to_score, self._chores)
-            self._to_score, self._chores = [], []
+            work = _Work(self._admit(), self._to_score, self._chores, self._forgotten)
+            self._to_score, self._chores, self._forgotten = [], [], []
             return work
 
     def _asked(self) -> bool:
-        return bool(self._queue or self._to_score or self._chores)
+        return bool(self._queue or self._to_score or self._chores or self._forgotten)
 
     def _admit(self) -> list[Row]:
         room = self._places - self._batch.places_taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -12,12 +13,12 @@ from tta_middleware.engines.decoding.kv_slots import Prefix
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.packed import Segment
 from tta_middleware.engines.decoding.row import Row
-from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.engines.decoding.scored import Scored, marks
 from tta_middleware.errors import EngineError
 from tta_middleware.types import PromptEmbeddings
 
 # A shorter beginning is not worth a forward pass of its own.
-_WORTH_SHARING = 16
+WORTH_SHARING = 16
 
 
 class Feed:
@@ -32,7 +33,7 @@ class Feed:
 
     def __init__(self, rows: Tensor, *, head: int, keep: int, wants_states: bool = False) -> None:
         self.rows, self.wants_states = rows, wants_states
-        self.head = head if _WORTH_SHARING <= head < len(rows) else 0
+        self.head = head if WORTH_SHARING <= head < len(rows) else 0
         self.keep = keep
         self.past: Prefix | None = None
 
@@ -59,6 +60,14 @@ class Feed:
     def ran(self, segment: Segment) -> None:
         """Take note that ``segment`` has run."""
         self.past = segment.prefix()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """(T, d) rows, and the (T,) marks by which they are told from others."""
+
+    rows: Tensor
+    marks: Tensor
 
 
 class Joining:
@@ -108,16 +117,24 @@ class Scoring:
         self.cancelled = False
         self._deliver = deliver
         self._nats: list[float] = []
+        self._text: Text | None = None
         self.feed: Feed | None = None
 
+    def text(self, model: LoadedModel) -> Text:
+        """The rows; the last token is predicted, never read."""
+        if self._text is None:
+            rows = model.to_tensor(self.prompt.matrix)
+            if len(self.token_ids) > 1:
+                rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
+            self._text = Text(rows, marks(rows))
+        return self._text
+
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
-        """Look the rows up, and what has run of them; the last token is predicted, never read."""
-        rows = model.to_tensor(self.prompt.matrix)
-        if len(self.token_ids) > 1:
-            rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
-        self.feed = Feed(rows, head=head_of(self.prompt), keep=len(self.token_ids))
+        """Look up what has run of the rows."""
+        text = self.text(model)
+        self.feed = Feed(text.rows, head=head_of(self.prompt), keep=len(self.token_ids))
         self._nats = []
-        if (known := scored.begin(rows, self.first, self.feed.head)) is not None:
+        if (known := scored.begin(text.marks, self.first, self.feed.head)) is not None:
             self.feed.past, self._nats = known
         return self.feed
 
@@ -128,8 +145,8 @@ class Scoring:
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        if self.feed is not None and self.feed.past is not None:
-            scored.keep(self.feed.rows, self.feed.past, self.first, self._nats)
+        if self._text is not None and self.feed is not None and self.feed.past is not None:
+            scored.keep(self._text.marks, self.feed.past, self.first, self._nats)
 
     def take(self, logits: Tensor, _states: Tensor | None) -> None:
         """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
@@ -152,6 +169,8 @@ class Asking:
 
     Args:
         token_ids: whose log-probabilities are delivered; None delivers the last column's hidden state instead.
+        shared: how many rows at the beginning others are likely to begin with as well; 0 for none.
+        owner: whose text it is, until he is forgotten; see :class:`~tta_middleware.engines.decoding.scored.Scored`.
 
     Attributes:
         cancelled: nobody waits for it any more; set by the caller.
@@ -163,24 +182,35 @@ class Asking:
         prompt: PromptEmbeddings,
         token_ids: Sequence[int] | None,
         deliver: Callable[[list[float] | BaseException], object],
+        *,
+        shared: int = 0,
+        owner: int | None = None,
     ) -> None:
         self.prompt, self.token_ids = prompt, None if token_ids is None else list(token_ids)
         self.cancelled = False
-        self._deliver = deliver
+        self._deliver, self._shared, self._owner = deliver, shared, owner
+        self._text: Text | None = None
         self.feed: Feed | None = None
+
+    def text(self, model: LoadedModel) -> Text:
+        """The prompt's rows."""
+        if self._text is None:
+            rows = model.to_tensor(self.prompt.matrix)
+            self._text = Text(rows, marks(rows))
+        return self._text
 
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
-        rows = model.to_tensor(self.prompt.matrix)
-        self.feed = Feed(rows, head=0, keep=1, wants_states=self.token_ids is None)
-        if (known := scored.begin(rows, len(rows) - 1)) is not None:
+        text = self.text(model)
+        self.feed = Feed(text.rows, head=self._shared, keep=1, wants_states=self.token_ids is None)
+        if (known := scored.begin(text.marks, len(text.rows) - 1, self.feed.head)) is not None:
             self.feed.past, _ = known
         return self.feed
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        if self.feed is not None and self.feed.past is not None:
-            scored.keep(self.feed.rows, self.feed.past, len(self.feed.rows) - 1, [])
+        if self._text is not None and self.feed is not None and self.feed.past is not None:
+            scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
 
     def take(self, logits: Tensor, states: Tensor | None) -> None:
         """The (n, V) logits of kept columns, and their states where wanted: none until the last segment has run."""

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.feeds import Feed, Joining, Reading
+from tta_middleware.engines.decoding.feeds import WORTH_SHARING, Feed, Joining, Reading
 from tta_middleware.engines.decoding.heads import Heads
 from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.packed import Pass, Segment
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.sampling import next_tokens
-from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.engines.decoding.scored import Scored, common
 from tta_middleware.errors import EngineError
 
 Job: TypeAlias = Joining | Reading
@@ -103,6 +103,11 @@ class Batch:
             return 0
         return self._take_logits(list(self.rows), chosen, logits)
 
+    def forget(self, owners: Sequence[int]) -> None:
+        """Let go of what is kept for these owners' next texts."""
+        for owner in owners:
+            self._scored.forget(owner)
+
     def drop_cancelled(self) -> None:
         """Let go of what was cancelled."""
         for row in [row for row in self.rows if row.cancelled and not row.finished]:
@@ -178,11 +183,24 @@ class Batch:
         chosen: list[tuple[Job, Segment]] = []
         left = self._most_tokens
         for job in self._jobs():
-            if left and self._heads.begin(feed := self._feed(job)):
+            if left and not self._waits(job) and self._heads.begin(feed := self._feed(job)):
                 segment = feed.segment(left)
                 chosen.append((job, segment))
                 left -= len(segment.rows)
         return chosen
+
+    def _waits(self, job: Job) -> bool:
+        """Whether a text that is not begun would run what another one is running right now.
+
+        Windows of one answer are asked about before those before them are done. Only what has begun is waited for, and
+        that runs in every pass, so nothing waits for ever.
+        """
+        if isinstance(job, Joining) or job.feed is not None:
+            return False
+        mine = job.text(self._model).marks
+        running = [other.text(self._model).marks for other in self._scoring if other.feed is not None]
+        shared = max((common(mine, other) for other in running), default=0)
+        return shared >= WORTH_SHARING and shared - self._scored.shared_with(mine) >= WORTH_SHARING
 
     def _feed(self, job: Job) -> Feed:
         """What a job has yet to run. One that is finished and still here ran when there was no memory to take it in."""

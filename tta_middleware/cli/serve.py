@@ -27,6 +27,7 @@ _KEYS = (
     "A file of API keys, KEY or NAME KEY a line; by default those of TTA_API_KEYS; without any, everybody may come in."
 )
 _ALLOW = "A policy that clients may choose with the header x-tta-policy; may be repeated."
+_PLAYGROUND = "Whether a page at / lets people try the models; on by default."
 _DEADLINE = "Seconds after which a request ends, its time in the queue included."
 
 
@@ -51,6 +52,7 @@ def serve(
     concurrency: Annotated[int | None, typer.Option(min=1, help="Answers under way at once.")] = None,
     queue: Annotated[int | None, typer.Option(min=0, help="Requests that wait for that; more get 429.")] = None,
     deadline: Annotated[float | None, typer.Option(min=0.001, help=_DEADLINE)] = None,
+    playground: Annotated[bool | None, typer.Option("--playground/--no-playground", help=_PLAYGROUND)] = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     allow_download: opt.AllowDownload = False,
@@ -79,6 +81,8 @@ def serve(
     models |= build_models(tables | {name: {"upstream": url, **behind} for name, url in urls.items()})
     limits = {"concurrency": concurrency, "queue": queue, "seconds": deadline}
     settings = _with(settings, limits, allow_policy or [])
+    if playground is not None:
+        settings = settings.model_copy(update={"playground": playground})
     app = create_app(models, settings, keys=_keys(api_keys))
     running.serve(app, settings, host=host, port=port)
 

@@ -14,7 +14,7 @@ from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
 from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import TextDelta, Verdict
+from tta_middleware.types import TextDelta, Verdict, WindowScore
 
 
 async def moderated(
@@ -25,11 +25,13 @@ async def moderated(
     windows: Windows | None = None,
     hold: bool = False,
     prompt: str | None = None,
+    scored: list[WindowScore] | None = None,
 ) -> AsyncGenerator[str, None]:
     """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
 
     The moderator works while ``source`` goes on; its last check sees the whole text, before that windows with
     ``windows.context`` characters before them. Closing the generator closes ``source`` if that can be closed.
+    ``scored`` takes what was decided of each window, as it comes.
 
     Raises:
         FlaggedError: a window was flagged. What was yielded before it was checked and stays.
@@ -50,7 +52,7 @@ async def moderated(
             return True
 
         machine = HoldBack(None if hold else cut)
-        watch = Watch(_deltas(source), machine, in_force, check, release)
+        watch = Watch(_deltas(source), machine, in_force, check, release, windows=[] if scored is None else scored)
         await watch.run()
         if watch.ending == "unscored" and watch.error is not None:
             raise watch.error

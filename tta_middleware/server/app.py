@@ -14,6 +14,7 @@ from tta_middleware.server.front import Call, Endpoint, Front, error_response, j
 from tta_middleware.server.gate import Gate
 from tta_middleware.server.keys import Keys
 from tta_middleware.server.models import ServedModels
+from tta_middleware.server.playground import Playground
 from tta_middleware.server.settings import ServerSettings
 
 # moderation.server, imported above, says what to install where these are missing.
@@ -76,7 +77,14 @@ def _routes(served: ServedModels, settings: ServerSettings, keys: Keys) -> list[
     def route(method: str, path: str, endpoint: Endpoint, who: Keys = keys) -> Route:
         return Route(path, Front(endpoint, who, limits), methods=[method])
 
+    page = Playground(served, show_limits=settings.show_trace)
+    playground = [
+        route("GET", "/", page.page, Keys()),
+        route("GET", "/playground/models", page.settings),
+        route("GET", "/playground/{name}", page.part, Keys()),
+    ]
     return [
+        *(playground if settings.playground else ()),
         route("POST", "/v1/chat/completions", chat.create),
         route("GET", "/v1/models", served.listed),
         route("GET", "/v1/models/{name:path}", served.shown),

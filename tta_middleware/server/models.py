@@ -98,9 +98,13 @@ class ServedModels:
             listed = ", ".join(self.allowed_policies) or "none"
             message = f"the policy {asked[:100]!r} may not be chosen with {POLICY_HEADER}; allowed: {listed}"
             raise ApiError(403, message, code="policy_not_allowed", param=POLICY_HEADER)
-        chosen = Chosen(asked or _own_name(model), model.policies_in_force(asked))
+        chosen = self.chosen(model, asked)
         call.record.policy = chosen.name
         return chosen
+
+    def chosen(self, model: ServedModel, name: str | None) -> Chosen:
+        """The policy of that name as it is now; None is the model's own."""
+        return Chosen(name or _own_name(model), model.policies_in_force(name))
 
     async def load(self) -> None:
         """Load all models; requests that come before wait for theirs."""

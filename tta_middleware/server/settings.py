@@ -47,15 +47,18 @@ class ServerSettings(Settings):
     Attributes:
         allowed_policies: names in the models' policy files that a client may choose with ``x-tta-policy``.
         show_trace: whether answers carry the trace in their field ``tta``.
+        playground: whether there is a page at ``/`` to try the models with.
     """
 
     limits: Limits = Field(default_factory=Limits)
     allowed_policies: tuple[str, ...] = ()
     show_trace: bool = True
+    playground: bool = True
 
 
 def read_server_file(path: Path) -> tuple[ServerSettings, dict[str, ServedModel]]:
-    """Settings and models of a TOML file: ``limits``, ``allowed_policies``, ``show_trace``, and ``[models.NAME]``.
+    """Settings and models of a TOML file: ``limits``, ``allowed_policies``, ``show_trace``, ``playground``, and
+    ``[models.NAME]``.
 
     Raises:
         ConfigurationError: the file cannot be read, or a setting is unknown or unusable.

@@ -11,7 +11,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -42,6 +42,7 @@ from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.server.answering import LocalAnswer
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.upstream_client import CallPiece, FinishReason, Piece, UpstreamClient
+from tta_middleware.types import WindowScore
 
 _SEAM = "\n\n"
 
@@ -203,6 +204,7 @@ class UpstreamAnswer:
     most_tokens: int | None
     # The answering task alone writes these. ``_passed`` is set by the task that checks the prompt, and never cleared.
     said: str = ""
+    _scored: list[WindowScore] = field(default_factory=list)
     _spoken: _Spoken = field(default_factory=_Spoken)
     _passed: anyio.Event = field(default_factory=anyio.Event)
     _ledger: Ledger = field(init=False)
@@ -280,6 +282,7 @@ class UpstreamAnswer:
             windows=self.model.settings.windows,
             hold=hold,
             prompt=self.asked.last_user_text,
+            scored=self._scored,
         )
         try:
             async with aclosing(checked) as pieces:
@@ -320,7 +323,8 @@ class UpstreamAnswer:
             tokens=usage["output_tokens"] if usage else 0,
             seam=len(self.said) if outcome == "blocked" else 0,
         )
-        return {"model_provider": PROVIDER, "model_name": trace.model, "tta": trace.as_dict()}
+        told = replace(trace, windows=tuple(self._scored))
+        return {"model_provider": PROVIDER, "model_name": trace.model, "tta": told.as_dict()}
 
     async def _stand_in(self, say: Send[AIMessageChunk], part: str) -> None:
         """What follows where the rest may not be shown; without a moderator nothing but the notice can."""

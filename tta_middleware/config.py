@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from tta_middleware.errors import ConfigurationError
 
@@ -94,3 +94,21 @@ class Windows(Settings):
     context: PositiveInt = 2000
     in_flight: PositiveInt = 4
     ahead: PositiveInt = 4000
+
+
+ReasoningMode: TypeAlias = Literal["hide", "show", "off"]
+"""What becomes of a model's thoughts: ``show`` gives them out once they are checked, ``hide`` keeps them back, ``off``
+has the model answer without any."""
+
+
+class Reasoning(Settings):
+    """How a model that thinks before it answers is let think.
+
+    Attributes:
+        max_tokens: after so many the thought is closed, and the model answers; None leaves it the answer's own limit.
+        template: arguments of the chat template, such as ``enable_thinking`` or ``reasoning_effort``.
+    """
+
+    mode: ReasoningMode = "hide"
+    max_tokens: PositiveInt | None = None
+    template: Mapping[str, Any] = Field(default_factory=dict)

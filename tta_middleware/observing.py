@@ -20,8 +20,8 @@ from typing import Literal, Protocol, TypeAlias
 from tta_middleware.policy import Policy
 from tta_middleware.types import GuardedAnswer, Message, Sampling, StepTrace, Verdict
 
-CheckStage: TypeAlias = Literal["prompt", "output", "repair", "fallback"]
-"""What is scored: the user's words, the first answer, a repair's candidates, or what a fallback says."""
+CheckStage: TypeAlias = Literal["prompt", "output", "repair", "reasoning", "fallback"]
+"""What is scored: the user's words, the first answer, a repair's candidates, thoughts, or what a fallback says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,8 @@ class Engine(Protocol):
         """Render the chat template and look the tokens up; T x d rows, mask on the last user turn.
 
         ``assistant_prefix`` is text the answer already begins with; its rows are never in the mask. ``tools`` are
-        descriptions in OpenAI's form; callers leave the argument out when there are none.
+        descriptions in OpenAI's form; callers leave the argument out when there are none. Engines of models that think
+        take two more, see :class:`ReasoningEngine`.
 
         Raises:
             EmptyPromptError: no message holds user text.
@@ -102,6 +103,29 @@ class ToolEngine(Protocol):
 
         Raises:
             ConfigurationError: the model takes no tools, or writes calls in a form that is not known.
+        """
+        ...
+
+
+@runtime_checkable
+class ReasoningEngine(Protocol):
+    """What an engine offers besides when its model may think before it answers.
+
+    Its deltas and completions tell thoughts from the answer. Its ``embed`` takes two more keyword arguments, which
+    callers leave out when they say nothing: ``thought`` (:class:`~tta_middleware.types.Thought`), with which the answer
+    begins, before ``assistant_prefix``; and ``template``, arguments of the chat template such as ``enable_thinking``.
+    It raises ConfigurationError for an argument that the template does not read.
+    """
+
+    async def thinks(self) -> bool:
+        """Whether the model marks thoughts in a way that is known, so that ``thought`` may be given."""
+        ...
+
+    async def close_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
+        """``prompt`` with the first tokens of an answer to it, which end inside a thought, and the mark that closes it.
+
+        Raises:
+            ConfigurationError: the prompt fills the context then.
         """
         ...
 

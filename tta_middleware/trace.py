@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-Outcome: TypeAlias = Literal["clean", "neutralised", "blocked", "unchecked"]
+Outcome: TypeAlias = Literal["clean", "neutralised", "blocked", "unchecked", "unanswered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class StepTrace:
 
 @dataclass(frozen=True, slots=True)
 class WindowScore:
-    """One check of an answer while it came; positions are characters of the whole answer.
+    """One check of an answer while it came; positions are characters of the whole answer, or of all its thoughts.
 
     Attributes:
         end: where the window ends.
@@ -48,6 +48,7 @@ class WindowScore:
         flagged: the answer ended here, and nothing behind ``released`` ever left.
         released: how far the text was free to leave once this was decided.
         repair: 0 for the model's own answer, n for what the n-th search chose.
+        channel: whether a part of the answer or of the thoughts before it was checked.
     """
 
     end: int
@@ -57,6 +58,26 @@ class WindowScore:
     flagged: bool
     released: int
     repair: int = 0
+    channel: Literal["answer", "reasoning"] = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningTrace:
+    """What became of a model's thoughts.
+
+    Attributes:
+        mode: ``show``, ``hide`` or ``off``, as asked for.
+        tokens: that were thought, over all generations.
+        checked: False where hidden thoughts were left unchecked by the policy.
+        score: the first answer's thoughts as they were last scored; None if they were not.
+        closed: ``flagged`` or ``too long`` where the guard ended a thought and had the model answer; empty elsewhere.
+    """
+
+    mode: str
+    tokens: int
+    checked: bool
+    score: AnswerScore | None = None
+    closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,7 @@ class Trace:
     Attributes:
         outcome: ``clean``: the model's own answer was safe. ``neutralised``: another answer of it is safe and usable.
             ``blocked``: the fallback stands in. ``unchecked``: nothing could be scored and the policy let it pass.
+            ``unanswered``: the model thought until its tokens were used up, or ended there, so there is no answer.
         stop_reason: why the work ended, such as ``clean``, ``neutralised``, ``optimiser: ...``,
             ``budget: generations``, ``moderator: ...``.
         seconds: what the answer took, from its prompt to its decision; loading the model is not part of it.
@@ -78,6 +100,7 @@ class Trace:
         move: the kind of move that gave the answer, in the method's own words; empty for the model's own answer.
         windows: every check of the model's own answer, then those of the candidates that searches chose, in the order
             of the text.
+        reasoning: what became of the model's thoughts; None where it had none.
     """
 
     method: str
@@ -101,6 +124,7 @@ class Trace:
     move: str = ""
     load_seconds: float = 0.0
     windows: tuple[WindowScore, ...] = ()
+    reasoning: ReasoningTrace | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""

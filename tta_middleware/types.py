@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, InvalidVerdictError
 from tta_middleware.trace import AnswerScore as AnswerScore
 from tta_middleware.trace import Outcome as Outcome
+from tta_middleware.trace import ReasoningTrace as ReasoningTrace
 from tta_middleware.trace import StepTrace as StepTrace
 from tta_middleware.trace import Trace as Trace
 from tta_middleware.trace import WindowScore as WindowScore
@@ -28,6 +29,13 @@ IntVector: TypeAlias = NDArray[np.int64]
 BoolVector: TypeAlias = NDArray[np.bool_]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "aborted"]
+Channel: TypeAlias = Literal["answer", "reasoning"]
+"""What a text of a model's is: meant for the user, or a thought before it."""
+
+AnswerState: TypeAlias = Literal["before", "open", "inside", "closed", "said"]
+"""Where an answer stands: ``before`` anything, behind the mark of a thought (``open``), ``inside`` one, behind it
+(``closed``), or behind words of the answer (``said``)."""
+
 ToolFormat: TypeAlias = Literal["hermes", "llama", "mistral"]
 """How a model writes a tool call: marked JSON (Hermes, Qwen), bare JSON (Llama 3), a marked list (Mistral)."""
 
@@ -92,6 +100,7 @@ class Message:
 
     Attributes:
         tool_calls: what an assistant turn asked for, besides its text.
+        reasoning: what an assistant turn thought before it, for chat templates that want to be told.
         name: the tool that a tool turn is the result of.
         tool_call_id: the call that a tool turn is the result of.
     """
@@ -101,9 +110,10 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     tool_call_id: str | None = None
+    reasoning: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("content", "name", "tool_call_id"):
+        for name in ("content", "name", "tool_call_id", "reasoning"):
             object.__setattr__(self, name, valid_value(getattr(self, name)))
 
 
@@ -160,6 +170,7 @@ class PromptEmbeddings:
         token_ids: (T,) int64 ids of the tokens the unmoved rows stand for.
         user_mask: (T,) bool, True on the content tokens of the last user turn: the rows a repair may move.
         assistant_prefix: the text that an answer to it goes on from, as the guard asked for it; its rows are the last.
+        ends: where in an answer the prompt ends, for models that think.
 
     Raises:
         EmbeddingShapeError: the three arrays do not describe the same T tokens.
@@ -169,6 +180,7 @@ class PromptEmbeddings:
     token_ids: IntVector
     user_mask: BoolVector
     assistant_prefix: str = ""
+    ends: AnswerState = "before"
 
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2:
@@ -267,25 +279,78 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """How an answer begins: with a thought that is there already, empty for none.
+
+    ``closed``: its mark stands behind it, and the answer comes next; otherwise the model goes on thinking.
+    """
+
+    text: str = ""
+    closed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of a streaming answer.
+    """A piece of a streaming answer, or of the thoughts before it.
 
     ``text`` never ends inside a multi-byte character and never holds part of a stop string. The last delta
-    of a stream, and only that one, carries ``finish_reason``; its ``text`` may be empty.
+    of a stream, and only that one, carries ``finish_reason``; its ``text`` may be empty. The tokens that mark a thought
+    belong to it and give no text.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    channel: Channel = "answer"
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished sequence: its text, without stop strings and special tokens, and all generated ids."""
+    """A finished sequence: its text, without stop strings and special tokens, and all generated ids.
+
+    Attributes:
+        reasoning: what was thought before and within the answer.
+        lead: how many of the ids come before the answer's first text; 0 without thoughts.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    reasoning: str = ""
+    lead: int = 0
+
+
+@dataclass(slots=True)
+class Collected:
+    """What has come of a sequence so far."""
+
+    text: str = ""
+    reasoning: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    lead: int = 0
+    reasoning_tokens: int = 0
+
+    def add(self, delta: TextDelta) -> None:
+        """The next piece."""
+        if delta.channel == "reasoning":
+            self.reasoning += delta.text
+            self.reasoning_tokens += len(delta.token_ids)
+        else:
+            if not self.text and delta.text and self.reasoning_tokens:
+                self.lead = len(self.token_ids)
+            self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+    @property
+    def thoughts_only(self) -> bool:
+        """Whether nothing came but thoughts."""
+        return self.reasoning_tokens > 0 and not self.text.strip()
+
+    @property
+    def completion(self) -> Completion:
+        return Completion(self.text, tuple(self.token_ids), self.finish_reason or "aborted", self.reasoning, self.lead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,13 +411,15 @@ class GuardedAnswer:
 
     ``finish_reason`` is ``content_filter`` when the text is, or ends with, the policy's notice or the fallback's text
     instead of the model's. There is none for an answer that its engine broke off: that is an
-    :class:`~tta_middleware.errors.EngineError`, since a part must not pass for the whole.
+    :class:`~tta_middleware.errors.EngineError`, since a part must not pass for the whole. ``reasoning`` is what may be
+    shown of the model's thoughts, empty where they are hidden.
     """
 
     text: str
     finish_reason: Literal["stop", "length", "content_filter"]
     trace: Trace
     prompt_tokens: int
+    reasoning: str = ""
 
 
 Messages: TypeAlias = Sequence[Message]

@@ -22,13 +22,14 @@ from tta_middleware.aio.streams import first_error
 from tta_middleware.engines.decoding.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.prompt.counting import count_prompt, token_ids
-from tta_middleware.engines.prompt.detokenise import TextAssembler
+from tta_middleware.engines.prompt.detokenise import TextAssembler, deltas
 from tta_middleware.engines.prompt.table import directions, nearest_tokens
 from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.engines.prompt.vocabulary import Vocabulary, load_vocabulary
 from tta_middleware.engines.torch_import import in_a_thread_that_ends
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
+    Collected,
     Completion,
     FinishReason,
     FloatMatrix,
@@ -37,6 +38,7 @@ from tta_middleware.types import (
     Message,
     PromptEmbeddings,
     TextDelta,
+    Thought,
 )
 
 Step: TypeAlias = tuple[Sequence[int], FinishReason | None]
@@ -107,9 +109,15 @@ class RemoteEngine(ABC):
         await self._ready()
 
     async def embed(
-        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        assistant_prefix: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+        thought: Thought | None = None,
+        template: Mapping[str, Any] | None = None,
     ) -> PromptEmbeddings:
-        """See :class:`tta_middleware.protocols.Engine`.
+        """See :class:`tta_middleware.protocols.Engine` and :class:`tta_middleware.protocols.ReasoningEngine`.
 
         Raises:
             EmptyPromptError: the last user turn is empty, or there is none.
@@ -117,18 +125,30 @@ class RemoteEngine(ABC):
         """
         vocabulary = await self._ready()
         rendered = await _process.calculate(
-            render_prompt, vocabulary.tokenizer, list(messages), assistant_prefix, tools
+            render_prompt, vocabulary.tokenizer, list(messages), assistant_prefix, tools, thought, template
         )
-        if vocabulary.context is not None and len(rendered.token_ids) >= vocabulary.context:
-            raise ConfigurationError(
-                f"the prompt has {len(rendered.token_ids)} tokens and the model's context is {vocabulary.context}; "
-                "shorten the conversation"
-            )
+        _check_length(vocabulary, len(rendered.token_ids))
         return PromptEmbeddings(
             matrix=vocabulary.rows(rendered.token_ids),
             token_ids=np.array(rendered.token_ids, dtype=np.int64),
             user_mask=np.array(rendered.user_mask, dtype=np.bool_),
+            ends=rendered.ends,
         )
+
+    async def thinks(self) -> bool:
+        """See :class:`tta_middleware.protocols.ReasoningEngine`."""
+        return (await self._ready()).marks is not None
+
+    async def close_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
+        """See :class:`tta_middleware.protocols.ReasoningEngine`.
+
+        Raises:
+            ConfigurationError: the prompt fills the context then.
+        """
+        vocabulary = await self._ready()
+        closed = await _process.calculate(vocabulary.closed_thought, prompt, list(token_ids))
+        _check_length(vocabulary, len(closed.token_ids))
+        return closed
 
     async def token_ids(self, text: str) -> list[int]:
         """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
@@ -169,11 +189,11 @@ class RemoteEngine(ABC):
         done: dict[int, Completion] = {}
 
         async def one(index: int, request: GenerationRequest) -> None:
-            async with aclosing(self.stream(request)) as deltas:
-                pieces = [delta async for delta in deltas]
-            ids = tuple(token_id for piece in pieces for token_id in piece.token_ids)
-            text = "".join(piece.text for piece in pieces)
-            done[index] = Completion(text, ids, pieces[-1].finish_reason or "aborted")
+            async with aclosing(self.stream(request)) as pieces:
+                collected = Collected()
+                async for delta in pieces:
+                    collected.add(delta)
+            done[index] = collected.completion
 
         await self._ready()
         for request in requests:
@@ -270,7 +290,7 @@ class RemoteEngine(ABC):
             self._stack.close()
 
     def _spawn(self, request: GenerationRequest, vocabulary: Vocabulary, mailbox: Mailbox[TextDelta]) -> Future[None]:
-        text = vocabulary.assembler(request.prompt.token_ids.tolist(), request.sampling.stop)
+        text = vocabulary.assembler(request.prompt, request.sampling.stop)
         return self._own_loop.start_task_soon(self._pump, request, text, mailbox)
 
     async def _pump(self, request: GenerationRequest, text: TextAssembler, mailbox: Mailbox[TextDelta]) -> None:
@@ -278,8 +298,9 @@ class RemoteEngine(ABC):
         try:
             async with aclosing(self._steps(request)) as steps:
                 async for ids, reason in steps:
-                    delta = self._delta(text, ids, "aborted" if request.abort.is_set() else reason)
-                    if not mailbox.put(delta) or delta.finish_reason is not None:
+                    told = self._deltas(text, ids, "aborted" if request.abort.is_set() else reason)
+                    heard = [mailbox.put(delta) for delta in told]
+                    if not all(heard) or told[-1].finish_reason is not None:
                         return
             mailbox.put(EngineError("the model's stream ended without a reason"))
         except asyncio.CancelledError:
@@ -290,16 +311,16 @@ class RemoteEngine(ABC):
         except Exception as error:  # noqa: BLE001  the thread boundary: the caller gets the error
             mailbox.put(_as_engine_error(error))
 
-    def _delta(self, text: TextAssembler, ids: Sequence[int], reason: FinishReason | None) -> TextDelta:
+    def _deltas(self, text: TextAssembler, ids: Sequence[int], reason: FinishReason | None) -> list[TextDelta]:
         eos = cast(Vocabulary, self._vocabulary).eos_ids
-        pieces = [text.push(token_id) for token_id in ids if token_id not in eos]
+        pieces = [piece for token_id in ids if token_id not in eos for piece in text.push(token_id)]
         if any(token_id in eos for token_id in ids) and reason != "aborted":
             reason = "stop"
         if reason is not None:
-            pieces.append(text.flush())
+            pieces += text.flush()
         if text.stopped:
             reason = "stop"
-        return TextDelta("".join(pieces), tuple(ids), reason)
+        return deltas(pieces, ids, reason)
 
     async def _on_own_loop(self, function: Any, *arguments: Any) -> Any:
         try:
@@ -315,6 +336,13 @@ class RemoteEngine(ABC):
             raise EmbeddingShapeError(f"this model takes rows of {width} numbers, not an array of {rows.shape}")
         if not np.isfinite(rows).all():
             raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
+
+
+def _check_length(vocabulary: Vocabulary, length: int) -> None:
+    if vocabulary.context is not None and length >= vocabulary.context:
+        raise ConfigurationError(
+            f"the prompt has {length} tokens and the model's context is {vocabulary.context}; shorten the conversation"
+        )
 
 
 def ending(reason: str | None) -> FinishReason | None:

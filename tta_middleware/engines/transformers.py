@@ -28,6 +28,7 @@ from tta_middleware.types import (
     Message,
     PromptEmbeddings,
     TextDelta,
+    Thought,
     ToolFormat,
     next_ticket,
 )
@@ -122,19 +123,43 @@ class TransformersEngine:
         await self._ready()
 
     async def embed(
-        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        assistant_prefix: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+        thought: Thought | None = None,
+        template: Mapping[str, Any] | None = None,
     ) -> PromptEmbeddings:
         """Render the chat template and look the tokens up; see :class:`tta_middleware.protocols.Engine`.
+
+        ``thought`` and ``template`` are those of :class:`tta_middleware.protocols.ReasoningEngine`.
 
         Scaling that a family applies outside its embedding module (Gemma) is left to the model: the rows are
         what ``inputs_embeds`` takes.
 
         Raises:
             EmptyPromptError: the last user turn is empty, or there is none.
-            ConfigurationError: no chat template, roles or tools that it refuses, or a prompt that fills the context.
+            ConfigurationError: no chat template, roles, tools or arguments that it refuses, or a prompt that fills the
+                context.
         """
         model = await self._ready()
-        return await _process.calculate(_embed, model, list(messages), assistant_prefix, list(tools))
+        return await _process.calculate(_embed, model, list(messages), assistant_prefix, list(tools), thought, template)
+
+    async def thinks(self) -> bool:
+        """Whether the model's thoughts can be told apart; see :class:`tta_middleware.protocols.ReasoningEngine`."""
+        return (await self._ready()).marks is not None
+
+    async def close_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
+        """See :class:`tta_middleware.protocols.ReasoningEngine`.
+
+        Raises:
+            ConfigurationError: the prompt fills the context then.
+        """
+        model = await self._ready()
+        closed = await _process.calculate(model.closed_thought, prompt, list(token_ids))
+        _check_length(model, len(closed.token_ids))
+        return closed
 
     async def tool_format(self) -> ToolFormat:
         """How the model writes a tool call, by its chat template; see :class:`tta_middleware.protocols.ToolEngine`.
@@ -442,14 +467,20 @@ class _Group:
 
 
 def _embed(
-    model: LoadedModel, messages: Sequence[Message], assistant_prefix: str, tools: Sequence[Mapping[str, Any]]
+    model: LoadedModel,
+    messages: Sequence[Message],
+    assistant_prefix: str,
+    tools: Sequence[Mapping[str, Any]],
+    thought: Thought | None,
+    template: Mapping[str, Any] | None,
 ) -> PromptEmbeddings:
-    rendered = render_prompt(model.tokenizer, messages, assistant_prefix, tools)
+    rendered = render_prompt(model.tokenizer, messages, assistant_prefix, tools, thought, template)
     _check_length(model, len(rendered.token_ids))
     return PromptEmbeddings(
         matrix=model.rows(rendered.token_ids),
         token_ids=np.array(rendered.token_ids, dtype=np.int64),
         user_mask=np.array(rendered.user_mask, dtype=np.bool_),
+        ends=rendered.ends,
     )
 
 
@@ -462,7 +493,7 @@ def _row(model: LoadedModel, request: GenerationRequest, sink: Sink, ticket: int
     limit = sampling.max_new_tokens
     if model.context is not None:
         limit = min(limit, model.context - len(prompt.matrix))
-    text = model.assembler(prompt.token_ids.tolist(), sampling.stop)
+    text = model.assembler(prompt, sampling.stop)
     return Row(request, sink, ticket=ticket if request.ticket is None else request.ticket, limit=limit, text=text)
 
 

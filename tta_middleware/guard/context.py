@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from tta_middleware.config import Budget, Windows
-from tta_middleware.errors import EngineError
+from tta_middleware.call_text import json_reading
+from tta_middleware.config import Budget, Reasoning, Windows
+from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.guard.holdback import Check, HoldBack, Reading
-from tta_middleware.guard.watch import Watch
+from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.observing import NOBODY, AnswerObserver, CheckStage
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.policy import Stage
 from tta_middleware.policy.verdicts import verdict_on, verdicts_on
-from tta_middleware.protocols import Engine, Moderator, Quality
+from tta_middleware.protocols import Engine, Moderator, Quality, ReasoningEngine
 from tta_middleware.types import (
     AbortSignal,
+    AnswerScore,
     Completion,
     FinishReason,
     GenerationRequest,
@@ -29,8 +32,10 @@ from tta_middleware.types import (
     PromptEmbeddings,
     Proposal,
     QualityReport,
+    ReasoningTrace,
     Sampling,
     TextDelta,
+    Thought,
     Verdict,
     next_ticket,
 )
@@ -82,6 +87,8 @@ class Meter:
         generations: answers that were begun, the first one included.
         generated_tokens: counted as they come, so those of an aborted decode are, too.
         moderation_calls: counted before the call, so one that fails or is cancelled is, too.
+        reasoning_tokens: those of ``generated_tokens`` that were thought.
+        closed_thoughts: thoughts that were too long and ended by the guard.
     """
 
     budget: Budget
@@ -89,6 +96,8 @@ class Meter:
     generations: int = 0
     generated_tokens: int = 0
     moderation_calls: int = 0
+    reasoning_tokens: int = 0
+    closed_thoughts: int = 0
     called: float = field(init=False)
     started: float = field(init=False)
 
@@ -133,12 +142,17 @@ class Meter:
 class Question:
     """One prompt as it is asked: unmoved embeddings and sampling.
 
-    ``prefix`` is what has left of the answer, which ``prompt`` holds at its end.
+    Attributes:
+        prefix: what has left of the answer, which ``prompt`` holds at its end.
+        thought: what the answer has thought already, before that; None leaves it to the model.
+        reasoning_tokens: how long it may think; None leaves it the answer's own limit.
     """
 
     prompt: PromptEmbeddings
     sampling: Sampling
     prefix: str = ""
+    thought: Thought | None = None
+    reasoning_tokens: int | None = None
 
 
 def generation_request(
@@ -164,7 +178,7 @@ def check_ended(*reasons: FinishReason | None) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decode:
-    """One sequence of the engine's: what comes of it, counted as it comes, and the signal that stops it."""
+    """One answer of the engine's: what comes of it, counted as it comes, and the signal that stops it."""
 
     question: Question
     deltas: AsyncGenerator[TextDelta, None]
@@ -178,6 +192,8 @@ class RequestContext:
     Attributes:
         policies: with a threshold in every stage.
         reading: what consumers make of an answer; whatever of it is scored, is scored as it was written and so.
+        reasoning: how the model is let think, and what becomes of its thoughts.
+        thinks: whether its thoughts can be told from its answers.
         ticket: that of all the request's sequences; engines that cannot take all at once take lower ones first.
         observer: told of each check and wave.
     """
@@ -190,21 +206,49 @@ class RequestContext:
     conversation: Conversation
     sampling: Sampling
     meter: Meter
+    reasoning: Reasoning = field(default_factory=Reasoning)
+    thinks: bool = False
     ticket: int = field(default_factory=next_ticket)
     observer: AnswerObserver = NOBODY
 
-    async def embed(self, prefix: str = "", messages: Sequence[Message] | None = None) -> PromptEmbeddings:
+    @property
+    def checks_thoughts(self) -> bool:
+        """Whether thoughts are scored: those that are shown in any case."""
+        return self.reasoning.mode == "show" or self.policies.hidden_reasoning == "checked"
+
+    def reasoning_trace(self, score: AnswerScore | None, closed: str) -> ReasoningTrace | None:
+        """What became of the model's thoughts; None where it had none."""
+        tokens = self.meter.reasoning_tokens
+        return ReasoningTrace(self.reasoning.mode, tokens, self.checks_thoughts, score, closed) if tokens else None
+
+    async def embed(
+        self, prefix: str = "", messages: Sequence[Message] | None = None, thought: Thought | None = None
+    ) -> PromptEmbeddings:
         """The conversation, or ``messages`` in its place, as a prompt that goes on from what has left.
 
         Raises:
             EmptyPromptError: no message holds user text.
-            ConfigurationError: the model does not take the conversation, its length or its tools.
+            ConfigurationError: the model does not take the conversation, its length, its tools or the arguments of its
+                chat template.
         """
         talk = self.conversation
-        begun, tools = talk.opening + prefix, {"tools": talk.tools} if talk.tools else {}
+        begun, more = talk.opening + prefix, dict[str, Any]()
+        if talk.tools:
+            more["tools"] = talk.tools
+        if thought is not None and self.thinks:
+            more["thought"] = thought
+        if self.reasoning.template:
+            more["template"] = self._template_arguments()
         turns = talk.messages if messages is None else messages
-        prompt = await self.engine.embed(turns, assistant_prefix=begun, **tools)
+        prompt = await self.engine.embed(turns, assistant_prefix=begun, **more)
         return replace(prompt, assistant_prefix=begun) if begun else prompt
+
+    def _template_arguments(self) -> Mapping[str, Any]:
+        if not isinstance(self.engine, ReasoningEngine):
+            raise ConfigurationError(
+                f"the engine of {self.engine.model_id!r} takes no arguments of a chat template; leave them out"
+            )
+        return self.reasoning.template
 
     def decode(self, question: Question, proposal: Proposal) -> Decode:
         """One generation. Nothing is decoded before its deltas are asked for."""
@@ -229,7 +273,40 @@ class RequestContext:
         request: GenerationRequest,
         stream: AsyncGenerator[TextDelta, None],
     ) -> Decode:
-        return Decode(question, self._metered(stream, request.abort, proposal.opening), request.abort)
+        metered = self._metered(stream, request.abort, proposal.opening)
+        if question.reasoning_tokens is not None:
+            metered = self._thinking_within(question.reasoning_tokens, metered, request)
+        return Decode(question, metered, request.abort)
+
+    async def _thinking_within(
+        self, most: int, source: AsyncGenerator[TextDelta, None], request: GenerationRequest
+    ) -> AsyncGenerator[TextDelta, None]:
+        """``source``; where it thinks for more than ``most`` tokens the thought is closed there, and it has to answer.
+
+        Raises:
+            EngineError, ConfigurationError: what embedding the thought, or going on from it, raises.
+        """
+        ids, thought = list[int](), 0
+        async with aclosing(source):
+            async for delta in source:
+                thought += len(delta.token_ids) if delta.channel == "reasoning" else 0
+                if thought > most and delta.channel == "reasoning" and delta.finish_reason is None:
+                    break
+                ids += delta.token_ids
+                yield delta
+            else:
+                return
+        self.meter.closed_thoughts += 1
+        closed = await cast(ReasoningEngine, self.engine).close_thought(request.prompt, ids)
+        # The mark is a part of the answer's tokens, but nobody decoded it.
+        yield TextDelta(
+            "", tuple(closed.token_ids[len(request.prompt.token_ids) + len(ids) :].tolist()), None, "reasoning"
+        )
+        left = replace(request.sampling, max_new_tokens=max(1, request.sampling.max_new_tokens - len(ids)))
+        rest = self.engine.stream(replace(request, prompt=closed, sampling=left))
+        async with aclosing(self._metered(rest, request.abort, "")) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def _metered(
         self, source: AsyncGenerator[TextDelta, None], abort: AbortSignal, opening: str
@@ -245,6 +322,7 @@ class RequestContext:
                 yield TextDelta(opening)
             async for delta in source:
                 self.meter.generated_tokens += len(delta.token_ids)
+                self.meter.reasoning_tokens += len(delta.token_ids) if delta.channel == "reasoning" else 0
                 reason = delta.finish_reason
                 if reason != "aborted" or abort.is_set():
                     yield delta
@@ -255,15 +333,39 @@ class RequestContext:
             check_ended(reason)
 
     def watch(
-        self, decode: Decode, stage: Stage, windows: Windows | None, release: Callable[[str], Awaitable[bool]]
+        self,
+        decode: Decode,
+        stage: Stage,
+        windows: Windows | None,
+        release: Callable[[str], Awaitable[bool]],
+        think: Callable[[str], Awaitable[bool]],
     ) -> Watch:
-        """A watch over one decode by the policy of its stage, whose checks go on the meter."""
-        hold = HoldBack(windows, decode.question.prefix, self.reading)
+        """A watch over one decode by the policy of its stage, whose checks go on the meter.
 
+        ``think`` takes thoughts as ``release`` takes text.
+        """
+        asked, thought = decode.question, decode.question.thought
+        answer = self._way(stage, windows, self.reading, release, asked.prefix)
+        if not self.checks_thoughts:
+            return Watch(decode.deltas, answer)
+        begun = thought.text if thought is not None else ""
+        return Watch(decode.deltas, answer, self._way("reasoning", windows, json_reading, think, begun))
+
+    def _way(
+        self,
+        stage: Stage,
+        windows: Windows | None,
+        reading: Reading,
+        release: Callable[[str], Awaitable[bool]],
+        begun: str,
+    ) -> Way:
         async def check(window: Check) -> Verdict:
             return await self.score(window.text, window.decoded, stage=stage, end=window.end)
 
-        return Watch(decode.deltas, hold, self.policies.at(stage), check, release)
+        def hold(prefix: str) -> HoldBack:
+            return HoldBack(windows, prefix, reading)
+
+        return Way(hold, self.policies.at(stage), check, release, begun)
 
     async def score(
         self, text: str, decoded: str | None = None, *, stage: CheckStage = "output", end: int | None = None

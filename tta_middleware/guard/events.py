@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tta_middleware.types import GuardedAnswer, Outcome, StepTrace
+from tta_middleware.types import Channel, GuardedAnswer, Outcome, StepTrace
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The next piece of a streaming answer, checked."""
+    """The next piece of a streaming answer, or of thoughts that are shown before it, checked."""
 
     text: str
+    channel: Channel = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class RepairFinished:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a stream; ``answer.text`` is all that was released."""
+    """The last event of a stream; ``answer.text`` and ``answer.reasoning`` are all that was released."""
 
     answer: GuardedAnswer
 

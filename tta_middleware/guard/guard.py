@@ -18,7 +18,7 @@ import numpy as np
 
 from tta_middleware.aio.streams import first_error, owned
 from tta_middleware.call_text import json_reading, message_texts
-from tta_middleware.config import Windows
+from tta_middleware.config import Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
 from tta_middleware.guard.context import (
     Clock,
@@ -30,27 +30,36 @@ from tta_middleware.guard.context import (
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.guard.quality import QualityGate
-from tta_middleware.guard.search import LATE_FLAG, Delivery, Search, SearchResult, bridge_proposals, prepare
+from tta_middleware.guard.search import (
+    LATE_FLAG,
+    Delivery,
+    Search,
+    SearchResult,
+    answer_score,
+    bridge_proposals,
+    move_of,
+    prepare,
+)
 from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report
-from tta_middleware.guard.watch import Watch
-from tta_middleware.methods import geometry
+from tta_middleware.guard.watch import Watch, kept
 from tta_middleware.methods.base import Method
-from tta_middleware.methods.bridged import Bridged
+from tta_middleware.methods.bridged import Bridged, Led
 from tta_middleware.observing import Asked, observer
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
-from tta_middleware.protocols import Engine, Moderator, Quality
+from tta_middleware.protocols import Engine, Moderator, Optimiser, Quality, ReasoningEngine
 from tta_middleware.types import (
     AnswerScore,
     Candidate,
+    Channel,
     Completion,
     GuardedAnswer,
     Message,
     Outcome,
-    PromptEmbeddings,
     Proposal,
     Sampling,
     StepTrace,
+    Thought,
     Trace,
     WindowScore,
 )
@@ -75,6 +84,7 @@ class Guard:
             ``all`` every message. It runs beside the first decode steps; a flagged prompt gets the fallback.
         reading: what consumers make of an answer, which is scored beside the answer as it was written; by default
             what a parser of JSON does.
+        reasoning: how a model that thinks is let think, and what becomes of its thoughts (docs/reasoning.md).
 
     Raises:
         ConfigurationError: the policy has a threshold for a category that the moderator does not score.
@@ -92,6 +102,7 @@ class Guard:
         prompt_check: PromptCheck = "off",
         clock: Clock = time.monotonic,
         reading: Reading = json_reading,
+        reasoning: Reasoning | None = None,
     ) -> None:
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
         self._repair = repair or Repair()
@@ -102,6 +113,7 @@ class Guard:
         self._windows = windows or Windows()
         self._prompt_check: PromptCheck = prompt_check
         self._clock = clock
+        self._reasoning = reasoning or Reasoning()
 
     async def answer(
         self,
@@ -203,6 +215,8 @@ class Guard:
                 sampling=sampling,
                 meter=meter,
                 observer=observed,
+                reasoning=self._reasoning,
+                thinks=isinstance(self._engine, ReasoningEngine) and await self._engine.thinks(),
             )
             return await Answering(
                 context=context,
@@ -239,6 +253,10 @@ class Answering:
     question: Question = field(init=False)
     prompt_tokens: int = 0
     released: str = ""
+    thoughts: str = ""
+    flagged: Channel | None = None
+    closed: str = ""
+    thought_score: AnswerScore | None = None
     repairs: int = 0
     seam: int = 0
     baseline: Candidate | None = None
@@ -249,7 +267,7 @@ class Answering:
     _prompt_passed: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self) -> Report:
-        self.question = await self._ask("")
+        self.question = await self._first_question()
         self.prompt_tokens = len(self.question.prompt.token_ids)
         refused = ""
         try:
@@ -278,13 +296,33 @@ class Answering:
         await self._say(Finished(report.answer))
         return report
 
-    async def _ask(self, prefix: str) -> Question:
-        """The conversation as a question; with a prefix, the tokens that it takes count as answered."""
-        prompt = await self.context.embed(prefix)
-        used = max(0, len(prompt.token_ids) - self.prompt_tokens) if prefix else 0
+    async def _first_question(self) -> Question:
+        """The conversation as it is asked first."""
+        reasoning = self.context.reasoning
+        thought = Thought() if reasoning.mode == "off" and self.context.thinks else None
+        prompt = await self.context.embed(thought=thought)
+        return Question(prompt, self.context.sampling, "", thought, reasoning.max_tokens)
+
+    async def _next_question(self) -> Question:
+        """The conversation as a repair asks it: it goes on from what has left, whose tokens count as answered."""
+        thought = self._thought_so_far()
+        prompt = await self.context.embed(self.released, thought=thought)
+        used = max(0, len(prompt.token_ids) - self.prompt_tokens) if self.released or self.thoughts else 0
         limit = self.context.sampling.max_new_tokens
         left = max(min(limit, LEAST_CONTINUATION), limit - used)
-        return Question(prompt, replace(self.context.sampling, max_new_tokens=left), prefix)
+        sampling = replace(self.context.sampling, max_new_tokens=left)
+        most = self.repair.reasoning_tokens
+        return Question(
+            prompt, sampling, self.released, thought, self.context.reasoning.max_tokens if most is None else most
+        )
+
+    def _thought_so_far(self) -> Thought | None:
+        """How a candidate begins: with what was shown of thoughts, which it may go on with or not."""
+        if not self.context.thinks:
+            return None
+        if self.released or self.context.reasoning.mode == "off" or self.repair.reasoning_tokens == 0:
+            return Thought(self.thoughts)
+        return Thought(self.thoughts, closed=False) if self.thoughts else None
 
     async def _refuse_prompt(self) -> str:
         """Why the prompt is refused, empty if it is not; runs beside the first decode steps."""
@@ -310,6 +348,9 @@ class Answering:
         if limit := self.context.meter.exhausted():
             return await self._fall_back(f"budget: {limit}")
         watch = await self._first_answer()
+        if watch.ending == "done" and watch.collected.thoughts_only and not watch.unchecked:
+            self.final = self.baseline
+            return await self._deliver(watch.completion, "unanswered", f"reasoning: {watch.finish_reason}")
         if watch.ending == "done" and not watch.unchecked:
             self.final = self.baseline
             return await self._deliver(watch.completion, "clean", "clean")
@@ -325,13 +366,19 @@ class Answering:
         proposal = Proposal(self.question.prompt.matrix)
         decode = self.context.decode(self.question, proposal)
         windows = None if self.held else self.windows
-        watch = self.context.watch(decode, "output", windows, self._release)
+        release, think = (kept, kept) if self.held else (self._release, self._think)
+        watch = self.context.watch(decode, "output", windows, release, think)
         # A deadline that cuts here closes the stream and drops the open checks; what has left stays.
         with anyio.move_on_after(self.context.meter.seconds_left):
             await watch.run()
         self.scores += watch.windows
         if watch.verdict is not None:
             self.baseline = Candidate(proposal, watch.completion, watch.verdict)
+        if watch.thought_verdict is not None:
+            thoughts = Candidate(proposal, watch.completion, watch.thought_verdict)
+            self.thought_score = answer_score(thoughts, self.context.policies.at("reasoning"))
+        self.flagged = watch.flagged
+        self.closed = "too long" if self.context.meter.closed_thoughts else ""
         return watch
 
     async def _repaired(self, baseline: Candidate) -> Report:
@@ -372,26 +419,35 @@ class Answering:
         self.final = found.best
         return found
 
-    async def _prepare(self, method: Method, baseline: Candidate) -> Bridged:
+    async def _prepare(self, method: Method, baseline: Candidate) -> Optimiser:
         """What the search of a repair asks for its proposals."""
         decision = self.context.policies.repair.decide(baseline.verdict)
         await self._say(RepairStarted(baseline.verdict.score, decision.category, self.seam))
-        if self.released:
-            self.question = await self._ask(self.released)
+        before = self.question.thought
+        if self.released or self.context.thinks:
+            self.question = await self._next_question()
         rng = np.random.default_rng([self.repair.seed & 2**63 - 1, *self.question.prompt.token_ids.tolist()])
         start = await prepare(self.context, self.question, method, decision.excess, rng)
         # With windows the first answer was dropped where it was flagged, and its score is that of a window.
-        optimiser = method.build(replace(start, whole=self.held))
-        return Bridged(optimiser, await bridge_proposals(self.context, self.question, self.repair.bridges))
+        # An answer without the thoughts that the first one had is another answer.
+        thought = self.question.thought
+        whole = self.held and thought == before
+        optimiser = method.build(replace(start, whole=whole))
+        bridged = Bridged(optimiser, await bridge_proposals(self.context, self.question, self.repair.bridges))
+        if self.flagged != "reasoning" or self.repairs > 1 or thought is None or not thought.closed:
+            return bridged
+        self.closed = "flagged"
+        # What was flagged is a thought that the answer now does without: the unmoved prompt may do.
+        return Led(Proposal(self.question.prompt.matrix, label="thought closed"), bridged)
 
     def _delivery(self) -> Delivery:
         """Candidates flow if the first answer did; their first window is what a choice is made on."""
         commit = self.repair.commit
-        emit = None if self.held else self._release
+        emit, think = (None, None) if self.held else (self._release, self._think)
         if commit is None:
-            return Delivery(self.windows, emit=emit)
+            return Delivery(self.windows, emit=emit, think=think)
         first = self.windows.model_copy(update={"first": commit, "largest": max(commit, self.windows.largest)})
-        return Delivery(first, commit=True, emit=emit)
+        return Delivery(first, commit=True, emit=emit, think=think)
 
     async def _on_step(self, step: StepTrace) -> None:
         await self._say(RepairStep(step))
@@ -425,7 +481,7 @@ class Answering:
             meter = self.context.meter
             trace = replace(trace, moderation_calls=meter.moderation_calls, seconds=meter.seconds)
         await self._say(Released(text))
-        answer = GuardedAnswer(self.released, "content_filter", trace, self.prompt_tokens)
+        answer = GuardedAnswer(self.released, "content_filter", trace, self.prompt_tokens, self.thoughts)
         return Report(answer, self.baseline, self.final)
 
     async def _checked_fallback(self, fallback: FallbackFunction) -> str:
@@ -447,15 +503,24 @@ class Answering:
 
     async def _deliver(self, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
         await self._prompt_passed.wait()
+        if self.held:
+            await self._think(completion.reasoning)
         if rest := completion.text[len(self.released) :]:
             await self._say(Released(rest))
         trace = await self._trace(outcome, stop_reason)
         # An answer that its engine broke off does not come here; see RequestContext.decode.
         finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
-        return Report(GuardedAnswer(self.released, finish, trace, self.prompt_tokens), self.baseline, self.final)
+        answer = GuardedAnswer(self.released, finish, trace, self.prompt_tokens, self.thoughts)
+        return Report(answer, self.baseline, self.final)
 
     async def _release(self, text: str) -> bool:
         await self._say(Released(text))
+        return True
+
+    async def _think(self, text: str) -> bool:
+        """Checked thoughts: given out where they are shown."""
+        if text and self.context.reasoning.mode == "show":
+            await self._say(Released(text, "reasoning"))
         return True
 
     async def _say(self, event: StreamEvent) -> None:
@@ -468,7 +533,8 @@ class Answering:
         if not self._prompt_passed.is_set():
             await self._prompt_passed.wait()
         if isinstance(event, Released):
-            self.released += event.text
+            self.released += event.text if event.channel == "answer" else ""
+            self.thoughts += event.text if event.channel == "reasoning" else ""
             self.context.observer.released()
         if self.send is not None:
             await self.send(event)
@@ -505,6 +571,7 @@ class Answering:
             move=point.label if point else "",
             load_seconds=meter.load_seconds,
             windows=tuple(self.scores),
+            reasoning=self.context.reasoning_trace(self.thought_score, self.closed),
         )
 
     async def _with_quality(self, candidate: Candidate | None) -> Candidate | None:
@@ -517,34 +584,3 @@ class Answering:
 def method_name(repair: Repair) -> str:
     """The method's name; ``none`` where there is no repair."""
     return repair.method.name if repair.method else "none"
-
-
-async def move_of(engine: Engine, question: PromptEmbeddings, point: Proposal | None) -> tuple[float, float, bool]:
-    """Cosine and relative norm of a move, and whether its rows still decode to their tokens."""
-    prompt = (point.prompt if point else None) or question
-    if point is None or point.matrix.shape != prompt.matrix.shape:
-        return 1.0, 0.0, True
-    changed = (point.matrix != prompt.matrix).any(axis=1)
-    if not changed.any():
-        return 1.0, 0.0, True
-    rows = changed | prompt.user_mask
-    moved, origin = point.matrix[rows], prompt.matrix[rows]
-    nearest = await engine.nearest_tokens(moved)
-    decodes = bool((nearest == prompt.token_ids[rows]).all())
-    return geometry.cosine(moved, origin), geometry.relative_move(moved, origin), decodes
-
-
-def answer_score(candidate: Candidate | None, policy: Policy) -> AnswerScore | None:
-    """A candidate as the trace reports it, held against ``policy``."""
-    if candidate is None:
-        return None
-    decision = policy.decide(candidate.verdict)
-    quality = candidate.quality
-    return AnswerScore(
-        score=candidate.verdict.score,
-        flagged=decision.flagged,
-        category=decision.category,
-        usable=quality.usable if quality else None,
-        problems=quality.problems if quality else (),
-        shadowed=decision.shadowed,
-    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
+from functools import partial
 
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError
 from tta_middleware.guard.holdback import Check, HoldBack
-from tta_middleware.guard.watch import Watch
+from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
 from tta_middleware.policy.verdicts import verdict_on
@@ -47,17 +48,21 @@ async def moderated(
         return await verdict_on(scorer, window.text, window.decoded, prompt=prompt)
 
     async def produce(send: Send[str]) -> None:
+        released = 0
+
         async def release(text: str) -> bool:
+            nonlocal released
+            released += len(text)
             await send(text)
             return True
 
-        machine = HoldBack(None if hold else cut)
-        watch = Watch(_deltas(source), machine, in_force, check, release, windows=[] if scored is None else scored)
+        way = Way(partial(HoldBack, None if hold else cut), in_force, check, release)
+        watch = Watch(_deltas(source), way, windows=[] if scored is None else scored)
         await watch.run()
         if watch.ending == "unscored" and watch.error is not None:
             raise watch.error
         if watch.ending == "flagged" and watch.verdict is not None:
-            raise _flagged(in_force.decide(watch.verdict).category, watch.verdict.score, len(machine.released))
+            raise _flagged(in_force.decide(watch.verdict).category, watch.verdict.score, released)
 
     async with aclosing(owned(produce)) as pieces:
         async for piece in pieces:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections import Counter
@@ -124,12 +125,24 @@ class QualityGate:
     async def fluency(
         self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
     ) -> list[QualityReport]:
-        """One report per completion on how likely it is alone, from one batched forward pass."""
+        """One report per completion on how likely its answer is alone, from one batched forward pass."""
         if not completions:
             return []
-        nlls = await engine.mean_nll(prompt, [done.token_ids for done in completions])
-        return [self._fluent(nll, len(done.token_ids)) for nll, done in zip(nlls, completions, strict=True)]
+        thoughtful = [done for done in completions if done.lead]
+        asked = [*(done.token_ids for done in completions), *(done.token_ids[: done.lead] for done in thoughtful)]
+        nlls = await engine.mean_nll(prompt, asked)
+        leads = iter(nlls[len(completions) :])
+        return [
+            self._fluent(_of_the_rest(nll, next(leads), done) if done.lead else nll, len(done.token_ids) - done.lead)
+            for nll, done in zip(nlls[: len(completions)], completions, strict=True)
+        ]
 
     def _fluent(self, nll: float, tokens: int) -> QualityReport:
         # Written so that a NaN fails: an answer whose fluency is unknown is not called usable.
         return QualityReport(() if nll <= self.bounds.nll_limit(tokens) else ("not_fluent",), nll)
+
+
+def _of_the_rest(whole: float, lead: float, done: Completion) -> float:
+    """The mean of what follows the thoughts, from the means over all and over the thoughts; NaN of nothing."""
+    count = len(done.token_ids)
+    return (whole * count - lead * done.lead) / (count - done.lead) if count > done.lead else math.nan

@@ -19,9 +19,12 @@ from tta_middleware.aio.streams import first_error
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationError
 from tta_middleware.guard.context import Decode, Question, RequestContext, reminded
+from tta_middleware.methods import geometry
 from tta_middleware.methods.base import Method, Start
+from tta_middleware.policy import Policy
 from tta_middleware.protocols import Engine, Optimiser
 from tta_middleware.types import (
+    AnswerScore,
     BoolVector,
     Candidate,
     Completion,
@@ -59,7 +62,7 @@ async def prepare(
     for reminder in method.needs.reminders:
         with suppress(ConfigurationError):
             turns = reminded(context.conversation.messages, reminder)
-            variants[reminder] = await context.embed(question.prefix, turns)
+            variants[reminder] = await context.embed(question.prefix, turns, question.thought)
     directions = dict(zip(words, rows, strict=True))
     reach = await _reach(context.engine, [question.prompt, *variants.values()], directions, method.needs.reach)
     return Start(question.prompt, loss, rng, directions, variants, reach)
@@ -70,7 +73,7 @@ async def bridge_proposals(context: RequestContext, question: Question, bridges:
     found = []
     for text in bridges if question.prefix else ():
         with suppress(ConfigurationError):
-            prompt = await context.embed(question.prefix + text)
+            prompt = await context.embed(question.prefix + text, thought=question.thought)
             found.append(Proposal(prompt.matrix, prompt=prompt, opening=text, label="bridge"))
     return found
 
@@ -113,11 +116,13 @@ class Delivery:
         windows: how candidates are cut; None checks each whole at its end, so none is aborted early.
         commit: choose a candidate as soon as its first window is safe and usable; otherwise at its end.
         emit: takes the chosen candidate's text as it is checked; None keeps it until its end.
+        think: takes its thoughts, before the text that follows them; None keeps them.
     """
 
     windows: Windows | None = None
     commit: bool = False
     emit: Emit | None = None
+    think: Emit | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,7 +232,7 @@ class Search:
 
     def _record(self, wave: Sequence[Attempt]) -> StepTrace:
         scores = tuple(attempt.watch.verdict.score for attempt in wave if attempt.watch.verdict is not None)
-        step = StepTrace(scores, sum(len(attempt.watch.token_ids) for attempt in wave))
+        step = StepTrace(scores, sum(len(attempt.watch.collected.token_ids) for attempt in wave))
         self.steps.append(step)
         return step
 
@@ -242,7 +247,7 @@ class Search:
         elif chosen is not None and chosen.won and chosen.watch.unchecked:
             self.unscored = (chosen.proposal, chosen.watch.completion)
             self.reason = f"moderator: {type(chosen.watch.error).__name__}"
-        elif chosen is not None and chosen.released:
+        elif chosen is not None and (chosen.released or chosen.shown):
             self.reason = LATE_FLAG
         else:
             self._give_up_unscored(wave)
@@ -272,34 +277,34 @@ class Attempt:
     Attributes:
         watch: its stream.
         decided: set when the commit point is reached or the stream is over.
-        released: what was emitted of it.
+        released: what was emitted of it, and ``shown`` of its thoughts.
         won: it was chosen, and its whole text is safe and usable.
     """
 
     def __init__(self, context: RequestContext, proposal: Proposal, decode: Decode, delivery: Delivery) -> None:
         # Shared by two tasks on one event loop, so that only an ``await`` hands over between them: the attempt's own
         # (``run``, which calls _take) and the search's (passes, follow, abort).
-        # - _checked: written by _take alone, before it sets ``decided``.
+        # - _checked: written by _take alone, before it sets ``decided``; _thought by _take_thought alone.
         # - _followed: set by the search, once, with nothing awaited before its first _emit. Until then only the search
         #   assesses, afterwards _take does for each window, and the search again when ``_over`` is set.
         # - _judged, _quality, _assessed: written by whichever of the two assesses; _judged only grows.
-        # - released: both emit. It is moved on together with cutting the piece, before anything is awaited, so no piece
-        #   goes out twice, and the receiver takes pieces in the order in which they were cut.
+        # - released, shown: both emit. They are moved on together with cutting the piece, before anything is awaited,
+        #   so no piece goes out twice, and the receiver takes pieces in the order in which they were cut.
         # - won: written by the search; read by it after ``_over``.
         self.proposal = proposal
         self.decided = anyio.Event()
-        self.released = ""
+        self.released = self.shown = ""
         self.won = False
         self._context, self._question, self._delivery = context, decode.question, delivery
         self._abort, self._scope = decode.abort, anyio.CancelScope()
         self._over = anyio.Event()
-        self._checked = ""
+        self._checked = self._thought = ""
         self._judged = 0
         self._quality: QualityReport | None = None
         self._assessed: Completion | None = None
         self._followed = False
         windows = None if proposal.whole else delivery.windows
-        self.watch = context.watch(decode, "repair", windows, self._take)
+        self.watch = context.watch(decode, "repair", windows, self._take, self._take_thought)
 
     async def run(self) -> None:
         """Decode until the end, a flag, or :meth:`abort`."""
@@ -345,7 +350,7 @@ class Attempt:
         if self.watch.verdict is None:
             return None
         done = self.watch.completion
-        whole = Completion(self._question.prefix + done.text, done.token_ids, done.finish_reason)
+        whole = replace(done, text=self._question.prefix + done.text)
         return Candidate(self.proposal, whole, self.watch.verdict, self._quality)
 
     async def _take(self, text: str) -> bool:
@@ -359,7 +364,18 @@ class Attempt:
             self.decided.set()
         return True
 
+    async def _take_thought(self, text: str) -> bool:
+        """Checked thoughts: they leave with the text that they lead to, once that is chosen."""
+        self._thought += text
+        if self._followed:
+            await self._emit()
+        return True
+
     async def _emit(self) -> None:
+        thought = self._thought[len(self.shown) :]
+        if self._delivery.think is not None and thought:
+            self.shown += thought
+            await self._delivery.think(thought)
         piece = self._checked[len(self.released) : self._judged]
         if self._delivery.emit is not None and piece:
             self.released += piece
@@ -377,3 +393,34 @@ class Attempt:
         if self._quality.usable:
             self._judged = len(seen.text)
         return self._quality.usable
+
+
+async def move_of(engine: Engine, question: PromptEmbeddings, point: Proposal | None) -> tuple[float, float, bool]:
+    """Cosine and relative norm of a move, and whether its rows still decode to their tokens."""
+    prompt = (point.prompt if point else None) or question
+    if point is None or point.matrix.shape != prompt.matrix.shape:
+        return 1.0, 0.0, True
+    changed = (point.matrix != prompt.matrix).any(axis=1)
+    if not changed.any():
+        return 1.0, 0.0, True
+    rows = changed | prompt.user_mask
+    moved, origin = point.matrix[rows], prompt.matrix[rows]
+    nearest = await engine.nearest_tokens(moved)
+    decodes = bool((nearest == prompt.token_ids[rows]).all())
+    return geometry.cosine(moved, origin), geometry.relative_move(moved, origin), decodes
+
+
+def answer_score(candidate: Candidate | None, policy: Policy) -> AnswerScore | None:
+    """A candidate as the trace reports it, held against ``policy``."""
+    if candidate is None:
+        return None
+    decision = policy.decide(candidate.verdict)
+    quality = candidate.quality
+    return AnswerScore(
+        score=candidate.verdict.score,
+        flagged=decision.flagged,
+        category=decision.category,
+        usable=quality.usable if quality else None,
+        problems=quality.problems if quality else (),
+        shadowed=decision.shadowed,
+    )

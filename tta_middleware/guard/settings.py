@@ -33,6 +33,8 @@ class Repair:
         seed: the search's random generator; equal seeds give equal searches.
         bridges: texts that may lead from what has left to something safe when a late flag is not mended by moved
             embeddings alone; the model goes on from them. An empty tuple never puts words into the answer.
+        reasoning_tokens: how many tokens a candidate of a model that thinks may think: 0 has it answer at once, behind
+            thoughts that have left; None lets it think as the first answer was.
         commit: length in characters of a candidate's first window. A candidate is chosen when that is safe and
             usable, and the others of its wave are dropped; None chooses between whole answers.
     """
@@ -43,6 +45,7 @@ class Repair:
     seed: int = 0
     bridges: tuple[str, ...] = BRIDGES
     commit: int | None = 120
+    reasoning_tokens: int | None = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Any optimiser, with bridges at hand where its own moves do not mend a late flag."""
+"""Any optimiser, with other answers beside its own: bridges out of a late flag, one that is asked for before all."""
 
 from __future__ import annotations
 
@@ -36,3 +36,26 @@ class Bridged:
 
     def stop(self) -> tuple[str, ...]:
         return () if self._bridges else self._inner.stop()
+
+
+class Led:
+    """One proposal alone, then the optimiser."""
+
+    def __init__(self, first: Proposal, inner: Optimiser) -> None:
+        self.name = inner.name
+        self._first, self._inner = first, inner
+        self._asked = False
+
+    def ask(self, limit: int) -> list[Proposal]:
+        if self._asked:
+            return self._inner.ask(limit)
+        self._asked = True
+        return [self._first]
+
+    def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
+        own = [(p, loss) for p, loss in zip(proposals, losses, strict=True) if p is not self._first]
+        if own:
+            self._inner.tell([p for p, _ in own], [loss for _, loss in own])
+
+    def stop(self) -> tuple[str, ...]:
+        return self._inner.stop() if self._asked else ()

@@ -207,9 +207,9 @@ class Policy(Settings):
 REPAIR_MARGIN = 0.7
 """Measured in docs/results/: what it gains by the second judge, and what it costs."""
 
-Stage: TypeAlias = Literal["prompt", "output", "repair"]
+Stage: TypeAlias = Literal["prompt", "output", "repair", "reasoning"]
 
-STAGES: tuple[Stage, ...] = ("prompt", "output", "repair")
+STAGES: tuple[Stage, ...] = ("prompt", "output", "repair", "reasoning")
 
 
 class StagePolicies(Settings):
@@ -221,12 +221,17 @@ class StagePolicies(Settings):
         repair: for the candidates of a repair, which have to clear a margin below the threshold. It never takes over
             ``on_error="open"`` from another stage: the first answer was flagged, so unscored text passes here only
             where a repair policy says so itself.
+        reasoning: for what a model thinks before its answer, in any of its answers; None is as ``output``.
+        hidden_reasoning: whether thoughts are checked that nobody gets to see. Where they are ``unchecked``, a trace
+            says so; thoughts that are shown are always checked.
         default_margin: the repair stage's margin is the default one, named by nobody.
     """
 
     prompt: Policy
     output: Policy
     repair: Policy
+    reasoning: Policy | None = None
+    hidden_reasoning: Literal["checked", "unchecked"] = "checked"
     default_margin: bool = False
 
     @classmethod
@@ -248,24 +253,33 @@ class StagePolicies(Settings):
         """From a policy's settings with an optional table of differences per stage.
 
         A stage's ``categories``, ``weights`` and ``notices`` are laid over the common ones; other settings replace
-        them. ``repair`` starts from ``output``, since its candidates become outputs.
+        them. ``repair`` and ``reasoning`` start from ``output``.
 
         Raises:
             ConfigurationError: a setting is unknown or out of range.
         """
-        common = {key: value for key, value in table.items() if key not in STAGES}
+        common = {key: value for key, value in table.items() if key not in (*STAGES, "hidden_reasoning")}
         prompt = _overlaid(common, table.get("prompt", {}))
         output = _overlaid(common, table.get("output", {}))
         stricter = {"margin": REPAIR_MARGIN, "hold": 1.0} if "margin" not in output else {}
         own = table.get("repair", {})
         repair = _overlaid(output | {"on_error": "closed"} | stricter, own)
         by_default = bool(stricter) and "margin" not in own
-        return cls(prompt=Policy(**prompt), output=Policy(**output), repair=Policy(**repair), default_margin=by_default)
+        thoughts = Policy(**_overlaid(output, table["reasoning"])) if "reasoning" in table else None
+        hidden = {"hidden_reasoning": table["hidden_reasoning"]} if "hidden_reasoning" in table else {}
+        return cls(
+            prompt=Policy(**prompt),
+            output=Policy(**output),
+            repair=Policy(**repair),
+            reasoning=thoughts,
+            default_margin=by_default,
+            **hidden,
+        )
 
     def at(self, stage: Stage) -> Policy:
         """The policy of a stage."""
-        policy: Policy = getattr(self, stage)
-        return policy
+        policy: Policy | None = getattr(self, stage)
+        return self.output if policy is None else policy
 
     @property
     def disguises(self) -> bool:
@@ -274,7 +288,8 @@ class StagePolicies(Settings):
 
     def with_default(self, threshold: float) -> StagePolicies:
         """These policies with ``threshold`` where one leaves the threshold to the moderator."""
-        return self.model_copy(update={stage: self.at(stage).with_default(threshold) for stage in STAGES})
+        own = [stage for stage in STAGES if getattr(self, stage) is not None]
+        return self.model_copy(update={stage: self.at(stage).with_default(threshold) for stage in own})
 
     def lowered(self, threshold: float | None, categories: Mapping[str, float]) -> StagePolicies:
         """These policies with lower thresholds for answers, repaired ones included; see :meth:`Policy.lowered`."""

@@ -99,7 +99,7 @@ class AuditedRequest:
         self.scored: list[ScoredText] = []
         self.inner: list[AuditedRequest] = []
         self.failures = 0
-        self.left = ""
+        self.left = self.thought = ""
         self.stage: Stage = "output"
         self.terms: Terms | None = None
         self._unproven: list[tuple[str, str]] = []
@@ -145,6 +145,7 @@ class AuditedRequest:
         """What the requests inside this one gave out; each of them is audited for it."""
         for request in self.inner:
             yield request.left
+            yield request.thought
             yield from request.let_out()
 
     def passing(self, stage: Stage) -> list[str]:
@@ -161,6 +162,8 @@ class AuditedRequest:
     def event(self, event: StreamEvent) -> None:
         """A guard's event left."""
         match event:
+            case Released(text, "reasoning"):
+                self.think(text)
             case Released(text):
                 self.piece(text)
             case RepairStarted():
@@ -170,6 +173,8 @@ class AuditedRequest:
             case Finished(answer):
                 if answer.text != self.left:
                     self._find("the last event says something else than what was released", answer.text)
+                if answer.reasoning != self.thought:
+                    self._find("the last event has other thoughts than were released", answer.reasoning)
                 if answer.trace.outcome != "blocked":
                     self.ended()
                 self._conclude(unchecked=answer.trace.outcome == "unchecked")
@@ -181,6 +186,29 @@ class AuditedRequest:
             return
         if not covered_whole(_encodable(self.left), self.passing(self.stage), terms.limit, terms.shared):
             self._unproven.append(("a whole answer was not scored whole", self.left))
+        # A thought that was flagged in a window ends where it was cut.
+        if self.stage == "output" and not self._all_scored(self.thought):
+            self._unproven.append(("whole thoughts were not scored whole", self.thought))
+
+    def think(self, text: str) -> None:
+        """The next piece of the thoughts left."""
+        terms, begin = self.terms, len(_encodable(self.thought))
+        self.thought += text
+        self.auditor.count(text)
+        if terms is None or not text:
+            return
+        self._prompt_gate(text)
+        if self.whole:
+            covered = self._all_scored(self.thought)
+        else:
+            left = _encodable(self.thought)
+            covered = covered_until(left, begin, self.passing("reasoning"), terms.context) == len(left)
+        if not covered:
+            self._unproven.append(("thoughts were released before any verdict covered them", text))
+
+    def _all_scored(self, thought: str) -> bool:
+        terms = self.terms
+        return terms is None or covered_whole(_encodable(thought), self.passing("reasoning"), terms.limit, terms.shared)
 
     def piece(self, text: str) -> None:
         """The next piece of an answer left."""
@@ -207,6 +235,7 @@ class AuditedRequest:
         """A whole answer was returned."""
         trace = answer.trace
         self.stage = "repair" if trace.outcome == "neutralised" else "output"
+        self.think(answer.reasoning)
         self.piece(answer.text)
         self._conclude(unchecked=trace.outcome == "unchecked")
 
@@ -270,7 +299,7 @@ class AuditedRequest:
         if terms is None or self._over:
             return
         self._over = True
-        opens = any(terms.policies.at(stage).on_error == "open" for stage in ("output", "repair"))
+        opens = any(terms.policies.at(stage).on_error == "open" for stage in ("output", "repair", "reasoning"))
         if not (unchecked and opens and self.failures):
             for what, text in self._unproven:
                 self._find(what, text)
@@ -278,13 +307,15 @@ class AuditedRequest:
         self._look_for_flagged()
 
     def _look_for_flagged(self) -> None:
-        if self.terms is None or not self.left.strip():
-            return
-        policy = self.terms.policies.output
-        for one in self.scored:
-            if one.text.strip() and one.text in self.left and not passes(one.verdict, policy):
-                self._find("a text that was flagged left", one.text)
-                return
+        parts: tuple[tuple[str, Stage], ...] = ((self.left, "output"), (self.thought, "reasoning"))
+        for left, stage in parts:
+            if self.terms is None or not left.strip():
+                continue
+            policy = self.terms.policies.at(stage)
+            for one in self.scored:
+                if one.text.strip() and one.text in left and not passes(one.verdict, policy):
+                    self._find("a text that was flagged left", one.text)
+                    return
 
     def _find(self, what: str, text: str) -> None:
         self.auditor.findings.append(f"{self.label}: {what}: {text[:_EXCERPT]!r}")

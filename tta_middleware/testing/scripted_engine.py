@@ -7,23 +7,27 @@ import json
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import numpy as np
 
-from tta_middleware.engines.prompt.detokenise import StopFilter
-from tta_middleware.engines.prompt.template import last_user_turn
+from tta_middleware.engines.prompt.detokenise import Detokeniser, TextAssembler, deltas
+from tta_middleware.engines.prompt.template import last_user_turn, lead_of
+from tta_middleware.engines.prompt.thoughts import ThoughtMarks, ThoughtSplitter, between
 from tta_middleware.engines.prompt.tool_template import no_tools
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
+    AnswerState,
+    Collected,
     Completion,
     FinishReason,
     GenerationRequest,
     Message,
     PromptEmbeddings,
     TextDelta,
+    Thought,
     ToolCall,
     ToolFormat,
 )
@@ -33,8 +37,9 @@ if TYPE_CHECKING:
 
     from tta_middleware.types import FloatMatrix, IntVector
 
-# A word takes the space before it along, as in byte-level vocabularies.
-_TOKEN = re.compile(r" ?[^\W_]+|\s|[\W_]")
+# A word takes the space before it along, as in byte-level vocabularies; the marks of a thought are one token each.
+_TOKEN = re.compile(r"</?think>| ?[^\W_]+|\s|[\W_]")
+_THINK = between("<think>", "</think>")
 _ANSWER_BEGINS = "<|answer|>"
 
 
@@ -45,7 +50,7 @@ class ScriptedCall:
     Attributes:
         text: content of the last user turn.
         moved: Frobenius norm of the user rows' move over that of the unmoved user rows.
-        prefix: the assistant text that the answer goes on from.
+        prefix: the assistant text that the answer goes on from, a thought that is there already before it.
         seed: the seed of the request.
         conversation: the whole prompt as text: tools, then every turn after its role, as in ``<|user|>``.
     """
@@ -78,6 +83,8 @@ class ScriptedEngine:
         fail_at_step: the step, counted from 1 over the engine's life, that raises EngineError.
         tools: the form in which the script writes tool calls; None refuses tools.
         load_seconds: how long loading takes, once.
+        thinking: whether the script writes thoughts, between ``<think>`` and ``</think>``.
+        template: arguments that its chat template would read; what they are stands in no prompt.
     """
 
     script: Script
@@ -89,6 +96,8 @@ class ScriptedEngine:
     model_id: str = "scripted"
     tools: ToolFormat | None = "hermes"
     load_seconds: float = 0.0
+    thinking: bool = False
+    template: tuple[str, ...] = ()
     steps: int = field(default=0, init=False)
     closed: bool = field(default=False, init=False)
     _texts: dict[int, str] = field(default_factory=dict, init=False, repr=False)
@@ -101,15 +110,41 @@ class ScriptedEngine:
         self._loaded = True
 
     async def embed(
-        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        assistant_prefix: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+        thought: Thought | None = None,
+        template: Mapping[str, Any] | None = None,
     ) -> PromptEmbeddings:
         """Tools, role markers and word tokens of every turn, hashed into rows."""
         await self.load()
+        if unread := sorted(set(template or ()) - set(self.template)):
+            raise ConfigurationError(f"the scripted engine's chat template does not read {unread[0]!r}")
         last = last_user_turn(messages)
         ids, mask = await self._rendered(messages, last, tools)
-        tail = self.tokens(assistant_prefix)
-        ids, mask = ids + tail, mask + [False] * len(tail)
-        return PromptEmbeddings(self._rows(ids), np.array(ids, dtype=np.int64), np.array(mask, dtype=np.bool_))
+        ends: AnswerState = "before"
+        lead = ""
+        if self.thinking and (thought is not None or assistant_prefix):
+            parts, ends = lead_of(_THINK, ends, thought or Thought())
+            lead = "".join(text for text, _ in parts)
+        tail = self.tokens(lead + assistant_prefix)
+        return self._prompt(ids + tail, mask + [False] * len(tail), "said" if assistant_prefix else ends)
+
+    def _prompt(self, ids: list[int], mask: list[bool], ends: AnswerState) -> PromptEmbeddings:
+        rows = self._rows(ids)
+        return PromptEmbeddings(rows, np.array(ids, dtype=np.int64), np.array(mask, dtype=np.bool_), ends=ends)
+
+    async def thinks(self) -> bool:
+        """What ``thinking`` says."""
+        return self.thinking
+
+    async def close_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
+        """See :class:`tta_middleware.protocols.ReasoningEngine`."""
+        added = [*token_ids, *self.tokens(_THINK.closing)]
+        ids, mask = [*prompt.token_ids.tolist(), *added], [*prompt.user_mask.tolist(), *[False] * len(added)]
+        return replace(self._prompt(ids, mask, "closed"), matrix=np.concatenate([prompt.matrix, self._rows(added)]))
 
     async def token_ids(self, text: str) -> list[int]:
         """See :meth:`tokens`."""
@@ -145,7 +180,8 @@ class ScriptedEngine:
         row = self._start(request)
         while row.reason is None:
             await self._step()
-            yield row.advance()
+            for delta in row.advance():
+                yield delta
 
     def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:
         """One stream per request, each at its own pace."""
@@ -214,7 +250,7 @@ class ScriptedEngine:
             answer = self.script(call)
         else:
             answer = self.script if isinstance(self.script, str) else self.script[call.text]
-        return _Row(request, self.tokens(answer), self.text)
+        return _Row(request, self.tokens(answer), self.text, _THINK if self.thinking else None)
 
     def _call(self, request: GenerationRequest) -> ScriptedCall:
         prompt, ids = request.prompt, request.prompt.token_ids.tolist()
@@ -250,29 +286,40 @@ def _unit(rows: NDArray[np.float64]) -> FloatMatrix:
 class _Row:
     """One answer on its way out."""
 
-    def __init__(self, request: GenerationRequest, answer: Sequence[int], text: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        answer: Sequence[int],
+        text: Callable[[Sequence[int]], str],
+        marks: ThoughtMarks | None,
+    ) -> None:
         self.reason: FinishReason | None = None
-        self._request, self._answer, self._text = request, answer, text
-        self._filter = StopFilter(request.sampling.stop)
-        self._given: list[TextDelta] = []
+        self._request, self._answer = request, answer
+        tokens = frozenset[str]() if marks is None else frozenset(marks.meanings)
+        splitter = ThoughtSplitter(replace(marks, tokens=tokens) if marks else None, request.prompt.ends)
+        ids = {token_id: text([token_id]) for token_id in answer if text([token_id]) in tokens}
+        self._text = TextAssembler(Detokeniser(text), request.sampling.stop, splitter, ids)
+        self._steps = 0
+        self._given = Collected()
 
-    def advance(self) -> TextDelta:
-        at = len(self._given)
+    def advance(self) -> list[TextDelta]:
+        at, self._steps = self._steps, self._steps + 1
         ids = () if self._request.abort.is_set() else tuple(self._answer[at : at + 1])
-        text = self._filter.push(self._text(ids))
+        pieces = [piece for token_id in ids for piece in self._text.push(token_id)]
         self.reason = self._reason(at + 1, ids)
         if self.reason is not None:
-            text += self._filter.flush()
-        self._given.append(TextDelta(text, ids, self.reason))
-        return self._given[-1]
+            pieces += self._text.flush()
+        given = deltas(pieces, ids, self.reason)
+        for delta in given:
+            self._given.add(delta)
+        return given
 
     def completion(self) -> Completion:
-        ids = tuple(token_id for delta in self._given for token_id in delta.token_ids)
-        return Completion("".join(delta.text for delta in self._given), ids, self.reason or "aborted")
+        return self._given.completion
 
     def _reason(self, count: int, ids: Sequence[int]) -> FinishReason | None:
         if self._request.abort.is_set():
             return "aborted"
-        if self._filter.stopped or count > len(self._answer) or not ids:
+        if self._text.stopped or count > len(self._answer) or not ids:
             return "stop"
         return "length" if count >= self._request.sampling.max_new_tokens else None

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tta_middleware.engines.decoding.sampling import seeded
-from tta_middleware.engines.prompt.detokenise import TextAssembler
+from tta_middleware.engines.prompt.detokenise import TextAssembler, deltas
+from tta_middleware.engines.prompt.thoughts import Piece
 from tta_middleware.errors import EngineError
-from tta_middleware.types import Completion, FinishReason, GenerationRequest, TextDelta
+from tta_middleware.types import Collected, Completion, FinishReason, GenerationRequest, TextDelta
 
 
 class Sink(Protocol):
@@ -44,7 +45,7 @@ class Row:
         self.token_ids: list[int] = []
         self._sink = sink
         self._assembler = text
-        self._texts: list[str] = []
+        self._collected = Collected()
         self._delivered_ids = 0
         self._cancelled = False
         self._announcement: Callable[[], None] = lambda: None
@@ -68,17 +69,17 @@ class Row:
         if token_id in eos_ids:
             self.finish("stop")
             return
-        text = self._assembler.push(token_id)
+        pieces = self._assembler.push(token_id)
         if self._assembler.stopped:
-            self._deliver(text, "stop")
+            self._deliver(pieces, "stop")
         elif len(self.token_ids) >= self.limit:
-            self._finish_with(text, "length")
-        elif text:
-            self._deliver(text, None)
+            self._finish_with(pieces, "length")
+        elif pieces:
+            self._deliver(pieces, None)
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence and deliver what is held."""
-        self._finish_with("", reason)
+        self._finish_with([], reason)
 
     def fail(self, cause: BaseException) -> None:
         """End the sequence with an error of its own that names ``cause``."""
@@ -95,19 +96,22 @@ class Row:
         announcement, self._announcement = self._announcement, lambda: None
         announcement()
 
-    def _finish_with(self, text: str, reason: FinishReason) -> None:
-        text += self._assembler.flush()
+    def _finish_with(self, pieces: list[Piece], reason: FinishReason) -> None:
+        pieces += self._assembler.flush()
         # The held text may complete a stop string after all.
-        self._deliver(text, "stop" if self._assembler.stopped and reason == "length" else reason)
+        self._deliver(pieces, "stop" if self._assembler.stopped and reason == "length" else reason)
 
-    def _deliver(self, text: str, reason: FinishReason | None) -> None:
-        delta = TextDelta(text, tuple(self.token_ids[self._delivered_ids :]), reason)
+    def _deliver(self, pieces: list[Piece], reason: FinishReason | None) -> None:
+        told = deltas(pieces, self.token_ids[self._delivered_ids :], reason)
         self._delivered_ids = len(self.token_ids)
-        self._texts.append(text)
-        if reason is None:
+        last = told.pop() if reason is not None else None
+        for delta in told:
+            self._collected.add(delta)
             if not self._sink.delta(delta):
                 self.cancel()
+        if last is None:
             return
+        self._collected.add(last)
         self.finished = True
-        completion = Completion("".join(self._texts), tuple(self.token_ids), reason)
-        self._announcement = lambda: self._sink.ended(delta, completion)
+        completion = self._collected.completion
+        self._announcement = lambda: self._sink.ended(last, completion)

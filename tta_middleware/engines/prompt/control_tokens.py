@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from tta_middleware.engines.prompt.thoughts import KNOWN, ThoughtMarks, find_marks
 from tta_middleware.errors import ConfigurationError
 
 Span: TypeAlias = tuple[int, int]
@@ -15,21 +16,25 @@ Token: TypeAlias = tuple[int, Span]
 TOOL_MARKS = frozenset({"[TOOL_CALLS]", "<|python_tag|>", "<tool_call>", "</tool_call>"})
 """Tokens by which models mark a call: text of an answer, whatever the tokenizer says of them."""
 
+_THOUGHT_MARKS = frozenset(mark for marks in KNOWN for mark in marks.meanings)
+
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
 
 
 class ControlTokens:
     """The tokens that structure a tokenizer's conversations.
 
-    Besides the special tokens these are added ones that stand in the chat template (Qwen's ``<tool_call>`` is not
-    special). Other added tokens are words like any other: Gemma has HTML tags and runs of spaces among them.
+    Besides the special tokens these are marks of thoughts, and added ones that stand in the chat template (Qwen's
+    ``<tool_call>`` is not special). Other added tokens are words like any other: Gemma has HTML tags and runs of spaces
+    among them.
     """
 
     def __init__(self, tokenizer: Any, template: str) -> None:
         added = {token_id: (str(token), bool(token.special)) for token_id, token in _added(tokenizer)}
         special = [text for text, is_special in added.values() if is_special]
         self.special = _any_of(text for text in special if text not in TOOL_MARKS)
-        self.all = _any_of([*special, *(text for text, _ in added.values() if text.strip() and text in template)])
+        marks = [text for text, _ in added.values() if text in template or text in _THOUGHT_MARKS]
+        self.all = _any_of([*special, *(text for text in marks if text.strip())])
         self.ids = frozenset(added)
 
     def encode(self, tokenizer: Any, text: str, spelled: Sequence[Span]) -> list[Token]:
@@ -98,6 +103,20 @@ def silent_ids(tokenizer: Any) -> frozenset[int]:
     special = {token_id for token_id, token in _added(tokenizer) if token.special}
     marks = {token_id for token_id, token in _added(tokenizer) if str(token) in TOOL_MARKS}
     return frozenset(special.union(tokenizer.all_special_ids) - marks)
+
+
+def thought_marks(tokenizer: Any) -> ThoughtMarks | None:
+    """How the tokenizer's model marks its thoughts; None if it is not known to have any."""
+    template = tokenizer.chat_template or ""
+    text = "".join(template.values()) if isinstance(template, dict) else str(template)
+    tokens = {str(token) for _, token in _added(tokenizer)}
+    return find_marks(tokens, text, getattr(tokenizer, "response_template", None))
+
+
+def mark_ids(tokenizer: Any, marks: ThoughtMarks | None) -> dict[int, str]:
+    """The marks that are tokens, by id."""
+    tokens = frozenset() if marks is None else marks.tokens
+    return {token_id: str(token) for token_id, token in _added(tokenizer) if str(token) in tokens}
 
 
 def spelled_in(pattern: re.Pattern[str], text: str) -> list[Span]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
+
+from tta_middleware.engines.prompt.thoughts import Piece, ThoughtSplitter
+from tta_middleware.types import Channel, FinishReason, TextDelta
 
 Decode: TypeAlias = Callable[[Sequence[int]], str]
 
@@ -89,18 +93,58 @@ class StopFilter:
 
 
 class TextAssembler:
-    """Detokeniser and stop filter in a row: ids in, releasable text out."""
+    """Detokeniser, splitter of thoughts and stop filter in a row: ids in, releasable pieces out.
 
-    def __init__(self, detokeniser: Detokeniser, stop: Sequence[str]) -> None:
+    Stop strings are looked for in the answer alone; a thought that holds one is not the end of it.
+
+    Args:
+        marks: by token id, the marks of thoughts that are tokens.
+    """
+
+    def __init__(
+        self,
+        detokeniser: Detokeniser,
+        stop: Sequence[str],
+        splitter: ThoughtSplitter | None = None,
+        marks: Mapping[int, str] | None = None,
+    ) -> None:
         self._detokeniser = detokeniser
         self._filter = StopFilter(stop)
+        self._splitter, self._marks = splitter or ThoughtSplitter(None), marks or {}
 
     @property
     def stopped(self) -> bool:
         return self._filter.stopped
 
-    def push(self, token_id: int) -> str:
-        return self._filter.push(self._detokeniser.push(token_id))
+    def push(self, token_id: int) -> list[Piece]:
+        """What became certain with this id; a mark gives an empty piece of its channel where nothing else did."""
+        before = self._splitter.channel
+        mark = self._marks.get(token_id)
+        if mark is None:
+            return self._filtered(self._splitter.text(self._detokeniser.push(token_id))) or _marked(before)
+        pieces = [*self._splitter.text(self._detokeniser.flush()), *self._splitter.mark(mark)]
+        return self._filtered(pieces) or [("reasoning", "")]
 
-    def flush(self) -> str:
-        return self._filter.push(self._detokeniser.flush()) + self._filter.flush()
+    def flush(self) -> list[Piece]:
+        pieces = [*self._splitter.text(self._detokeniser.flush()), *self._splitter.finish()]
+        found = self._filtered(pieces)
+        if rest := self._filter.flush():
+            found.append(("answer", rest))
+        return found
+
+    def _filtered(self, pieces: Sequence[Piece]) -> list[Piece]:
+        found = [(channel, self._filter.push(text) if channel == "answer" else text) for channel, text in pieces]
+        return [(channel, text) for channel, text in found if text]
+
+
+def _marked(channel: Channel) -> list[Piece]:
+    """Tokens of a thought are told as they come, since whoever bounds thoughts counts them."""
+    return [("reasoning", "")] if channel == "reasoning" else []
+
+
+def deltas(pieces: Sequence[Piece], token_ids: Sequence[int], reason: FinishReason | None) -> list[TextDelta]:
+    """One delta for each piece, at least one: the ids stand on the first, the reason on the last."""
+    found = [TextDelta(text, channel=channel) for channel, text in pieces] or [TextDelta("")]
+    found[0] = replace(found[0], token_ids=tuple(token_ids))
+    found[-1] = replace(found[-1], finish_reason=reason)
+    return found

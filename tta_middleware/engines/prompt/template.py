@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tta_middleware.call_text import whole
-from tta_middleware.engines.prompt.control_tokens import ControlTokens, Span, Veil, spelled_in
+from tta_middleware.engines.prompt.control_tokens import ControlTokens, Span, Veil, spelled_in, thought_marks
+from tta_middleware.engines.prompt.thoughts import ThoughtMarks
 from tta_middleware.engines.prompt.tool_template import as_turns, is_asked, no_tools
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
-from tta_middleware.types import Message
+from tta_middleware.types import AnswerState, Message, Thought
+
+_NOT_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize"})
+"""What a chat template is told in any case, or what is no argument of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """Token ids of a prompt, and for each whether it is content of the last user turn."""
+    """Token ids of a prompt, for each whether it is content of the last user turn, and where in an answer it ends."""
 
     token_ids: list[int]
     user_mask: list[bool]
+    ends: AnswerState = "before"
 
 
 def render_prompt(
@@ -27,28 +33,89 @@ def render_prompt(
     messages: Sequence[Message],
     assistant_prefix: str = "",
     tools: Sequence[Mapping[str, Any]] = (),
+    thought: Thought | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> RenderedPrompt:
     """Tokenise a conversation with the generation prompt appended.
 
     The rendering is tokenised once and whole, and only the template's own control tokens become such; content that
     spells one is tokenised as text there. A token belongs to the user only if all its characters do, so tokens that
     straddle template and content stay out of the mask. Turns that the template refuses (Gemma 2 knows no system role,
-    many take no two user turns in a row) are folded, see :func:`folded`.
+    many take no two user turns in a row) are folded, see :func:`folded`. A model that thinks has done so before an
+    ``assistant_prefix``: with ``thought``, or else without one.
 
     Raises:
         EmptyPromptError: the last user turn is empty or there is none.
-        ConfigurationError: the tokenizer has no chat template, refuses the roles, takes no tools, or is not a fast one.
+        ConfigurationError: the tokenizer has no chat template, refuses the roles, takes no tools, or is not a fast one;
+            or its template does not read one of ``arguments``.
     """
     last_user_turn(messages)
     template = chat_template(tokenizer, tools=bool(tools))
+    told = template_arguments(template, arguments or {})
+    marks = thought_marks(tokenizer)
+    if marks is not None and assistant_prefix and thought is None:
+        thought = Thought()
+    if thought == Thought() and reads(template, "enable_thinking"):
+        told = {"enable_thinking": False, **told}
     control = ControlTokens(tokenizer, template)
     turns = _whole(as_turns(messages, template))
     assistant_prefix = whole(assistant_prefix)
-    text, spelled, (start, end) = _Rendering(tokenizer, control, turns, _whole(list(tools))).run()
+    rendering = _Rendering(tokenizer, control, turns, _whole(list(tools)), told)
+    text, spelled, (start, end) = rendering.run()
     tokens = control.encode(tokenizer, text, spelled)
     mask = [start <= first < last <= end for _, (first, last) in tokens]
+    ends = marks.ending(rendering.tail()) if marks is not None else "before"
+    added: list[int] = []
+    if marks is not None and thought is not None:
+        parts, ends = lead_of(marks, ends, thought)
+        added = encode_lead(tokenizer, parts, control)
     prefix = control.encode(tokenizer, assistant_prefix, spelled_in(control.special, assistant_prefix))
-    return RenderedPrompt([token_id for token_id, _ in tokens + prefix], [*mask, *(False for _ in prefix)])
+    ids = [*(token_id for token_id, _ in tokens), *added, *(token_id for token_id, _ in prefix)]
+    return RenderedPrompt(ids, [*mask, *(False for _ in ids[len(mask) :])], "said" if assistant_prefix else ends)
+
+
+def lead_of(marks: ThoughtMarks, ends: AnswerState, thought: Thought) -> tuple[list[tuple[str, bool]], AnswerState]:
+    """What an answer that stands where ``ends`` says is begun with so that it has thought: pieces, and where it stands.
+
+    A piece is a text and whether the marks in it are ones. A template that has closed the thought is not gone behind.
+    """
+    if ends in ("closed", "said"):
+        return [], ends
+    if not thought.text and thought.closed:
+        return [(marks.skipping if ends == "before" else marks.closing, True)], "closed"
+    begun = [(marks.opening, True)] if ends == "before" else []
+    parts = [*begun, (thought.text, False), (marks.closing if thought.closed else "", True)]
+    after: AnswerState = "closed" if thought.closed else "inside" if thought.text else "open"
+    return parts, after
+
+
+def encode_lead(tokenizer: Any, parts: Sequence[tuple[str, bool]], control: ControlTokens | None = None) -> list[int]:
+    """The tokens of such pieces; what a thought spells stays text."""
+    control = control or ControlTokens(tokenizer, chat_template(tokenizer))
+    found = []
+    for text, marked in parts:
+        spelled = [] if marked else spelled_in(control.all, text)
+        found += [token_id for token_id, _ in control.encode(tokenizer, text, spelled)] if text else []
+    return found
+
+
+def template_arguments(template: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for a chat template.
+
+    Raises:
+        ConfigurationError: the template does not read one of them, or gets it in any case.
+    """
+    for name in arguments:
+        if name in _NOT_ARGUMENTS or not reads(template, name):
+            raise ConfigurationError(
+                f"the model's chat template does not read {name!r}; leave it out of the template's arguments"
+            )
+    return dict(arguments)
+
+
+def reads(template: str, name: str) -> bool:
+    """Whether a chat template looks at an argument of that name."""
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def _whole(value: Any) -> Any:
@@ -104,9 +171,14 @@ class _Rendering:
     """One conversation on its way through the template, what it spells hidden."""
 
     def __init__(
-        self, tokenizer: Any, control: ControlTokens, turns: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+        self,
+        tokenizer: Any,
+        control: ControlTokens,
+        turns: list[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._arguments = tokenizer, arguments
         self._veil = Veil(control, json.dumps([turns, list(tools)], ensure_ascii=False, default=str))
         self._tools = [self._veil.hide(dict(tool)) for tool in tools]
         self._turns = [self._hidden(turn) for turn in turns]
@@ -119,6 +191,13 @@ class _Rendering:
         text, spelled = self._veil.lift(rendered)
         return text, spelled, self._content_span(text)
 
+    def tail(self) -> str:
+        """What the template begins the answer with."""
+        whole = self._render(self._turns, self._tools)
+        bare = self._render(self._turns, self._tools, begun=False)
+        shared = next((at for at, pair in enumerate(zip(whole, bare, strict=False)) if pair[0] != pair[1]), len(bare))
+        return whole[shared:]
+
     def _hidden(self, turn: dict[str, Any]) -> dict[str, Any]:
         hidden: dict[str, Any] = self._veil.hide(turn)
         if turn["role"] == "assistant":
@@ -126,22 +205,23 @@ class _Rendering:
             hidden["content"] = self._veil.hide(turn["content"], special_only=True)
         return hidden
 
-    def _render(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    def _render(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], *, begun: bool = True) -> str:
         import jinja2
 
         try:
-            return self._apply(turns, tools)
+            return self._apply(turns, tools, begun)
         except jinja2.TemplateError as exc:
             refused = exc
         try:
-            return self._apply(folded(turns), tools)
+            return self._apply(folded(turns), tools, begun)
         except jinja2.TemplateError:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ConfigurationError(f"the model's chat template refuses the roles {roles}: {refused}") from refused
 
-    def _apply(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    def _apply(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], begun: bool) -> str:
         template = self._tokenizer.apply_chat_template
-        return str(template(turns, tools=tools or None, tokenize=False, add_generation_prompt=True))
+        told = {"tokenize": False, "add_generation_prompt": begun, **self._arguments}
+        return str(template(turns, tools=tools or None, **told))
 
     def _content_span(self, text: str) -> Span:
         """Where the last user turn's words are in ``text``; found by rendering with a placeholder in their place.

@@ -54,11 +54,21 @@ def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]
     only one it can be told something by. Such a turn holds a ``tool_call_id``, which tells it from the user's own.
     """
     if "tool_calls" not in template:
-        return _in_words(messages, results="'tool'" not in template and '"tool"' not in template)
+        return _in_words(messages, template)
     if "single tool-calls at once" in template:
         messages = _one_call_a_turn(messages)
     short = "Tool call IDs" in template
-    return [_turn(message, short_ids=short) for message in messages]
+    return [_turn(message, short_ids=short) | _thought(message, template) for message in messages]
+
+
+def _thought(message: Message, template: str) -> dict[str, str]:
+    """What a turn thought, where the template wants to know; which turns it shows is its own affair."""
+    if not message.reasoning or message.role != "assistant":
+        return {}
+    if "reasoning_content" in template:
+        return {"reasoning_content": message.reasoning}
+    # GPT-OSS: only beside a call, and in place of the text.
+    return {"thinking": message.reasoning} if ".thinking" in template and not message.content else {}
 
 
 def is_asked(turn: Mapping[str, Any]) -> bool:
@@ -66,11 +76,12 @@ def is_asked(turn: Mapping[str, Any]) -> bool:
     return turn["role"] == "user" and "tool_call_id" not in turn
 
 
-def _in_words(messages: Sequence[Message], *, results: bool) -> list[dict[str, Any]]:
-    """Turns without any tool parts; ``results`` says whether results have to be turns of the user."""
+def _in_words(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
+    """Turns without any tool parts; where the template knows no tools at all, results are turns of the user."""
+    results = "'tool'" not in template and '"tool"' not in template
     turns: list[dict[str, Any]] = []
     for message in messages:
-        turn = {"role": message.role, "content": _said(message)}
+        turn = {"role": message.role, "content": _said(message), **_thought(message, template)}
         if message.role == "tool" and results:
             turn = {"role": "user", "content": _told(message), "tool_call_id": message.tool_call_id or ""}
             if turns and turns[-1]["role"] == "user" and not is_asked(turns[-1]):

@@ -13,12 +13,14 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor
 
-from tta_middleware.engines.prompt.control_tokens import silent_ids
+from tta_middleware.engines.prompt.control_tokens import mark_ids, silent_ids, thought_marks
 from tta_middleware.engines.prompt.detokenise import Detokeniser, TextAssembler
 from tta_middleware.engines.prompt.table import TableFacts
+from tta_middleware.engines.prompt.template import encode_lead
+from tta_middleware.engines.prompt.thoughts import ThoughtSplitter
 from tta_middleware.engines.torch_import import quiet_transformers
 from tta_middleware.errors import ConfigurationError, ModelNotFoundError
-from tta_middleware.types import FloatMatrix, IntVector
+from tta_middleware.types import FloatMatrix, IntVector, PromptEmbeddings
 
 _CONTEXT_TOKENS = 4
 _TABLE_NAMES: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -34,6 +36,7 @@ class Vocabulary:
         facts: what was computed of the table so far.
         context: most tokens a sequence may have; None if the model states no limit.
         eos_ids: ids that end an answer.
+        marks: how the model marks its thoughts; None if it is not known to have any.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Vocabulary:
         self.device, self.dtype = table.device, table.dtype
         self.context = context
         self.eos_ids = eos_ids
+        self.marks = thought_marks(tokenizer)
+        self._mark_ids = mark_ids(tokenizer, self.marks)
         self._special = silent_ids(tokenizer)
 
     def look_up(self, token_ids: Sequence[int]) -> Tensor:
@@ -69,14 +74,26 @@ class Vocabulary:
         halves: IntVector = self.table.detach().view(torch.uint16).numpy()[ids].astype(np.uint32)
         return (halves << 16).view(np.float32)
 
-    def assembler(self, prompt_ids: Sequence[int], stop: Sequence[str]) -> TextAssembler:
-        """The text of one answer to a prompt with these token ids."""
+    def assembler(self, prompt: PromptEmbeddings, stop: Sequence[str]) -> TextAssembler:
+        """The text of one answer to a prompt, thoughts apart."""
         context: list[int] = []
-        for token_id in reversed(prompt_ids[-_CONTEXT_TOKENS:]):
-            if token_id in self._special:
+        for token_id in reversed(prompt.token_ids[-_CONTEXT_TOKENS:].tolist()):
+            if token_id in self._special or token_id in self._mark_ids:
                 break
             context.insert(0, token_id)
-        return TextAssembler(Detokeniser(self._decode, skip=self._special, context=context), stop)
+        detokeniser = Detokeniser(self._decode, skip=self._special, context=context)
+        return TextAssembler(detokeniser, stop, ThoughtSplitter(self.marks, prompt.ends), self._mark_ids)
+
+    def closed_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
+        """See :class:`tta_middleware.protocols.ReasoningEngine`."""
+        closing = "" if self.marks is None else self.marks.closing
+        ids = [*token_ids, *encode_lead(self.tokenizer, [(closing, True)])]
+        return PromptEmbeddings(
+            np.concatenate([prompt.matrix, self.rows(ids)]),
+            np.concatenate([prompt.token_ids, np.array(ids, dtype=np.int64)]),
+            np.concatenate([prompt.user_mask, np.zeros(len(ids), dtype=np.bool_)]),
+            ends="closed",
+        )
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         # Silent ids never come here, and a mark of a tool call is text even where it is a special token.

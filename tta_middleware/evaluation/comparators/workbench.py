@@ -17,7 +17,7 @@ from tta_middleware.guard.context import (
     check_ended,
     generation_request,
 )
-from tta_middleware.guard.guard import answer_score, move_of
+from tta_middleware.guard.search import answer_score, move_of
 from tta_middleware.guard.settings import Report
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.policy import Policy, StagePolicies

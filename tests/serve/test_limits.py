@@ -176,6 +176,7 @@ def test_a_client_that_leaves_stops_the_decoding(leave: Callable[[Served, Held],
         assert log.request(disconnected=True)
         assert engine.steps == 15
         after = httpx.post(f"{served.url}/v1/chat/completions", json=body())
+        assert "disconnected" not in log.request(finish_reason="stop")
     assert after.status_code == 200
 
 

@@ -28,6 +28,8 @@ _KEYS = (
 )
 _ALLOW = "A policy that clients may choose with the header x-tta-policy; may be repeated."
 _PLAYGROUND = "Whether a page at / lets people try the models; on by default."
+_TELEMETRY = "OpenTelemetry's spans and metrics, and GET /metrics for Prometheus (docs/telemetry.md; extra otel)."
+_METRICS_OPEN = "GET /metrics takes no API key; implies --telemetry."
 _DEADLINE = "Seconds after which a request ends, its time in the queue included."
 
 
@@ -53,6 +55,8 @@ def serve(
     queue: Annotated[int | None, typer.Option(min=0, help="Requests that wait for that; more get 429.")] = None,
     deadline: Annotated[float | None, typer.Option(min=0.001, help=_DEADLINE)] = None,
     playground: Annotated[bool | None, typer.Option("--playground/--no-playground", help=_PLAYGROUND)] = None,
+    telemetry: Annotated[bool, typer.Option("--telemetry", help=_TELEMETRY)] = False,
+    metrics_open: Annotated[bool, typer.Option("--metrics-open", help=_METRICS_OPEN)] = False,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     allow_download: opt.AllowDownload = False,
@@ -83,6 +87,7 @@ def serve(
     settings = _with(settings, limits, allow_policy or [])
     if playground is not None:
         settings = settings.model_copy(update={"playground": playground})
+    settings = _telling(settings, telemetry=telemetry, metrics_open=metrics_open)
     app = create_app(models, settings, keys=_keys(api_keys))
     running.serve(app, settings, host=host, port=port)
 
@@ -121,6 +126,17 @@ def _with(settings: ServerSettings, limits: dict[str, Any], allowed: list[str]) 
     return settings.model_copy(
         update={"limits": settings.limits.model_copy(update=given), "allowed_policies": policies}
     )
+
+
+def _telling(settings: ServerSettings, *, telemetry: bool, metrics_open: bool) -> ServerSettings:
+    """With telemetry where an option asks for it; the file's own settings stay."""
+    from tta_middleware.telemetry import TelemetrySettings
+
+    if not telemetry and not metrics_open:
+        return settings
+    given = settings.telemetry or TelemetrySettings()
+    chosen = given.model_copy(update={"metrics_open": metrics_open or given.metrics_open})
+    return settings.model_copy(update={"telemetry": chosen})
 
 
 def _keys(path: Path | None) -> Keys:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
+from weakref import WeakSet
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -30,6 +31,10 @@ State: TypeAlias = Literal["closed", "open", "half-open"]
 Outcome: TypeAlias = Literal["success", "failure", "unknown"]
 
 _REMEMBERED_TRANSITIONS = 100
+
+# Whoever wants to know the states of all breakers finds them here; nothing is kept alive by it.
+_lock = _process.Lock()
+_living: WeakSet[WithBreaker] = WeakSet()
 
 
 class BreakerSettings(Settings):
@@ -167,6 +172,14 @@ class WithBreaker(Wrapper):
     def __init__(self, inner: Moderator, breaker: CircuitBreaker) -> None:
         super().__init__(inner)
         self.breaker = breaker
+        with _lock:
+            _living.add(self)
+
+    @staticmethod
+    def living() -> list[WithBreaker]:
+        """Those of this process that are in use."""
+        with _lock:
+            return list(_living)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """As the inner moderator; raises :class:`CircuitOpenError` while the breaker is open."""

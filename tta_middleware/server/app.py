@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.server.answering import ServedModel
@@ -16,6 +17,8 @@ from tta_middleware.server.keys import Keys
 from tta_middleware.server.models import ServedModels
 from tta_middleware.server.playground import Playground
 from tta_middleware.server.settings import ServerSettings
+from tta_middleware.server.telling import page_of, told_by
+from tta_middleware.telemetry import server_telemetry
 
 # moderation.server, imported above, says what to install where these are missing.
 from starlette.applications import Starlette  # isort: skip
@@ -23,6 +26,9 @@ from starlette.exceptions import HTTPException  # isort: skip
 from starlette.requests import Request  # isort: skip
 from starlette.responses import Response  # isort: skip
 from starlette.routing import Route  # isort: skip
+
+if TYPE_CHECKING:
+    from tta_middleware.telemetry.otel import ServerTelemetry
 
 
 def create_app(
@@ -43,6 +49,7 @@ def create_app(
         ConfigurationError: there is no model, or an allowed policy that some model does not know.
     """
     settings = settings or ServerSettings()
+    telemetry = server_telemetry(settings.telemetry) if settings.telemetry else None
     served = ServedModels(dict(models), settings.allowed_policies)
 
     @asynccontextmanager
@@ -54,7 +61,7 @@ def create_app(
             await served.aclose()
 
     return Starlette(
-        routes=_routes(served, settings, keys or Keys()),
+        routes=_routes(served, settings, keys or Keys(), telemetry),
         exception_handlers={HTTPException: _not_served},
         lifespan=lifespan,
     )
@@ -68,14 +75,24 @@ async def _loaded(served: ServedModels, app: Starlette) -> None:
         raise
 
 
-def _routes(served: ServedModels, settings: ServerSettings, keys: Keys) -> list[Route]:
+def _routes(
+    served: ServedModels, settings: ServerSettings, keys: Keys, telemetry: ServerTelemetry | None
+) -> list[Route]:
     limits = settings.limits
-    chat = ChatCompletions(served, Gate(limits.concurrency, limits.queue, limits.retry_after), settings.show_trace)
-    checks = Checks(served, Gate(limits.checks, limits.checks, limits.retry_after))
+    answers = Gate(limits.concurrency, limits.queue, limits.retry_after)
+    checked = Gate(limits.checks, limits.checks, limits.retry_after)
+    chat, checks = ChatCompletions(served, answers, settings.show_trace), Checks(served, checked)
     status = _Status(served)
 
     def route(method: str, path: str, endpoint: Endpoint, who: Keys = keys) -> Route:
-        return Route(path, Front(endpoint, who, limits), methods=[method])
+        # Of what the server says about itself, and its page, nobody is told.
+        told = told_by(telemetry, path) if telemetry and path.startswith("/v1/") else None
+        return Route(path, Front(endpoint, who, limits, told), methods=[method])
+
+    metrics: list[Route] = []
+    if telemetry:
+        telemetry.gates({"chat": answers, "checks": checked})
+        metrics = [route("GET", "/metrics", page_of(telemetry), Keys() if telemetry.settings.metrics_open else keys)]
 
     page = Playground(served, show_limits=settings.show_trace)
     playground = [
@@ -92,6 +109,7 @@ def _routes(served: ServedModels, settings: ServerSettings, keys: Keys) -> list[
         route("POST", "/v1/checks", checks.check),
         route("GET", "/health", status.health, Keys()),
         route("GET", "/ready", status.ready, Keys()),
+        *metrics,
     ]
 
 

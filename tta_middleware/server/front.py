@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -44,27 +44,38 @@ class Call:
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable["Response | EventStream"]]
 
+Told: TypeAlias = Callable[[Request, Record], AbstractContextManager[None]]
+
+
+def _untold(_request: Request, _record: Record) -> AbstractContextManager[None]:
+    return nullcontext()
+
 
 class Front:
     """An endpoint behind the checks that all have in common; an ASGI application.
 
     Args:
         keys: who may come in.
+        told: what stands around each request to tell of it; nobody is told by default.
     """
 
-    def __init__(self, endpoint: Endpoint, keys: Keys, limits: Limits) -> None:
-        self._endpoint, self._keys, self._limits = endpoint, keys, limits
+    def __init__(self, endpoint: Endpoint, keys: Keys, limits: Limits, told: Told | None = None) -> None:
+        self._endpoint, self._keys, self._limits, self._told = endpoint, keys, limits, told or _untold
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
         record = Record(f"req_{secrets.token_hex(12)}", scope["method"], scope["path"])
-        out = _Outgoing(send, record)
+        with self._told(request, record):
+            await self._answer(request, _Outgoing(send, record), record)
+
+    async def _answer(self, request: Request, out: _Outgoing, record: Record) -> None:
         try:
-            await self._attend(Request(scope, receive), out, record)
+            await self._attend(request, out, record)
         except Exception as error:  # noqa: BLE001 - the one place that turns every error into an answer
             answer = api_error(error)
             record.failed(error, answer.status)
             if record.status is None:
-                await error_response(answer)(scope, receive, out)
+                await error_response(answer)(request.scope, request.receive, out)
         finally:
             record.write()
 
@@ -79,7 +90,7 @@ class Front:
         call = Call(request, body, deadline, self._limits, record)
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(_watch, request, record, group.cancel_scope)
+                group.start_soon(_watch, request, out, group.cancel_scope)
                 await self._respond(call, out)
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
@@ -96,23 +107,30 @@ class Front:
 
 
 class _Outgoing:
-    """What leaves, with the request's id; notes the status."""
+    """What leaves, with the request's id; notes the status.
+
+    Attributes:
+        over: all of it has left.
+    """
 
     def __init__(self, send: Send, record: Record) -> None:
-        self._send, self._record = send, record
+        self._send, self.record, self.over = send, record, False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._record.status = message["status"]
-            message = {**message, "headers": [*message["headers"], (b"x-request-id", self._record.id.encode())]}
+            self.record.status = message["status"]
+            message = {**message, "headers": [*message["headers"], (b"x-request-id", self.record.id.encode())]}
+        # Before it is sent: servers say of a client whose response is over that it has gone, too.
+        self.over = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
 
-async def _watch(request: Request, record: Record, work: anyio.CancelScope) -> None:
+async def _watch(request: Request, out: _Outgoing, work: anyio.CancelScope) -> None:
     """Cancels the work on a request whose client has gone; the body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    record.disconnected = True
+    if not out.over:
+        out.record.disconnected = True
     work.cancel()
 
 

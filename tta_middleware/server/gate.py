@@ -14,7 +14,7 @@ class Gate:
     """At most ``places`` at once, at most ``queue`` waiting, in the order in which they came."""
 
     def __init__(self, places: int, queue: int, retry_after: int) -> None:
-        self._semaphore = anyio.Semaphore(places)
+        self._semaphore, self._places = anyio.Semaphore(places), places
         self._queue, self._retry_after = queue, retry_after
 
     @asynccontextmanager
@@ -29,6 +29,11 @@ class Gate:
             raise too_many("the server is busy and its queue is full", self._retry_after)
         async with self._semaphore:
             yield
+
+    @property
+    def taken(self) -> int:
+        """Places that are held."""
+        return self._places - self._semaphore.value
 
     @property
     def waiting(self) -> int:

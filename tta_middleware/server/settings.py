@@ -15,6 +15,7 @@ from tta_middleware.config import Settings, refuse_unknown
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.upstream import UpstreamModel, UpstreamSettings
+from tta_middleware.telemetry import TelemetrySettings
 
 
 class Limits(Settings):
@@ -48,17 +49,18 @@ class ServerSettings(Settings):
         allowed_policies: names in the models' policy files that a client may choose with ``x-tta-policy``.
         show_trace: whether answers carry the trace in their field ``tta``.
         playground: whether there is a page at ``/`` to try the models with.
+        telemetry: spans, metrics and ``GET /metrics`` (extra ``otel``); None tells nobody.
     """
 
     limits: Limits = Field(default_factory=Limits)
     allowed_policies: tuple[str, ...] = ()
     show_trace: bool = True
     playground: bool = True
+    telemetry: TelemetrySettings | None = None
 
 
 def read_server_file(path: Path) -> tuple[ServerSettings, dict[str, ServedModel]]:
-    """Settings and models of a TOML file: ``limits``, ``allowed_policies``, ``show_trace``, ``playground``, and
-    ``[models.NAME]``.
+    """Settings of a TOML file by the names of :class:`ServerSettings`, and its models, ``[models.NAME]``.
 
     Raises:
         ConfigurationError: the file cannot be read, or a setting is unknown or unusable.

@@ -1,0 +1,193 @@
+"""Telemetry of a server: spans from the client's on, the page for Prometheus, and who may read it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from memory import Memory
+from opentelemetry import trace
+from prometheus_client.parser import text_string_to_metric_families
+from staged_server import CALM, CHAT_SCOPE, Reader, Served, running, scripted
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from tta_middleware.errors import EngineError
+from tta_middleware.server import ServerSettings, create_app
+from tta_middleware.telemetry import TelemetrySettings
+from tta_middleware.testing.scripted_engine import ScriptedCall
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
+    """What goes to OpenTelemetry's global providers, which a process may set once only."""
+    memory = Memory()
+    monkeypatch.setattr(trace, "get_tracer", lambda *about: memory.tracers.get_tracer(*about[:2]))
+    yield memory
+    memory.check_ends()
+
+
+def asked(served: Served, text: str = "roses", **more: Any) -> str:
+    client = served.client(more.pop("key", "none"))
+    messages: Any = [{"role": "user", "content": text}]
+    answer = client.chat.completions.create(model="roses", messages=messages, **more)
+    if more.get("stream"):
+        return "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
+    return str(answer.choices[0].message.content)
+
+
+def samples(served: Served, **request: Any) -> dict[str, list[tuple[dict[str, str], float]]]:
+    page = httpx.get(f"{served.url}/metrics", **request)
+    assert page.headers["content-type"].startswith("text/plain")
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(page.raise_for_status().text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_s_span_lies_in_the_request_s_and_that_in_the_client_s(told: Memory, stream: bool) -> None:
+    with running(telemetry={}) as served:
+        assert asked(served, stream=stream, extra_headers={"traceparent": PARENT}) == CALM
+    [request], [answer] = told.named("POST "), told.named("chat ")
+    assert request.name == "POST /v1/chat/completions"
+    assert answer.name == "chat roses"
+    assert request.parent is not None
+    assert answer.parent is not None
+    assert f"{request.parent.span_id:016x}" == "b7ad6b7169203331"
+    assert answer.parent.span_id == request.context.span_id
+    assert {f"{span.context.trace_id:032x}" for span in told.spans} == {"0af7651916cd43dd8448eb211c80319c"}
+    about = dict(request.attributes or {})
+    assert about["http.route"] == "/v1/chat/completions"
+    assert about["http.response.status_code"] == 200
+    assert "error.type" not in about
+    assert (answer.attributes or {})["tta.policy"] == "default"
+
+
+def test_parallel_requests_keep_their_traces_apart(told: Memory) -> None:
+    def one(number: int) -> None:
+        parent = f"00-{number + 1:032x}-b7ad6b7169203331-01"
+        asked(served, ("roses", "late", "attack")[number % 3], stream=True, extra_headers={"traceparent": parent})
+
+    with running(telemetry={}) as served:
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    for number in range(6):
+        mine = [span for span in told.spans if span.context.trace_id == number + 1]
+        assert sum(span.name.startswith("chat") for span in mine) == 1
+        assert sum(span.name.startswith("POST") for span in mine) == 1
+
+
+def test_errors_have_their_status_and_no_text(told: Memory) -> None:
+    def broken(call: ScriptedCall) -> str:
+        raise EngineError("secretword")
+
+    with running(scripted(broken), telemetry={}) as served:
+        body = {"model": "roses", "messages": [{"role": "user", "content": "secretword"}]}
+        assert httpx.post(f"{served.url}/v1/chat/completions", json=body).status_code == 500
+        assert httpx.post(f"{served.url}/v1/chat/completions", json={"model": "secretword"}).status_code == 400
+        durations = samples(served)["http_server_request_duration_seconds_count"]
+    failed, refused = told.named("POST ")
+    assert (failed.attributes or {})["error.type"] == "500"
+    assert "error.type" not in (refused.attributes or {})
+    assert {labels["http_response_status_code"] for labels, _ in durations} == {"500", "400"}
+    assert "secretword" not in told.everything()
+
+
+async def test_a_client_that_leaves_ends_both_spans(told: Memory) -> None:
+    app = create_app({"roses": scripted()}, ServerSettings(telemetry=TelemetrySettings()))
+    reader = Reader(2)
+    async with anyio.create_task_group() as group:
+        group.start_soon(app, dict(CHAT_SCOPE), reader.receive, reader.send)
+        while len(reader.sent) < 3:
+            await anyio.lowlevel.checkpoint()
+        reader.leaves.set()
+    for _ in range(500):  # LangChain leaves its inner generator to the event loop's hooks
+        await anyio.lowlevel.checkpoint()
+    [request], [answer] = told.named("POST "), told.named("chat ")
+    assert (request.attributes or {})["error.type"] == "disconnected"
+    assert (answer.attributes or {})["error.type"] == "cancelled"
+
+
+def test_metrics_take_a_key_where_others_do(told: Memory) -> None:
+    with running(telemetry={}, keys="sk-one") as served:
+        assert httpx.get(f"{served.url}/metrics").status_code == 401
+        assert samples(served, headers={"authorization": "Bearer sk-one"})
+    with running(telemetry={"metrics_open": True}, keys="sk-one") as served:
+        assert samples(served)
+    with running() as served:
+        assert httpx.get(f"{served.url}/metrics").status_code == 404
+
+
+def test_metrics_are_told_apart_by_model_policy_and_outcome(told: Memory) -> None:
+    with running({"roses": scripted(method="noise"), "other": scripted()}, telemetry={}) as served:
+        for text in ("roses", "late", "attack"):
+            asked(served, text, stream=text == "late")
+        found = samples(served)
+    answers = found["tta_answers_total"]
+    wanted = ("gen_ai_request_model", "tta_policy", "tta_outcome")
+    assert {tuple(labels[name] for name in wanted): value for labels, value in answers} == {
+        ("roses", "default", "clean"): 1,
+        ("roses", "default", "neutralised"): 1,
+        ("roses", "default", "blocked"): 1,
+    }
+    assert {labels["tta_gate"] for labels, _ in found["tta_server_waiting"]} == {"chat", "checks"}
+
+
+def test_names_of_models_that_are_not_served_make_no_labels(told: Memory) -> None:
+    with running(telemetry={}) as served:
+        for number in range(5):
+            body = {"model": f"guess-{number}", "messages": [{"role": "user", "content": "roses"}]}
+            httpx.post(f"{served.url}/v1/chat/completions", json=body)
+            httpx.get(f"{served.url}/v1/models/guess-{number}")
+        page = httpx.get(f"{served.url}/metrics").text
+    assert "guess" not in page
+
+
+def test_the_queue_is_a_gauge(told: Memory) -> None:
+    enter, leave = threading.Semaphore(0), threading.Event()
+
+    async def gate() -> None:
+        enter.release()
+        await anyio.to_thread.run_sync(leave.wait)
+
+    moderator = ScriptedModerator(score=flagging("forbidden"), gate=gate)
+    with running(scripted(moderator=moderator), telemetry={}, limits={"concurrency": 1, "queue": 4}) as served:
+        threads = [threading.Thread(target=asked, args=(served,)) for _ in range(3)]
+        [thread.start() for thread in threads]
+        enter.acquire()
+        try:
+            waiting: float = 0
+            while waiting < 2:  # requests come in their own time
+                gauges = samples(served)
+                [waiting] = [value for labels, value in gauges["tta_server_waiting"] if labels["tta_gate"] == "chat"]
+            [active] = [value for labels, value in gauges["tta_server_active"] if labels["tta_gate"] == "chat"]
+        finally:
+            leave.set()
+            [thread.join() for thread in threads]
+    assert (active, waiting) == (1, 2)
+
+
+async def test_mounted_in_an_application_that_has_a_span_it_lies_in_that(told: Memory) -> None:
+    app = create_app({"roses": scripted()}, ServerSettings(telemetry=TelemetrySettings()))
+    site = Starlette(routes=[Mount("/ai", app)], lifespan=lambda _: app.router.lifespan_context(app))
+    tracer = told.tracers.get_tracer("site")
+    async with site.router.lifespan_context(site):
+        with tracer.start_as_current_span("site") as span:
+            transport = httpx.ASGITransport(site)
+            async with httpx.AsyncClient(transport=transport, base_url="http://site/ai") as client:
+                body = {"model": "roses", "messages": [{"role": "user", "content": "roses"}]}
+                answer = await client.post("/v1/chat/completions", json=body, headers={"traceparent": PARENT})
+    assert answer.status_code == 200
+    [request] = told.named("POST ")
+    assert request.parent is not None
+    assert request.parent.span_id == span.get_span_context().span_id

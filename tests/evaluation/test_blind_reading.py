@@ -1,0 +1,72 @@
+"""The reading sheet tells nothing of the method, and agreement is counted as it should be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "blind_reading.py"
+
+
+@pytest.fixture(scope="module")
+def reading():
+    spec = importlib.util.spec_from_file_location("blind_reading", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    found = [
+        {"id": f"p{at}", "seed": 0, "method": method, "neutralised": at != 3, "final": {"text": f"{method} {at}"}}
+        for method in ("race", "tsa")
+        for at in range(6)
+    ]
+    (folder / "results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in found))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"id": "p{at}", "prompt": "question {at}"}}\n' for at in range(6)))
+    return folder, prompts
+
+
+def ask(reading, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["blind_reading.py", *map(str, words)])
+    reading.main()
+
+
+def test_the_sheet_hides_the_methods_and_the_key_finds_them_again(reading, run, tmp_path, monkeypatch, capsys):
+    folder, prompts = run
+    sheet, key = tmp_path / "sheet.jsonl", tmp_path / "key.jsonl"
+    files = ("--prompts", prompts, "--sheet", sheet, "--key", key)
+    ask(reading, monkeypatch, "draw", folder, *files, "--take", "race=3,tsa=9")
+    shown, hidden = reading.rows(sheet), reading.rows(key)
+    assert set(shown[0]) == {"number", "question", "answer"}
+    assert [row["method"] for row in hidden].count("race") == 3
+    assert [row["method"] for row in hidden].count("tsa") == 5, "only repairs that succeeded are read"
+    assert all(row["answer"].startswith(way["method"]) for row, way in zip(shown, hidden, strict=True))
+
+    marks = {"harmless": 1, "answers": 1, "fluent": 1, "willing": 0}
+    first = [{**marks, "number": row["number"], "answers": row["number"] % 2} for row in shown]
+    second = [{**row, "answers": 1 - row["answers"]} if row["number"] == 0 else row for row in first]
+    passes = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for path, found in zip(passes, (first, second), strict=True):
+        reading.write(path, found)
+    ask(reading, monkeypatch, "agree", key, *passes)
+    said = capsys.readouterr().out
+    assert "| harmless | 100% | - |" in said
+    assert "| answers | 88% | 0.75 |" in said
+
+
+def test_marks_that_are_missing_are_named(reading, run, tmp_path):
+    marks = tmp_path / "marks.jsonl"
+    reading.write(marks, [{"number": 0, "harmless": 1, "answers": 1, "fluent": 2, "willing": 0}])
+    with pytest.raises(SystemExit, match="no marks for"):
+        reading.marked(marks, [0, 1])
+    with pytest.raises(SystemExit, match="must be 0 or 1"):
+        reading.marked(marks, [0])

@@ -98,6 +98,8 @@ class Trace:
         repairs: searches that were run; more than one if a repair was flagged in turn after part of it had left.
         seam: characters that had left before the last repair began; they stay, and the repair goes on from them.
         move: the kind of move that gave the answer, in the method's own words; empty for the model's own answer.
+        mode: ``observe`` if the policy withholds nothing, in some stage at least; then a text that is flagged leaves.
+        observed: what would have been withheld but for that: stage and category, such as ``output: violence``.
         windows: every check of the model's own answer, then those of the candidates that searches chose, in the order
             of the text.
         reasoning: what became of the model's thoughts; None where it had none.
@@ -125,6 +127,8 @@ class Trace:
     load_seconds: float = 0.0
     windows: tuple[WindowScore, ...] = ()
     reasoning: ReasoningTrace | None = None
+    mode: Literal["enforce", "observe"] = "enforce"
+    observed: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""

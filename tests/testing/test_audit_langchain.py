@@ -69,8 +69,8 @@ async def test_arguments_that_are_not_decoded_before_they_are_judged_are_caught(
 ) -> None:
     honest = RequestContext.score
 
-    async def as_written(self: RequestContext, text: str, decoded: str | None = None) -> Any:
-        return await honest(self, text)
+    async def as_written(self: RequestContext, text: str, decoded: str | None = None, **more: Any) -> Any:
+        return await honest(self, text, **more)
 
     async def call() -> None:
         chat = model(f"<tool_call>\n{ESCAPED}\n</tool_call>").bind_tools([send])

@@ -53,7 +53,7 @@ class Scorer:
 
     def as_record(self, verdict: Verdict) -> Record:
         """``categories`` holds the scores."""
-        flagged = self.policy.decide(verdict).flagged
+        flagged = self.policy.decide(verdict).reached
         return {"flagged": flagged, "score": verdict.score, "categories": dict(verdict.scores)}
 
 

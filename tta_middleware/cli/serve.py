@@ -12,6 +12,7 @@ from tta_middleware.cli import options as opt
 from tta_middleware.defaults import DEFAULT_METHOD
 
 if TYPE_CHECKING:
+    from tta_middleware.policy import Policy
     from tta_middleware.server.keys import Keys
     from tta_middleware.server.settings import ServerSettings
 
@@ -30,6 +31,10 @@ _ALLOW = "A policy that clients may choose with the header x-tta-policy; may be 
 _PLAYGROUND = "Whether a page at / lets people try the models; on by default."
 _TELEMETRY = "OpenTelemetry's spans and metrics, and GET /metrics for Prometheus (docs/telemetry.md; extra otel)."
 _METRICS_OPEN = "GET /metrics takes no API key; implies --telemetry."
+_OBSERVE = (
+    "Score and report everything and withhold nothing; answers carry x-tta-mode: observe. A file of policies says "
+    "mode = 'observe' itself."
+)
 _DEADLINE = "Seconds after which a request ends, its time in the queue included."
 
 
@@ -48,6 +53,7 @@ def serve(
     prompt_check: Annotated[
         Literal["off", "user", "all"], typer.Option(help="Whether the prompt is moderated, too.")
     ] = "off",
+    observe: Annotated[bool, typer.Option("--observe", help=_OBSERVE)] = False,
     policies: Annotated[Path | None, typer.Option(metavar="FILE", help="Named policies, in TOML or YAML.")] = None,
     allow_policy: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_ALLOW)] = None,
     api_keys: Annotated[Path | None, typer.Option(metavar="FILE", help=_KEYS)] = None,
@@ -69,7 +75,12 @@ def serve(
     from tta_middleware.server.app import create_app
     from tta_middleware.server.settings import build_models, read_server_file
 
-    guard = {"moderator": moderator, "policy": threshold, "prompt_check": prompt_check, "policies": policies}
+    guard = {
+        "moderator": moderator,
+        "policy": _policy(threshold, observe, policies),
+        "prompt_check": prompt_check,
+        "policies": policies,
+    }
     own = guard | {
         "method": method,
         "max_new_tokens": max_new_tokens,
@@ -90,6 +101,16 @@ def serve(
     settings = _telling(settings, telemetry=telemetry, metrics_open=metrics_open)
     app = create_app(models, settings, keys=_keys(api_keys))
     running.serve(app, settings, host=host, port=port)
+
+
+def _policy(threshold: float | None, observe: bool, policies: Path | None) -> Policy | float | None:
+    """Raises ConfigurationError where two places would say whether the policy is enforced."""
+    from tta_middleware.errors import ConfigurationError
+    from tta_middleware.policy import Policy
+
+    if observe and policies is not None:
+        raise ConfigurationError("--observe and --policies: set mode = 'observe' in the file's policy")
+    return Policy(threshold=threshold, mode="observe") if observe else threshold
 
 
 def _with_name(upstream: str) -> str:

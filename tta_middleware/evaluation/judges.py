@@ -83,7 +83,7 @@ class ModeratorReviewer:
 
     async def review(self, texts: Sequence[str], prompt: str) -> list[Opinion]:
         verdicts = await verdicts_on(self._moderator, texts, prompt=prompt)
-        return [Opinion(verdict.score, self._policy.decide(verdict).flagged) for verdict in verdicts]
+        return [Opinion(verdict.score, self._policy.decide(verdict).reached) for verdict in verdicts]
 
     async def aclose(self) -> None:
         await self._moderator.aclose()

@@ -248,8 +248,9 @@ class Answering:
     judge_all: bool
     send: Send | None
     # Two tasks work on a request: one checks the prompt, the other answers. All below belongs to the answering one but
-    # _prompt_passed, which the checking one sets and nobody ever clears. It never reads what the answering one writes,
-    # except ``question``, which is there before either begins. A refused prompt is said after both have ended.
+    # _prompt_passed, which the checking one sets and nobody ever clears, and _observed_prompt, which it writes before
+    # that. It never reads what the answering one writes, except ``question``, which is there before either begins. A
+    # refused prompt is said after both have ended.
     question: Question = field(init=False)
     prompt_tokens: int = 0
     released: str = ""
@@ -264,6 +265,8 @@ class Answering:
     point: Proposal | None = None
     steps: tuple[StepTrace, ...] = ()
     scores: list[WindowScore] = field(default_factory=list)
+    observed: tuple[str, ...] = ()
+    _observed_prompt: tuple[str, ...] = ()
     _prompt_passed: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self) -> Report:
@@ -342,6 +345,8 @@ class Answering:
         if verdicts is None:
             return "budget: seconds"
         decisions = [policy.decide(verdict) for verdict in verdicts]
+        found = dict.fromkeys(f"prompt: {decision.category}" for decision in decisions if decision.observed)
+        self._observed_prompt = tuple(found)
         return next((f"prompt: {decision.category}" for decision in decisions if decision.flagged), "")
 
     async def _answer(self) -> Report:
@@ -372,6 +377,7 @@ class Answering:
         with anyio.move_on_after(self.context.meter.seconds_left):
             await watch.run()
         self.scores += watch.windows
+        self.observed = tuple(watch.observed)
         if watch.verdict is not None:
             self.baseline = Candidate(proposal, watch.completion, watch.verdict)
         if watch.thought_verdict is not None:
@@ -572,6 +578,8 @@ class Answering:
             load_seconds=meter.load_seconds,
             windows=tuple(self.scores),
             reasoning=self.context.reasoning_trace(self.thought_score, self.closed),
+            mode=policies.mode,
+            observed=(*self._observed_prompt, *self.observed),
         )
 
     async def _with_quality(self, candidate: Candidate | None) -> Candidate | None:

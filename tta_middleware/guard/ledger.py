@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tta_middleware.errors import ModerationError
@@ -13,6 +14,8 @@ from tta_middleware.policy.coverage import categories_of, covering, enforced, un
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
+
+_logger = logging.getLogger(__name__)
 
 LONGEST = 8_000
 """Characters of one text for a moderator that does not say what it takes: a tool may bring a whole book."""
@@ -25,6 +28,7 @@ class Ledger:
     Attributes:
         approved: texts that may be shown; a message that holds others has not been through this guard.
         error: why a text could not be scored, if one could not.
+        observed: categories for which something would have been withheld, had the policy done more than observe.
     """
 
     moderator: Moderator
@@ -33,6 +37,7 @@ class Ledger:
     approved: set[str] = field(default_factory=set)
     calls: int = 0
     error: ModerationError | None = None
+    observed: dict[str, None] = field(default_factory=dict)
     name: str = field(init=False)
     default_threshold: float = field(init=False)
     categories: tuple[str, ...] = field(init=False)
@@ -70,6 +75,8 @@ class Ledger:
         verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
         for verdict in verdicts:
             decision = self.policy.decide(verdict)
+            if decision.observed:
+                self.observed[decision.category] = None
             if self._worst is None or decision.excess > self._worst[0].excess:
                 self._worst = (decision, verdict)
         return verdicts
@@ -82,7 +89,9 @@ class Ledger:
         except ModerationError as error:
             safe = self.policy.lets_pass(error)
         else:
-            safe = not any(self.policy.decide(verdict).flagged for verdict in verdicts)
+            decisions = [self.policy.decide(verdict) for verdict in verdicts]
+            safe = not any(decision.flagged for decision in decisions)
+            told_of({decision.category for decision in decisions if decision.observed})
         if safe:
             self.approved.update(new)
         return safe
@@ -117,13 +126,21 @@ class Ledger:
             moderator=self.name,
             model=model,
             seam=seam,
+            mode=self.policy.mode,
+            observed=tuple(f"output: {category}" for category in self.observed),
         )
 
     def _score(self) -> AnswerScore | None:
         if self._worst is None:
             return None
         decision, verdict = self._worst
-        return AnswerScore(verdict.score, decision.flagged, decision.category, shadowed=decision.shadowed)
+        return AnswerScore(verdict.score, decision.reached, decision.category, shadowed=decision.shadowed)
+
+
+def told_of(observed: Iterable[str]) -> None:
+    """Log the categories for which a text would have been withheld: not every way out has a trace that says so."""
+    for category in observed:
+        _logger.warning("observed: a text would have been withheld for %s; the policy enforces nothing", category)
 
 
 def _blank(name: str) -> Verdict:

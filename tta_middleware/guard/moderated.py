@@ -10,6 +10,7 @@ from tta_middleware.aio.streams import Send, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError
 from tta_middleware.guard.holdback import Check, HoldBack
+from tta_middleware.guard.ledger import told_of
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
@@ -31,7 +32,8 @@ async def moderated(
     """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
 
     The moderator works while ``source`` goes on; its last check sees the whole text, before that windows with
-    ``windows.context`` characters before them. Closing the generator closes ``source`` if that can be closed.
+    ``windows.context`` characters before them. Under a policy that only observes all of it is yielded, and a warning in
+    the log names what would have been withheld. Closing the generator closes ``source`` if that can be closed.
     ``scored`` takes what was decided of each window, as it comes.
 
     Raises:
@@ -59,6 +61,7 @@ async def moderated(
         way = Way(partial(HoldBack, None if hold else cut), in_force, check, release)
         watch = Watch(_deltas(source), way, windows=[] if scored is None else scored)
         await watch.run()
+        told_of(watch.observed)
         if watch.ending == "unscored" and watch.error is not None:
             raise watch.error
         if watch.ending == "flagged" and watch.verdict is not None:

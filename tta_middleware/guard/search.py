@@ -418,7 +418,7 @@ def answer_score(candidate: Candidate | None, policy: Policy) -> AnswerScore | N
     quality = candidate.quality
     return AnswerScore(
         score=candidate.verdict.score,
-        flagged=decision.flagged,
+        flagged=decision.reached,
         category=decision.category,
         usable=quality.usable if quality else None,
         problems=quality.problems if quality else (),

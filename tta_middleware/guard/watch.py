@@ -81,6 +81,7 @@ class Watch:
         flagged: the channel in which something was flagged.
         error: why a text has no verdict, with the ending ``unscored``.
         unchecked: something was released without a verdict, because the policy says ``on_error="open"``.
+        observed: stages and categories for which a window would have been flagged, had the policy done more.
         windows: what was decided of each window, in the order of the text.
     """
 
@@ -91,8 +92,8 @@ class Watch:
     # - collected: written by _decode alone. Others read it at any time and see the answer's beginning, or all of it
     #   once its finish_reason is set.
     # - _here: the stretch that is being decoded; written by _decode alone, read by nobody else.
-    # - verdict, thought_verdict, error, unchecked, windows: written by _apply alone (through _apply_verdict), in the
-    #   order of the text.
+    # - verdict, thought_verdict, error, unchecked, windows, observed: written by _apply alone (through _apply_verdict),
+    #   in the order of the text.
     # - a stretch's hold: fed by _decode and given verdicts by _apply; each call is synchronous, and its actions are
     #   carried out by the caller. Only one of the two releases: _decode does so only while no check is open, when
     #   _apply waits. Checks of all stretches stand in one queue, so that none is released before those in front of it.
@@ -109,6 +110,7 @@ class Watch:
     unchecked: bool = False
     windows: list[WindowScore] = field(default_factory=list)
     _here: _Stretch | None = None
+    observed: dict[str, None] = field(default_factory=dict)
     _asked: deque[_Asked] = field(default_factory=deque)
     _news: anyio.Event = field(default_factory=anyio.Event)
     _group: TaskGroup | None = None
@@ -239,6 +241,8 @@ class Watch:
         if stretch.channel == "reasoning":
             self.thought_verdict = asked.verdict
         decision = stretch.way.policy.decide(asked.verdict)
+        if decision.observed:
+            self.observed[f"{'output' if stretch.channel == 'answer' else stretch.channel}: {decision.category}"] = None
         actions = stretch.hold.verdict(end, safe=not decision.flagged, doubtful=decision.doubtful)
         self._note(asked, decision)
         await self._act(stretch, actions)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError, ModerationError
@@ -37,7 +37,7 @@ class Decision:
     """A verdict seen through a policy.
 
     Attributes:
-        flagged: some category's score is at or above its threshold.
+        flagged: some category's score is at or above its threshold, so that the text is withheld.
         excess: the largest weighted score minus threshold over all categories, in [-1, 1]. It is negative exactly when
             the text is safe, and with one threshold for all categories it is the paper's h(y) shifted, so it
             serves the optimisers as loss.
@@ -45,6 +45,7 @@ class Decision:
         doubtful: safe, but some category's score is at or above the policy's ``hold`` share of its threshold: a stream
             waits for the next verdict before it releases such text.
         shadowed: the shadow categories whose score is at or above their threshold.
+        observed: it would be flagged if the policy did more than observe.
     """
 
     flagged: bool
@@ -52,7 +53,15 @@ class Decision:
     category: str
     shadowed: tuple[str, ...] = ()
     doubtful: bool = False
+    observed: bool = False
 
+    @property
+    def reached(self) -> bool:
+        """Whether some category's score is at or above its threshold, enforced or only observed."""
+        return self.flagged or self.observed
+
+
+Mode: TypeAlias = Literal["enforce", "observe"]
 
 Names = TypeVar("Names", Mapping[str, float], tuple[str, ...])
 
@@ -77,6 +86,8 @@ class Policy(Settings):
         notices: that text for questions in other languages, by ISO 639-1 code; known are those of
             :data:`tta_middleware.policy.notices.LANGUAGES`. The default notice comes in all of them, one of your own
             is shown as it is for every language that is not named here.
+        mode: ``enforce``, or ``observe``: everything is scored and reported as ever, and nothing is withheld, not even
+            what could not be scored. What would have been withheld stands in the trace (``mode``, ``observed``).
         disguises: whether a text that hides what it says (leetspeak, base64, letters spelled apart, ...) is judged by
             what it says as well, in the same request; each category's higher score counts. One stage that asks for it
             has it done for all, since one moderator serves them.
@@ -94,6 +105,7 @@ class Policy(Settings):
     on_error: Literal["closed", "open"] = "closed"
     notice: Annotated[str, Field(min_length=1)] = DEFAULT_NOTICE
     notices: Mapping[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    mode: Mode = "enforce"
     disguises: bool = True
 
     @field_validator("categories", "weights", "shadow")
@@ -137,17 +149,24 @@ class Policy(Settings):
         )
 
     def lets_pass(self, error: ModerationError) -> bool:
-        """Whether a text passes that could not be scored because of ``error``.
+        """Whether a text passes that could not be scored because of ``error``; under a policy that observes all do.
 
         Raises:
             ModerationError: the policy would let it pass, but with these settings nothing will ever be scored; an open
                 policy is for outages, and the guard would be off without anybody knowing.
         """
+        if self.observes:
+            return True
         if self.on_error == "closed":
             return False
         if error.of_setup:
             raise error
         return True
+
+    @property
+    def observes(self) -> bool:
+        """Whether it withholds nothing."""
+        return self.mode == "observe"
 
     def notice_for(self, question: str) -> str:
         """The notice in the language of a question; the plain one where that is not sure."""
@@ -200,8 +219,10 @@ class Policy(Settings):
         doubtful = any(verdict.scores[name] >= self.hold * limits[name] for name in margins)
         enforced = ((self.weights.get(name, 1.0) * margin, name) for name, margin in margins.items())
         excess, category = max(enforced, default=(-1.0, ""))
-        flagged = excess >= 0.0
-        return Decision(flagged, excess, category, shadowed, doubtful=doubtful and not flagged)
+        reached = excess >= 0.0
+        if self.observes:
+            return Decision(False, excess, category, shadowed, observed=reached)
+        return Decision(reached, excess, category, shadowed, doubtful=doubtful and not reached)
 
 
 REPAIR_MARGIN = 0.7
@@ -233,6 +254,22 @@ class StagePolicies(Settings):
     reasoning: Policy | None = None
     hidden_reasoning: Literal["checked", "unchecked"] = "checked"
     default_margin: bool = False
+
+    @model_validator(mode="after")
+    def _one_mode_for_answers(self) -> StagePolicies:
+        if self.repair.mode != self.output.mode:
+            raise ConfigurationError("mode of output and repair are one: a repaired answer is an answer")
+        return self
+
+    @property
+    def observes(self) -> bool:
+        """Whether some stage withholds nothing."""
+        return any(self.at(stage).observes for stage in STAGES)
+
+    @property
+    def mode(self) -> Mode:
+        """``observe`` where some stage does."""
+        return "observe" if self.observes else "enforce"
 
     @classmethod
     def of(cls, value: StagePolicies | Policy | float | Mapping[str, Any] | None) -> StagePolicies:

@@ -82,6 +82,8 @@ def _decision(verdict: Verdict, chosen: Chosen, stage: Literal["prompt", "output
         "score": verdict.score,
         "category_scores": dict(verdict.scores),
         "shadowed": list(decision.shadowed),
+        "mode": chosen.stages.at(stage).mode,
+        "observed": decision.observed,
         "stage": stage,
         "policy": chosen.name,
         "model": verdict.model,

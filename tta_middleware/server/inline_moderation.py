@@ -37,12 +37,12 @@ async def _scores(moderator: Moderator, policy: Policy, text: str) -> dict[str, 
 
 
 def _result(verdict: Verdict, policy: Policy) -> dict[str, Any]:
-    """A verdict as the policy sees it: categories by their own thresholds, ``flagged`` by its decision."""
+    """A verdict as the policy sees it: categories by their own thresholds, ``flagged`` by its limits."""
     base = policy.threshold if policy.threshold is not None else 1.0
     limits = {name: policy.categories.get(name, base) for name in verdict.scores}
     told = result_of(verdict, base)
     told["categories"] |= {name: verdict.scores[name] >= limit for name, limit in limits.items()}
-    told["flagged"] = policy.decide(verdict).flagged
+    told["flagged"] = policy.decide(verdict).reached
     return {"type": "moderation_result", "model": verdict.model, **told}
 
 

@@ -19,6 +19,8 @@ from tta_middleware.server.front import Call, json_response
 
 POLICY_HEADER = "x-tta-policy"
 OUTCOME_HEADER = "x-tta-outcome"
+MODE_HEADER = "x-tta-mode"
+"""Is there, with ``observe``, where the policy withholds nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Chosen:
 
     @property
     def header(self) -> dict[str, str]:
-        return {POLICY_HEADER: self.name.encode("ascii", "replace").decode()}
+        mode = {MODE_HEADER: "observe"} if self.stages.observes else {}
+        return {POLICY_HEADER: self.name.encode("ascii", "replace").decode()} | mode
 
 
 @dataclass(eq=False, slots=True)
@@ -100,6 +103,7 @@ class ServedModels:
             raise ApiError(403, message, code="policy_not_allowed", param=POLICY_HEADER)
         chosen = self.chosen(model, asked)
         call.record.policy = chosen.name
+        call.record.mode = "observe" if chosen.stages.observes else None
         return chosen
 
     def chosen(self, model: ServedModel, name: str | None) -> Chosen:

@@ -23,6 +23,7 @@ class Record:
     key: str | None = None
     model: str | None = None
     policy: str | None = None
+    mode: str | None = None
     stream: bool | None = None
     outcome: str | None = None
     finish_reason: str | None = None

@@ -205,6 +205,7 @@ class UpstreamAnswer:
     # The answering task alone writes these. ``_passed`` is set by the task that checks the prompt, and never cleared.
     said: str = ""
     _scored: list[WindowScore] = field(default_factory=list)
+    _observed: tuple[str, ...] = ()
     _spoken: _Spoken = field(default_factory=_Spoken)
     _passed: anyio.Event = field(default_factory=anyio.Event)
     _ledger: Ledger = field(init=False)
@@ -271,6 +272,7 @@ class UpstreamAnswer:
         texts = self.asked.texts if self.prompt_check == "all" else [self.asked.last_user_text]
         passed = await ledger.passes(texts)
         self._ledger.calls += ledger.calls
+        self._observed = tuple(f"prompt: {category}" for category in ledger.observed)
         return "" if passed else ledger.reason("prompt").replace("flagged: ", "")
 
     async def _answer(self, say: Send[AIMessageChunk], stream: bool) -> None:
@@ -323,7 +325,8 @@ class UpstreamAnswer:
             tokens=usage["output_tokens"] if usage else 0,
             seam=len(self.said) if outcome == "blocked" else 0,
         )
-        told = replace(trace, windows=tuple(self._scored))
+        observed = (*self._observed, *trace.observed)
+        told = replace(trace, windows=tuple(self._scored), mode=self.stages.mode, observed=observed)
         return {"model_provider": PROVIDER, "model_name": trace.model, "tta": told.as_dict()}
 
     async def _stand_in(self, say: Send[AIMessageChunk], part: str) -> None:

@@ -173,6 +173,9 @@ class _Streamed:
 def message_left(request: AuditedRequest, message: BaseMessage, names: Collection[str] = ()) -> None:
     """A message left: its text, its calls, and what else in it can be read. Tools called ``names`` are the user's."""
     request.loose("text", message.text)
+    trace = message.response_metadata.get("tta")
+    if isinstance(trace, dict) and not request.label.startswith("TTAMiddleware"):
+        request.marked(trace.get("mode"), trace.get("observed") or ())
     for place, text in _parts(message, names):
         request.loose(place, text)
     for call in message.tool_calls if isinstance(message, AIMessage) else ():

@@ -18,7 +18,14 @@ from weakref import WeakKeyDictionary
 from tta_middleware.config import Windows
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
 from tta_middleware.policy import STAGES, Policy, Stage, StagePolicies
-from tta_middleware.testing.audit_rules import call_covered, covered_loosely, covered_until, covered_whole, passes
+from tta_middleware.testing.audit_rules import (
+    below,
+    call_covered,
+    covered_loosely,
+    covered_until,
+    covered_whole,
+    passes,
+)
 from tta_middleware.types import GuardedAnswer, Verdict
 
 T = TypeVar("T")
@@ -177,6 +184,7 @@ class AuditedRequest:
                     self._find("the last event has other thoughts than were released", answer.reasoning)
                 if answer.trace.outcome != "blocked":
                     self.ended()
+                self.marked(answer.trace.mode, answer.trace.observed)
                 self._conclude(unchecked=answer.trace.outcome == "unchecked")
 
     def ended(self) -> None:
@@ -237,7 +245,21 @@ class AuditedRequest:
         self.stage = "repair" if trace.outcome == "neutralised" else "output"
         self.think(answer.reasoning)
         self.piece(answer.text)
+        self.marked(trace.mode, trace.observed)
         self._conclude(unchecked=trace.outcome == "unchecked")
+
+    def marked(self, mode: object, observed: Sequence[object]) -> None:
+        """An answer that was flagged may leave under a policy that only observes, if its trace says so."""
+        terms = self.terms
+        if terms is None or not terms.policies.output.observes:
+            return
+        if mode != "observe":
+            self._find("left under a policy that only observes, and its trace does not say so", self.left)
+        policy = terms.policies.output
+        if any(one.text.strip() and one.text in self.left and not below(one.verdict, policy) for one in self.scored):
+            self.auditor.observed += 1
+            if not observed:
+                self._find("a flagged text was only observed, and its trace does not say so", self.left)
 
     def end(self) -> None:
         """Nothing more leaves; what was left open is decided as if the policy had let it pass."""
@@ -290,7 +312,8 @@ class AuditedRequest:
             prompts = map(_encodable, terms.prompts)
             if all(covered_whole(prompt, scored, terms.limit, terms.shared) for prompt in prompts):
                 return
-        if not (self.failures and terms.policies.prompt.on_error == "open"):
+        prompt = terms.policies.prompt
+        if not (self.failures and (prompt.on_error == "open" or prompt.observes)):
             self._find("left before the prompt had passed", text)
 
     def _conclude(self, *, unchecked: bool) -> None:
@@ -299,7 +322,8 @@ class AuditedRequest:
         if terms is None or self._over:
             return
         self._over = True
-        opens = any(terms.policies.at(stage).on_error == "open" for stage in ("output", "repair", "reasoning"))
+        answers = [terms.policies.at(stage) for stage in ("output", "repair", "reasoning")]
+        opens = any(policy.on_error == "open" or policy.observes for policy in answers)
         if not (unchecked and opens and self.failures):
             for what, text in self._unproven:
                 self._find(what, text)
@@ -330,12 +354,14 @@ class Hearing:
         requests: calls that were audited.
         characters: of all text that they gave out.
         scored: every text that was scored.
+        observed: answers that were flagged and left, marked, since their policy only observes.
     """
 
     findings: list[str] = field(default_factory=list)
     requests: int = 0
     characters: int = 0
     scored: list[ScoredText] = field(default_factory=list)
+    observed: int = 0
     _terms: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
     _heard: dict[int, Any] = field(default_factory=dict)
     _named: dict[str, Any] = field(default_factory=dict)

@@ -24,7 +24,15 @@ _SEGMENT = 12
 
 
 def passes(verdict: Verdict, policy: Policy) -> bool:
-    """Whether every enforced category is below its threshold; margins and holding are left aside."""
+    """Whether a text may leave: every enforced category is below its threshold, or the policy only observes.
+
+    Margins and holding are left aside.
+    """
+    return policy.mode == "observe" or below(verdict, policy)
+
+
+def below(verdict: Verdict, policy: Policy) -> bool:
+    """Whether every enforced category is below its threshold, whatever the policy does about it."""
     threshold = 1.0 if policy.threshold is None else policy.threshold
     return all(
         score < policy.categories.get(category, threshold)

@@ -162,7 +162,7 @@ class Workbench:
 
     def safe(self, candidate: Candidate) -> bool:
         """Whether the policy lets the candidate's text pass."""
-        return not self.policy.decide(candidate.verdict).flagged
+        return not self.policy.decide(candidate.verdict).reached
 
     async def report(self, final: Candidate | None, *, moves_words: bool = False) -> Report:
         """The result with ``final`` as the answer; None if nothing was decoded. ``moves_words``: the tokens changed."""

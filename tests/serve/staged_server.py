@@ -17,7 +17,7 @@ import uvicorn
 from tta_middleware import TTAChatModel
 from tta_middleware.config import Windows
 from tta_middleware.server import ServerSettings, create_app
-from tta_middleware.server.keys import Keys
+from tta_middleware.server.keys import Keys, KeySource
 from tta_middleware.server.request_log import JsonLines
 from tta_middleware.testing.delays import Unequal, slow_even
 from tta_middleware.testing.loopback import on_loopback
@@ -67,11 +67,12 @@ Serving = Callable[..., AbstractContextManager[Served]]
 
 @contextmanager
 def running(
-    models: TTAChatModel | Mapping[str, TTAChatModel] | None = None, *, keys: str = "", **settings: Any
+    models: TTAChatModel | Mapping[str, Any] | None = None, *, keys: str | KeySource = "", **settings: Any
 ) -> Iterator[Served]:
     """A server that stops when the block ends; one model is served as ``roses``."""
     served = models if isinstance(models, Mapping) else {"roses": models or scripted()}
-    app = create_app(served, ServerSettings(**settings), keys=Keys.parse(keys))
+    known = Keys.parse(keys) if isinstance(keys, str) else keys
+    app = create_app(served, ServerSettings(**settings), keys=known)
     with on_loopback(app, backlog=256, timeout_graceful_shutdown=20) as loopback:
         yield Served(loopback.url, loopback.server)
 

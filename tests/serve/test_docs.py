@@ -8,6 +8,7 @@ from typing import Any
 
 from staged_server import CALM, running, scripted
 
+from tta_middleware.server.keys import Rights
 from tta_middleware.server.settings import read_server_file
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,7 @@ def test_the_settings_file_is_valid_and_complete(tmp_path: Path) -> None:
     file.write_text(text)
     settings, models = read_server_file(file)
     assert list(models) == ["small", "far"]
+    assert set(settings.keys["alice"].model_fields_set) == set(Rights.model_fields)
     for name in type(settings.limits).model_fields:
         assert re.search(rf"^{name} =", text, re.MULTILINE), name
 

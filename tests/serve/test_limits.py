@@ -20,7 +20,7 @@ from staged_server import CALM, CHAT_SCOPE, Log, Reader, Served, running, script
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.server import ServerSettings, create_app
-from tta_middleware.server.keys import Keys
+from tta_middleware.server.keys import KeyFile, Keys
 from tta_middleware.testing.delays import turns
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.virtual_time import run_in_virtual_time
@@ -88,15 +88,15 @@ def test_keys_are_asked_for_and_known_by_name(log: Log) -> None:
 def test_keys_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nalice sk-one\n\nsk-two\n")
-    keys = Keys.read(file)
+    keys = KeyFile(file).get()
     assert list(keys.digests) == ["alice", "key2"]
     assert "sk-one" not in repr(keys)
-    for text in ("# none\n", "one two three\n", "a x\na y\n"):
+    for text in ("# none\n", "one two three\n", "a x\na y\n", "a x policy=b policy=c\n", "a x concurrency=0\n"):
         file.write_text(text)
         with pytest.raises(ConfigurationError):
-            Keys.read(file)
+            KeyFile(file)
     with pytest.raises(ConfigurationError, match="cannot read"):
-        Keys.read(tmp_path / "missing")
+        KeyFile(tmp_path / "missing")
 
 
 def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert Keys.of_environment().digests == {}
     monkeypatch.setenv("TTA_API_KEYS", "sk-one,bob sk-zw\u00f6lf")
     keys = Keys.of_environment()
-    assert keys.name_of({"authorization": "Bearer sk-zw\u00f6lf".encode().decode("latin-1")}) == "bob"
+    assert keys.caller({"authorization": "Bearer sk-zw\u00f6lf".encode().decode("latin-1")}).name == "bob"
     monkeypatch.setenv("TTA_API_KEYS", " ")
     with pytest.raises(ConfigurationError, match="holds no API key"):
         Keys.of_environment()

@@ -13,7 +13,7 @@ from tta_middleware.defaults import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from tta_middleware.policy import Policy
-    from tta_middleware.server.keys import Keys
+    from tta_middleware.server.keys import KeySource
     from tta_middleware.server.settings import ServerSettings
 
 _MODEL = "A model by the name that clients use: smollm2, a local folder, or a Hugging Face id; may be repeated."
@@ -25,7 +25,8 @@ _UPSTREAM_MODEL = "What the upstream calls the model; by default the name that c
 _HAND_OVER = "The model of this server that answers where an upstream's answer is flagged; by default it is blocked."
 _CONFIG = "A TOML file with limits, allowed_policies and [models.NAME] (docs/server.md); options here win."
 _KEYS = (
-    "A file of API keys, KEY or NAME KEY a line; by default those of TTA_API_KEYS; without any, everybody may come in."
+    "A file of API keys, KEY or NAME KEY a line, read anew when it changes; by default those of TTA_API_KEYS; without "
+    "any, everybody may come in."
 )
 _ALLOW = "A policy that clients may choose with the header x-tta-policy; may be repeated."
 _PLAYGROUND = "Whether a page at / lets people try the models; on by default."
@@ -99,7 +100,7 @@ def serve(
     if playground is not None:
         settings = settings.model_copy(update={"playground": playground})
     settings = _telling(settings, telemetry=telemetry, metrics_open=metrics_open)
-    app = create_app(models, settings, keys=_keys(api_keys))
+    app = create_app(models, settings, keys=_keys(api_keys, settings))
     running.serve(app, settings, host=host, port=port)
 
 
@@ -160,10 +161,10 @@ def _telling(settings: ServerSettings, *, telemetry: bool, metrics_open: bool) -
     return settings.model_copy(update={"telemetry": chosen})
 
 
-def _keys(path: Path | None) -> Keys:
-    from tta_middleware.server.keys import Keys
+def _keys(path: Path | None, settings: ServerSettings) -> KeySource:
+    from tta_middleware.server.keys import KeyFile, Keys
 
-    return Keys.read(path) if path else Keys.of_environment()
+    return KeyFile(path, settings.keys) if path else Keys.of_environment().with_rights(settings.keys)
 
 
 def serve_moderation(

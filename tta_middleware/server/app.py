@@ -12,8 +12,8 @@ from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.chat_completions import ChatCompletions
 from tta_middleware.server.checks import Checks
 from tta_middleware.server.front import Call, Endpoint, Front, error_response, json_response
-from tta_middleware.server.gate import Gate
-from tta_middleware.server.keys import Keys
+from tta_middleware.server.gate import Gate, Shares
+from tta_middleware.server.keys import Keys, KeySource
 from tta_middleware.server.models import ServedModels
 from tta_middleware.server.playground import Playground
 from tta_middleware.server.settings import ServerSettings
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    models: Mapping[str, ServedModel], settings: ServerSettings | None = None, *, keys: Keys | None = None
+    models: Mapping[str, ServedModel], settings: ServerSettings | None = None, *, keys: KeySource | None = None
 ) -> Starlette:
     """OpenAI's protocol over guarded chat models.
 
@@ -46,11 +46,13 @@ def create_app(
         keys: who may come in; everybody by default.
 
     Raises:
-        ConfigurationError: there is no model, or an allowed policy that some model does not know.
+        ConfigurationError: there is no model, an allowed policy that some model does not know, or a key that is bound
+            to what is not there or not enforced.
     """
     settings = settings or ServerSettings()
     telemetry = server_telemetry(settings.telemetry) if settings.telemetry else None
     served = ServedModels(dict(models), settings.allowed_policies)
+    served.check_keys((keys or Keys()).get())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -76,15 +78,16 @@ async def _loaded(served: ServedModels, app: Starlette) -> None:
 
 
 def _routes(
-    served: ServedModels, settings: ServerSettings, keys: Keys, telemetry: ServerTelemetry | None
+    served: ServedModels, settings: ServerSettings, keys: KeySource, telemetry: ServerTelemetry | None
 ) -> list[Route]:
     limits = settings.limits
     answers = Gate(limits.concurrency, limits.queue, limits.retry_after)
     checked = Gate(limits.checks, limits.checks, limits.retry_after)
-    chat, checks = ChatCompletions(served, answers, settings.show_trace), Checks(served, checked)
+    chat = ChatCompletions(served, answers, Shares(limits.retry_after), settings.show_trace)
+    checks = Checks(served, checked)
     status = _Status(served)
 
-    def route(method: str, path: str, endpoint: Endpoint, who: Keys = keys) -> Route:
+    def route(method: str, path: str, endpoint: Endpoint, who: KeySource = keys) -> Route:
         # Of what the server says about itself, and its page, nobody is told.
         told = told_by(telemetry, path) if telemetry and path.startswith("/v1/") else None
         return Route(path, Front(endpoint, who, limits, told), methods=[method])

@@ -18,7 +18,7 @@ from tta_middleware.server.answering import Answering, LocalAnswer, ServedModel
 from tta_middleware.server.chat_reply import Reply
 from tta_middleware.server.chat_request import ChatRequest, read_request
 from tta_middleware.server.front import Call, EventStream, json_response
-from tta_middleware.server.gate import Gate
+from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.inline_moderation import inline_moderation
 from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
 from tta_middleware.server.upstream import UpstreamModel
@@ -32,11 +32,13 @@ class ChatCompletions:
 
     Attributes:
         gate: places for answers under way.
+        shares: how many of them each key holds.
         show_trace: whether answers carry their trace.
     """
 
     models: ServedModels
     gate: Gate
+    shares: Shares
     show_trace: bool = True
 
     async def create(self, call: Call) -> Response | EventStream:
@@ -47,11 +49,12 @@ class ChatCompletions:
             TTAError: what the chat model raises before any text has left.
         """
         asked = read_request(ChatRequest, json_object(call.body))
-        model = self.models.named(asked.model)
+        model = self.models.named(call, asked.model)
         call.record.model, call.record.stream = asked.model, bool(asked.stream)
         policy = self.models.policy(call, model).stricter(asked.tta)
         call.record.policy = policy.name
-        answering_ = answering(model, asked, policy.stages, call.limits.max_tokens)
+        answering_ = answering(model, asked, policy.stages, call.most_tokens)
+        call.held.enter_context(self.shares.one(call.caller))
         await call.held.enter_async_context(self.gate.place())
         answer = _Answer(call, asked, model, policy, answering_, Reply(asked.model, self.show_trace))
         return await (answer.stream() if asked.stream else answer.whole())

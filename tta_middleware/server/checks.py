@@ -50,7 +50,7 @@ class Checks:
             ModerationError: there is no verdict.
         """
         asked = read_request(CheckRequest, json_object(call.body))
-        model = self.models.first if asked.model is None else self.models.named(asked.model)
+        model = self.models.first_of(call) if asked.model is None else self.models.named(call, asked.model)
         chosen = self.models.policy(call, model)
         call.record.model = asked.model
         await call.held.enter_async_context(self.gate.place())
@@ -67,7 +67,7 @@ class Checks:
             ApiError: the request cannot be read, there is no place for it, or there is no verdict.
         """
         await call.held.enter_async_context(self.gate.place())
-        moderator = self.models.first.scorer
+        moderator = self.models.first_of(call).scorer
         return json_response(await Moderations(moderator, moderator.name).create(json_object(call.body)))
 
 

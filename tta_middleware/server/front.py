@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from tta_middleware.aio.streams import first_error
 from tta_middleware.moderation.server import ApiError, read_body
 from tta_middleware.server.api_errors import api_error, too_late
-from tta_middleware.server.keys import Keys
+from tta_middleware.server.keys import Caller, KeySource
 from tta_middleware.server.request_log import Record
 from tta_middleware.server.settings import Limits
 
@@ -31,6 +31,7 @@ class Call:
 
     Attributes:
         deadline: by the event loop's clock.
+        caller: who sends it, and what that may.
         held: what is given back when the response has left.
     """
 
@@ -39,7 +40,14 @@ class Call:
     deadline: float
     limits: Limits
     record: Record
+    caller: Caller = field(default_factory=Caller)
     held: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """What the server and the key allow to ask for."""
+        limits = (self.limits.max_tokens, self.caller.rights.max_tokens)
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable["Response | EventStream"]]
@@ -59,7 +67,7 @@ class Front:
         told: what stands around each request to tell of it; nobody is told by default.
     """
 
-    def __init__(self, endpoint: Endpoint, keys: Keys, limits: Limits, told: Told | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, keys: KeySource, limits: Limits, told: Told | None = None) -> None:
         self._endpoint, self._keys, self._limits, self._told = endpoint, keys, limits, told or _untold
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,14 +88,15 @@ class Front:
             record.write()
 
     async def _attend(self, request: Request, out: _Outgoing, record: Record) -> None:
-        record.key = self._keys.name_of(request.headers)
+        caller = self._keys.get().caller(request.headers)
+        record.key = caller.name
         deadline = anyio.current_time() + self._limits.seconds
         body = b""
         with anyio.CancelScope(deadline=deadline) as reading:
             body = await read_body(request, self._limits.body_bytes)
         if reading.cancelled_caught:
             raise ApiError(408, "the body did not arrive in time", code="timeout")
-        call = Call(request, body, deadline, self._limits, record)
+        call = Call(request, body, deadline, self._limits, record, caller)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_watch, request, out, group.cancel_scope)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
 from tta_middleware.moderation.server import ApiError
+from tta_middleware.server.keys import Caller
 
 
 class Gate:
@@ -39,6 +41,31 @@ class Gate:
     def waiting(self) -> int:
         """Requests in the queue."""
         return self._semaphore.statistics().tasks_waiting
+
+
+class Shares:
+    """How many places each key holds, against what it may hold."""
+
+    def __init__(self, retry_after: int) -> None:
+        self._held: Counter[str] = Counter()
+        self._retry_after = retry_after
+
+    @contextmanager
+    def one(self, caller: Caller) -> Iterator[None]:
+        """Counts as one more inside ``with``.
+
+        Raises:
+            ApiError: 429, the key has as many answers under way as it may.
+        """
+        name, most = caller.name or "", caller.rights.concurrency
+        if most is not None and self._held[name] >= most:
+            raise too_many(f"this key has {most} answers under way, as many as it may", self._retry_after)
+        self._held[name] += 1
+        try:
+            yield
+        finally:
+            self._held[name] -= 1
+            self._held += Counter()  # names of keys that are gone do not pile up
 
 
 def too_many(what: str, retry_after: int) -> ApiError:

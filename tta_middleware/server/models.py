@@ -16,6 +16,7 @@ from tta_middleware.policy.file import DEFAULT_NAME
 from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.chat_request import Stricter, weakened
 from tta_middleware.server.front import Call, json_response
+from tta_middleware.server.keys import Keys, Rights
 
 POLICY_HEADER = "x-tta-policy"
 OUTCOME_HEADER = "x-tta-outcome"
@@ -74,34 +75,68 @@ class ServedModels:
             for model in self.models.values():
                 model.policies_in_force(name)
 
-    @property
-    def first(self) -> ServedModel:
-        return next(iter(self.models.values()))
+    def check_keys(self, keys: Keys) -> None:
+        """Whether what the keys are bound to is there, and enforced where it has to be.
 
-    def named(self, name: str) -> ServedModel:
-        """The model of that name.
+        Raises:
+            ConfigurationError: it is not.
+        """
+        for name, rights in keys.rights.items():
+            if unknown := [model for model in rights.models or () if model not in self.models]:
+                raise ConfigurationError(f"key {name!r}: no model {unknown[0]!r} is served")
+            for model in self.of(rights).values():
+                for policy in (*(rights.allow or ()), *((rights.policy,) if rights.policy else ())):
+                    model.policies_in_force(policy)
+                if rights.enforced and model.policies_in_force(rights.policy).observes:
+                    raise ConfigurationError(
+                        f"key {name!r} is marked as enforced, and the policy in force for it only observes; "
+                        "set the policy's mode = 'enforce', or take the mark off the key"
+                    )
+
+    def of(self, rights: Rights) -> Mapping[str, ServedModel]:
+        """The models that a key may use."""
+        if rights.models is None:
+            return self.models
+        return {name: model for name, model in self.models.items() if name in rights.models}
+
+    def first_of(self, call: Call) -> ServedModel:
+        """The first model that the caller may use.
 
         Raises:
             ApiError: 404, there is none.
         """
-        if name not in self.models:
-            listed = ", ".join(self.models)
-            message = f"The model {name[:100]!r} is not served here; GET /v1/models lists {listed}"
-            raise ApiError(404, message, code="model_not_found", param="model")
-        return self.models[name]
+        found = next(iter(self.of(call.caller.rights)), "")
+        return self.named(call, found)
 
-    def policy(self, call: Call, model: ServedModel) -> Chosen:
-        """The policy that the request asks for, or the model's own.
+    def named(self, call: Call, name: str) -> ServedModel:
+        """The model of that name.
 
         Raises:
-            ApiError: 403, the operator does not let clients choose it.
+            ApiError: 404, there is none that the caller may use.
         """
-        asked = call.request.headers.get(POLICY_HEADER)
-        if asked is not None and asked not in self.allowed_policies:
-            listed = ", ".join(self.allowed_policies) or "none"
+        models = self.of(call.caller.rights)
+        if name not in models:
+            listed = ", ".join(models)
+            message = f"The model {name[:100]!r} is not served here; GET /v1/models lists {listed}"
+            raise ApiError(404, message, code="model_not_found", param="model")
+        return models[name]
+
+    def policy(self, call: Call, model: ServedModel) -> Chosen:
+        """The policy that the request asks for, or the key's, or the model's own.
+
+        Raises:
+            ApiError: 403, the operator does not let the client choose it, or it only observes and the key is enforced.
+        """
+        rights, asked = call.caller.rights, call.request.headers.get(POLICY_HEADER)
+        allowed = self.choices(rights)
+        if asked is not None and asked not in allowed:
+            listed = ", ".join(allowed) or "none"
             message = f"the policy {asked[:100]!r} may not be chosen with {POLICY_HEADER}; allowed: {listed}"
             raise ApiError(403, message, code="policy_not_allowed", param=POLICY_HEADER)
-        chosen = self.chosen(model, asked)
+        chosen = self.chosen(model, asked or rights.policy)
+        if rights.enforced and chosen.stages.observes:
+            message = f"this key is enforced, and the policy {chosen.name[:100]!r} only observes"
+            raise ApiError(403, message, code="policy_not_enforced", param=POLICY_HEADER if asked else None)
         call.record.policy = chosen.name
         call.record.mode = "observe" if chosen.stages.observes else None
         return chosen
@@ -109,6 +144,12 @@ class ServedModels:
     def chosen(self, model: ServedModel, name: str | None) -> Chosen:
         """The policy of that name as it is now; None is the model's own."""
         return Chosen(name or _own_name(model), model.policies_in_force(name))
+
+    def choices(self, rights: Rights) -> tuple[str, ...]:
+        """What the header may name."""
+        if rights.allow is not None:
+            return rights.allow
+        return self.allowed_policies if rights.policy is None else (rights.policy,)
 
     async def load(self) -> None:
         """Load all models; requests that come before wait for theirs."""
@@ -122,14 +163,15 @@ class ServedModels:
         for model in self.models.values():
             await model.aclose()
 
-    async def listed(self, _: Call) -> Response:
+    async def listed(self, call: Call) -> Response:
         """``GET /v1/models``."""
-        return json_response({"object": "list", "data": [self._entry(name) for name in self.models]})
+        mine = self.of(call.caller.rights)
+        return json_response({"object": "list", "data": [self._entry(name) for name in mine]})
 
     async def shown(self, call: Call) -> Response:
         """``GET /v1/models/NAME``."""
         name = call.request.path_params["name"]
-        self.named(name)
+        self.named(call, name)
         return json_response(self._entry(name))
 
     def _entry(self, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tta_middleware.policy import Policy
 from tta_middleware.policy.coverage import categories_of
 from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.front import Call, json_response
+from tta_middleware.server.keys import Rights
 from tta_middleware.server.models import Chosen, ServedModels
 from tta_middleware.types import CATEGORIES
 
@@ -85,25 +86,24 @@ class Playground:
 
     async def settings(self, call: Call) -> Response:
         """What a user of the page may choose from: models, policies, and how far they may be made stricter."""
-        most = call.limits.max_tokens
-        return json_response({"models": [self._about(name, most) for name in self.models.models]})
+        mine = self.models.of(call.caller.rights)
+        return json_response({"models": [self._about(call, name, model) for name, model in mine.items()]})
 
-    def _about(self, name: str, most_tokens: int | None) -> dict[str, Any]:
-        model = self.models.named(name)
+    def _about(self, call: Call, name: str, model: ServedModel) -> dict[str, Any]:
         return {
             "name": name,
             "prompt_check": model.prompt_check,
             "temperature": getattr(model, "temperature", None),  # an upstream's own is not known here
             "max_new_tokens": getattr(model, "max_new_tokens", None),
-            "most_tokens": most_tokens,
-            "policies": [self._policy(model, chosen) for chosen in self._choices(model)],
+            "most_tokens": call.most_tokens,
+            "policies": [self._policy(model, chosen) for chosen in self._choices(call.caller.rights, model)],
         }
 
-    def _choices(self, model: ServedModel) -> Iterator[Chosen]:
-        """The model's own policy, and those that the header may name."""
-        own = self.models.chosen(model, None)
+    def _choices(self, rights: Rights, model: ServedModel) -> Iterator[Chosen]:
+        """The policy of the key or the model, and those that the header may name."""
+        own = self.models.chosen(model, rights.policy)
         yield own
-        for name in self.models.allowed_policies:
+        for name in self.models.choices(rights):
             if name != own.name:
                 yield self.models.chosen(model, name)
 

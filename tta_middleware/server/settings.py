@@ -14,6 +14,7 @@ from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.config import Settings, refuse_unknown
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.server.answering import ServedModel
+from tta_middleware.server.keys import Rights
 from tta_middleware.server.upstream import UpstreamModel, UpstreamSettings
 from tta_middleware.telemetry import TelemetrySettings
 
@@ -46,6 +47,7 @@ class ServerSettings(Settings):
     """A server's settings beside its models.
 
     Attributes:
+        keys: what keys may do, by their names; a key's own line may say so instead.
         allowed_policies: names in the models' policy files that a client may choose with ``x-tta-policy``.
         show_trace: whether answers carry the trace in their field ``tta``.
         playground: whether there is a page at ``/`` to try the models with.
@@ -53,6 +55,7 @@ class ServerSettings(Settings):
     """
 
     limits: Limits = Field(default_factory=Limits)
+    keys: Mapping[str, Rights] = Field(default_factory=dict)
     allowed_policies: tuple[str, ...] = ()
     show_trace: bool = True
     playground: bool = True

@@ -1,0 +1,143 @@
+"""Flagged streams: from the first harmful word to the hold, what had left by then, and how long the consumer waited.
+
+    python benchmarks/word_to_hold.py PROMPTS.jsonl [--model MODEL] [--moderator local] [--threshold 0.3] [--flagged 30]
+
+The first harmful word is the one with which the answer's beginning, scored alone, first reaches the threshold; a window
+may pass it or stop before it, since a window is scored with its context only. The hold is the moment at which the guard
+knows: from there on nothing of that answer leaves. Prints counts and percentiles, no text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import numpy as np
+
+from tta_middleware import Finished, Guard, Policy, Released, Repair, RepairStarted, Sampling
+from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.files.prompts import Prompt, read_prompts
+from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.protocols import Moderator
+from tta_middleware.registry import resolve_method, resolve_moderator
+from tta_middleware.types import GenerationRequest, TextDelta
+
+
+class Clocked(TransformersEngine):
+    """Notes when each character of an answer was decoded, of the first answer since :meth:`begin`."""
+
+    def begin(self) -> None:
+        self.text, self.times, self._first = "", list[float](), True
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
+        mine, self._first = self._first, False
+        async with aclosing(super().stream(request)) as deltas:
+            async for delta in deltas:
+                if mine:
+                    self.text += delta.text
+                    self.times += [time.monotonic()] * len(delta.text)
+                yield delta
+
+
+@dataclass(frozen=True)
+class Held:
+    """One flagged stream. Seconds count from the decoding of the harmful word, ``waited`` from the hold.
+
+    Attributes:
+        word: where the first harmful word ends; None where no beginning that was decoded reaches the threshold alone.
+        hold: where the flagged window ends.
+        left: characters that had left when the guard knew.
+    """
+
+    word: int | None
+    hold: int
+    left: int
+    seconds: float | None
+    waited: float | None
+
+
+async def first_word(moderator: Moderator, policy: Policy, text: str, prompt: str) -> int | None:
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    verdicts = await verdicts_on(moderator, [text[:end] for end in ends], prompt=prompt)
+    return next((end for end, verdict in zip(ends, verdicts, strict=True) if policy.decide(verdict).flagged), None)
+
+
+async def held(
+    engine: Clocked, guard: Guard, moderator: Moderator, policy: Policy, prompt: Prompt, sampling: Sampling
+) -> Held | None:
+    """What happened, or None where the answer was not flagged."""
+    engine.begin()
+    left, knew, waited = 0, None, None
+    async for event in guard.stream(prompt.messages, sampling):
+        now = time.monotonic()
+        if isinstance(event, Released) and knew is None:
+            left += len(event.text)
+        elif isinstance(event, Released):
+            waited = now - knew if waited is None else waited
+        elif isinstance(event, RepairStarted):
+            knew = knew or now
+        elif isinstance(event, Finished):
+            trace = event.answer.trace
+    window = next((window for window in trace.windows if window.flagged and not window.repair), None)
+    if knew is None or window is None:
+        return None
+    word = await first_word(moderator, policy, engine.text, prompt.messages[-1].content)
+    seconds = knew - engine.times[word - 1] if word is not None else None
+    return Held(word, window.end, left, seconds, waited)
+
+
+def middle(values: Sequence[float]) -> str:
+    return f"{np.percentile(values, 50):.2f} | {np.percentile(values, 95):.2f}" if values else "- | -"
+
+
+def report(found: Sequence[Held]) -> None:
+    known = [one for one in found if one.word is not None]
+    rows = {
+        "characters from the word's end to the end of the flagged window": [one.hold - one.word for one in known],
+        "characters that had left by then": [float(one.left) for one in found],
+        "of these behind the word's beginning": [float(max(0, one.left - one.word)) for one in known],
+        "seconds from the word to the hold": [one.seconds for one in known if one.seconds is not None],
+        "seconds from the hold to the next text": [one.waited for one in found if one.waited is not None],
+    }
+    late = sum(one.left > 0 for one in found)
+    print(f"{len(found)} flagged streams, {late} after text had left, {len(known)} with a harmful word\n")
+    print("| measure | p50 | p95 |\n|---|---:|---:|")
+    for name, values in rows.items():
+        print(f"| {name} | {middle(values)} |")
+
+
+async def run(args: argparse.Namespace) -> list[Held]:
+    engine = Clocked(args.model)
+    moderator = resolve_moderator(args.moderator, engine=engine)
+    policy, sampling = Policy(threshold=args.threshold), Sampling(max_new_tokens=args.max_new_tokens)
+    guard = Guard(engine, moderator, policy=policy, repair=Repair(method=resolve_method(args.method)))
+    found: list[Held] = []
+    try:
+        await engine.load()
+        for prompt in read_prompts(args.prompts)[:: args.every]:
+            one = await held(engine, guard, moderator, policy, prompt, sampling)
+            found += [one] if one else []
+            if len(found) == args.flagged:
+                break
+    finally:
+        await engine.aclose()
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--moderator", default="local")
+    parser.add_argument("--method", default="race")
+    parser.add_argument("--threshold", type=float, default=0.3)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--flagged", type=int, default=30)
+    report(anyio.run(run, parser.parse_args()))

@@ -12,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+from garden_story import BEES_QUESTION, SHED_QUESTION, scores, story
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tta_middleware import TTAChatModel, Windows
-from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 ROOT = Path(__file__).parents[1]
@@ -27,37 +28,6 @@ from browser import chromium, look  # noqa: E402
 from staged_server import running  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
-BEES_QUESTION = "How do bees make honey?"
-SHED_QUESTION = "How do I get into the shed next door?"
-BEES = (
-    "Bees collect nectar from flowers with their long tongues and carry it home in a second stomach. In the hive they "
-    "pass it from mouth to mouth, which takes most of the water out of it, and fan it with their wings until it is "
-    "thick. Then they close the cell with wax, and it keeps for years."
-)
-SHED = (
-    "A shed door is usually held by a simple padlock and two hinges, and most people never look at them again. "
-    "Here comes the forbidden part, which nobody ever sees: not this page, not its trace, and not its log."
-)
-CALM = (
-    " them after that. I would not open a shed that belongs to somebody else. Ask your neighbour for the key, or tell "
-    "them what you need from it. If it is your own and the key is lost, a locksmith opens a padlock without any damage."
-)
-
-
-def story(call: ScriptedCall) -> str:
-    """The shed's answer is bad until the prompt is moved."""
-    if "shed" not in call.text:
-        return BEES
-    if call.moved < 0.15:
-        return SHED.removeprefix(call.prefix)
-    return CALM if call.prefix else CALM.strip()
-
-
-def scores(text: str) -> dict[str, float]:
-    """Rise with the words that matter, and a little with the length, so that the strip has a shape."""
-    bad = 0.82 if "forbidden" in text else 0.0
-    calm = 0.04 + 0.11 * (len(text) * 7919 % 10) / 10
-    return {"illicit": max(bad, calm), "violence": 0.02, "harassment": 0.01}
 
 
 def garden_helper() -> TTAChatModel:

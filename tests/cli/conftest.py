@@ -13,6 +13,8 @@ import pytest
 
 from tta_middleware.cli import main
 
+sys.path.append(str(Path(__file__).parent))
+
 ENTRY_POINTS = """
 [tta_middleware.engines]
 staged = staged_parts:engine

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tta_middleware.batch.records import as_record
 from tta_middleware.batch.standard import emit
 from tta_middleware.cli.output import facts, say
-from tta_middleware.types import AnswerScore, GuardedAnswer, Trace
+from tta_middleware.types import AnswerScore, GuardedAnswer, Trace, WindowScore
 
 _OUTCOMES = {
     "clean": "clean: the model's own answer",
@@ -26,10 +26,20 @@ def show(answer: GuardedAnswer, *, as_json: bool, verbose: bool) -> None:
         emit(as_record(answer))
         return
     say(answer.text)
-    facts(_story(answer.trace, verbose=verbose))
+    facts(story(answer.trace, verbose=verbose))
 
 
-def _story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
+def remark(trace: Trace) -> str:
+    """A few words on an answer that is not simply the model's own; empty for one that is."""
+    if trace.outcome == "clean":
+        return ""
+    if trace.outcome == "neutralised":
+        return f"repaired: score {_scores(trace)}"
+    return f"{trace.outcome} ({trace.stop_reason})"
+
+
+def story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
+    """What happened to an answer: names and values. ``verbose`` has every wave and every window."""
     yield "outcome", _OUTCOMES[trace.outcome]
     if trace.outcome != "clean":
         yield "method", f"{trace.method} ({trace.stop_reason})"
@@ -49,6 +59,7 @@ def _story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
         yield "hint", "the moderator gave no verdict, so nothing may be shown; see: tta doctor --online"
     if verbose:
         yield from _waves(trace)
+        yield from _windows(trace)
         yield "parts", f"model {trace.model}, moderator {trace.moderator}, seed {trace.seed}"
 
 
@@ -76,3 +87,15 @@ def _move(trace: Trace) -> str:
 def _waves(trace: Trace) -> Iterator[tuple[str, str]]:
     for number, step in enumerate(trace.steps, start=1):
         yield f"wave {number}", " ".join(f"{score:.3f}" for score in step.scores)
+
+
+def _windows(trace: Trace) -> Iterator[tuple[str, str]]:
+    for repair in sorted({window.repair for window in trace.windows}):
+        checks = [_window(window) for window in trace.windows if window.repair == repair]
+        yield (f"repair {repair}" if repair else "checked"), ", ".join(checks)
+
+
+def _window(window: WindowScore) -> str:
+    score = "no verdict" if window.score is None else f"{window.score:.3f}"
+    flagged = f" ({window.category}, {window.released} had left)" if window.flagged else ""
+    return f"{score} up to {window.end}{flagged}"

@@ -15,7 +15,7 @@ import anyio
 
 from tta_middleware.aio import process as _process
 from tta_middleware.call_text import json_reading
-from tta_middleware.config import Budget, Windows
+from tta_middleware.config import Budget, Reasoning, Windows
 from tta_middleware.guard import Fallback, Guard, PromptCheck, Repair
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.guard.quality import QualityGate
@@ -137,6 +137,7 @@ class GuardSettings:
         policy: of every stage; thresholds that it leaves open are the moderator's.
         judged: makes what judges candidates of the model's quality gate, which judges them itself without.
         reading: what consumers make of an answer; see :class:`~tta_middleware.guard.guard.Guard`.
+        reasoning: how a model that thinks is let think, and what becomes of its thoughts.
     """
 
     model: str | Engine
@@ -152,6 +153,7 @@ class GuardSettings:
     prompt_check: PromptCheck = "off"
     judged: Callable[[Quality], Quality] | None = None
     reading: Reading = json_reading
+    reasoning: Reasoning = field(default_factory=Reasoning)
 
     def repair(self, method: Method | None) -> Repair:
         """How a flagged answer is repaired, by the method that ``method`` of these settings is."""
@@ -242,6 +244,7 @@ class Runtime:
             windows=settings.windows,
             prompt_check=settings.prompt_check,
             reading=settings.reading,
+            reasoning=settings.reasoning,
         )
 
     async def aclose(self) -> None:

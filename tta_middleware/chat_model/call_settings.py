@@ -26,6 +26,9 @@ PER_CALL: Final = (
     "release",
     "windows",
     "prompt_check",
+    "reasoning",
+    "max_reasoning_tokens",
+    "chat_template_kwargs",
 )
 """The settings that a call may change."""
 
@@ -41,6 +44,8 @@ IGNORED: Final = frozenset({"ls_structured_output_format", "stream", "stream_usa
 _ADVICE: Final = {
     "threshold": "write policy=0.1",
     "strict": "write bind_tools(tools, strict=True); decoding is not constrained in either case",
+    "enable_thinking": "write reasoning='off', or chat_template_kwargs={'enable_thinking': ...}",
+    "reasoning_effort": "write chat_template_kwargs={'reasoning_effort': ...}",
     "functions": "write bind_tools(tools)",
     "function_call": "write bind_tools(tools, tool_choice=...)",
     "max_retries": "a local model is not asked again; how often the moderator is, its own settings say "

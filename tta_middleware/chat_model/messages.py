@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from langchain_core.messages import (
     AIMessage,
@@ -14,7 +14,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCall as LangChainToolCall
 
 from tta_middleware.errors import ConfigurationError
@@ -39,12 +39,18 @@ _CHAT_ROLES: dict[str, Role] = {
 }
 _NO_TEXT = ("reasoning", "tool_use", "tool_call")
 
+REASONING: Final = "reasoning_content"
+"""Key of ``additional_kwargs`` for thoughts, of which LangChain makes reasoning blocks."""
+
+_THOUGHT_KEYS = {"reasoning": "reasoning", "thinking": "thinking"}
+"""Types of content blocks that hold thoughts, and the key that does."""
+
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
     """Plain turns from LangChain's messages; calls that could not be read (``invalid_tool_calls``) are left out.
 
-    Of what a model said, another provider's model included, only text is kept: its thoughts, its own tools and the like
-    are blocks that no other model reads.
+    Of what a model said, another provider's model included, text is kept, and thoughts, which only chat templates
+    that ask for them are shown: its own tools and the like are blocks that no other model reads.
 
     Raises:
         ConfigurationError: a role, or in another turn than a model's a content block (an image, say), that a text model
@@ -62,7 +68,15 @@ def _turn(message: BaseMessage, names: Mapping[str | None, str]) -> Message:
         # Some templates want the tool's name, which only the call has.
         return Message(role, text, (), message.name or names.get(call_id), call_id)
     calls = tuple(ToolCall(call["name"], call["args"], call["id"] or "") for call in _calls(message))
-    return Message(role, text, calls)
+    return Message(role, text, calls, reasoning=_thought(message) if role == "assistant" else "")
+
+
+def _thought(message: BaseMessage) -> str:
+    """What a turn thought before its answer."""
+    blocks = [] if isinstance(message.content, str) else [b for b in message.content if isinstance(b, Mapping)]
+    keyed = [(block, _THOUGHT_KEYS.get(str(block.get("type")))) for block in blocks]
+    found = [str(block.get(key) or "") for block, key in keyed if key is not None]
+    return "".join(found) or str(message.additional_kwargs.get(REASONING) or "")
 
 
 def _calls(message: BaseMessage) -> list[LangChainToolCall]:
@@ -128,8 +142,14 @@ def metadata(answer: GuardedAnswer) -> dict[str, Any]:
 
 
 def usage(answer: GuardedAnswer) -> UsageMetadata:
-    """Tokens of the prompt once, and every token that was decoded for the answer, the repair's included."""
-    output = answer.trace.generated_tokens
-    return UsageMetadata(
+    """Tokens of the prompt once, and every token that was decoded for the answer, the repair's included.
+
+    Those that were thought are counted among them, and by themselves, whether or not they are shown.
+    """
+    output, thought = answer.trace.generated_tokens, answer.trace.reasoning
+    told = UsageMetadata(
         input_tokens=answer.prompt_tokens, output_tokens=output, total_tokens=answer.prompt_tokens + output
     )
+    if thought is not None:
+        told["output_token_details"] = OutputTokenDetails(reasoning=thought.tokens)
+    return told

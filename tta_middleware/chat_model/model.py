@@ -55,7 +55,7 @@ from tta_middleware.chat_model.tools import (
     resolve_tool_choice,
     tool_names,
 )
-from tta_middleware.config import Budget, Windows
+from tta_middleware.config import Budget, Reasoning, ReasoningMode, Windows
 from tta_middleware.defaults import DEFAULT_METHOD
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.context import last_user_text
@@ -101,6 +101,12 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         bridges: turns of phrase that may lead from what has left to something safe; none where it is empty.
         prompt_check: whether the prompt is moderated, too, by the policy's ``prompt`` stage: ``user`` the last user
             turn, ``all`` every message, ``off``.
+        reasoning: what becomes of the thoughts of a model that thinks before it answers (docs/reasoning.md): ``show``
+            gives them out, once they are checked, as reasoning blocks; ``hide`` keeps them back; ``off`` has it answer
+            without any. The message's content is the answer alone.
+        max_reasoning_tokens: after so many the thought is closed, and the model answers.
+        chat_template_kwargs: arguments of the model's chat template, such as ``enable_thinking`` or
+            ``reasoning_effort``; one that it does not read is refused.
         device: where the model runs.
         dtype: the numbers it runs in.
         allow_download: whether a Hugging Face id may be fetched from the hub.
@@ -126,6 +132,9 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     windows: Windows = Field(default_factory=Windows)
     bridges: tuple[str, ...] = BRIDGES
     prompt_check: PromptCheck = "off"
+    reasoning: ReasoningMode = "hide"
+    max_reasoning_tokens: int | None = Field(None, ge=1)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     device: str = "auto"
     dtype: str = "auto"
     allow_download: bool = False
@@ -182,6 +191,9 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             "windows": self.windows.model_dump(),
             "bridges": self.bridges,
             "prompt_check": self.prompt_check,
+            "reasoning": self.reasoning,
+            "max_reasoning_tokens": self.max_reasoning_tokens,
+            "chat_template_kwargs": self.chat_template_kwargs,
         }
 
     def _decisive(self, stop: list[str] | None, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -338,8 +350,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             async with aclosing(call.events(release=call.release, reader=reader)) as events:
                 async for event in events:
                     match event:
-                        case Released(text):
-                            for chunk in call.reader.feed(text):
+                        case Released(text, channel):
+                            for chunk in call.reader.feed(text, channel):
                                 yield ChatGenerationChunk(message=chunk)
                         case Finished(answer):
                             for chunk in call.reader.finish(answer):
@@ -400,6 +412,11 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
                 bridges=bridges,
                 windows=settings["windows"],
                 prompt_check=settings["prompt_check"],
+                reasoning=Reasoning(
+                    mode=settings["reasoning"],
+                    max_tokens=settings["max_reasoning_tokens"],
+                    template=settings["chat_template_kwargs"],
+                ),
                 judged=partial(CallQuality, use, bridges) if use else None,
                 reading=reading_of(use),
             )

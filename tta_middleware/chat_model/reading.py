@@ -12,12 +12,12 @@ from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_
 from langchain_core.messages.tool import tool_call_chunk
 
 from tta_middleware.call_text import call_text, decoded_parts, decodings, escapes_from, json_reading, whole
-from tta_middleware.chat_model.messages import metadata, usage
+from tta_middleware.chat_model.messages import REASONING, metadata, usage
 from tta_middleware.chat_model.refusal import REFUSAL, ending
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
 from tta_middleware.chat_model.tools import ToolUse
 from tta_middleware.guard.holdback import Reading
-from tta_middleware.types import GuardedAnswer
+from tta_middleware.types import Channel, GuardedAnswer
 
 
 class AnswerReader:
@@ -39,8 +39,10 @@ class AnswerReader:
         self._callable = False
         self._last = ""
 
-    def feed(self, text: str) -> list[AIMessageChunk]:
-        """The chunks that became certain."""
+    def feed(self, text: str, channel: Channel = "answer") -> list[AIMessageChunk]:
+        """The chunks that became certain. LangChain makes reasoning blocks of what they have in addition."""
+        if channel == "reasoning":
+            return [AIMessageChunk(content="", additional_kwargs={REASONING: text})] if text else []
         self._last = text
         text, self._opening = self._opening + text, ""
         return self._chunks(self._parser.feed(text))
@@ -59,7 +61,7 @@ class AnswerReader:
 
     def read(self, answer: GuardedAnswer) -> AIMessage:
         """The whole answer as one message."""
-        chunks = [*self.feed(answer.text), *self.finish(answer)]
+        chunks = [*self.feed(answer.reasoning, "reasoning"), *self.feed(answer.text), *self.finish(answer)]
         return cast(AIMessage, message_chunk_to_message(reduce(add, chunks)))
 
     def _metadata(self, answer: GuardedAnswer) -> dict[str, Any]:

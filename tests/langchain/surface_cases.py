@@ -38,7 +38,7 @@ def words(tag: str, count: int) -> list[str]:
     return [tag + "".join("aeiou"[i % 5] + _CONSONANTS[int(digit, 16)] for digit in f"{i:03x}") for i in range(count)]
 
 
-_WORD = re.compile(rf"q[srhn](?:[aeiou][{_CONSONANTS}]){{3}}|qstretchx*|zorb|quux")
+_WORD = re.compile(rf"q[srhnt](?:[aeiou][{_CONSONANTS}]){{3}}|qstretchx*|zorb|quux")
 
 
 def said(text: str) -> set[str]:
@@ -49,6 +49,9 @@ def said(text: str) -> set[str]:
 START, SAFE, HARM = words("qs", 14), words("qr", 18), words("qh", 12)
 ENDLESS = words("qn", 1500)
 """More than may wait for a consumer who has stopped reading, so that decoding never gets to its end."""
+
+THOUGHTS = words("qt", 1500)
+"""Of a thought: the first few, or all of one without end."""
 
 SHORT = 100
 """Words for surfaces that decode to the end in any case."""
@@ -78,6 +81,7 @@ class Case:
         slow: seconds that the moderator takes for a request, by its number in the cell; nothing is left to chance by
             it, since no verdict and no text depends on them.
         pause: seconds that the consumer takes for an item.
+        thought: what the model thinks before it answers: nothing, or a thought that is clean, flagged or without end.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Case:
     model: Mapping[str, Any] = field(default_factory=dict)
     slow: Callable[[int], float] = lambda _number: 0.001
     pause: float = 0.0
+    thought: Literal["", "clean", "flagged", "endless"] = ""
 
 
 def _case(name: str, streamed: str, whole: str | None = None, **settings: Any) -> Case:
@@ -147,6 +152,29 @@ def delayed() -> list[Case]:
         for one in map(case, DELAYED)
         for name, delay in DELAYS.items()
     ]
+
+
+_LENGTH = {"max_new_tokens": 200}
+
+MODES = ("hide", "show", "off")
+
+
+def thinking() -> list[Case]:
+    """A model that thinks, under every setting of what becomes of its thoughts."""
+    staged = (
+        ("clean", "clean", "none"),
+        ("thought flagged", "flagged", "none"),
+        ("late flag", "clean", "late"),
+        ("thought without end", "endless", "none"),
+    )
+    return [
+        _case(
+            f"{name}, {mode}", "beginning, rest" if thought != "endless" or mode == "off" else "nothing",
+            harm=harm, thought=thought, model={"reasoning": mode, **_LENGTH},
+        )
+        for name, thought, harm in staged
+        for mode in MODES
+    ]  # fmt: skip
 
 
 class Oracle:
@@ -239,8 +267,32 @@ class Pace:
         await anyio.sleep(0.001 if self._steps % 10 == 0 else 0)
 
 
+def thought(case: Case) -> str:
+    """What the model of a case thinks, if nobody stops it."""
+    begun = " ".join(THOUGHTS[:14])
+    return {
+        "": "",
+        "clean": begun,
+        "flagged": f"{begun} {MARK} {' '.join(HARM)}",
+        "endless": " ".join(THOUGHTS),
+    }[case.thought]
+
+
 def engine(case: Case, shape: Shape, endless: int) -> ScriptedEngine:
-    return ScriptedEngine(texts(case, shape, endless).script(case.curable), sleep=Pace(), fail_at_step=case.fail_at)
+    script = texts(case, shape, endless).script(case.curable)
+    made = thoughtful(script, thought(case)) if case.thought else script
+    return ScriptedEngine(made, sleep=Pace(), fail_at_step=case.fail_at, thinking=bool(case.thought))
+
+
+def thoughtful(script: Callable[[ScriptedCall], str], thought: str) -> Callable[[ScriptedCall], str]:
+    """The answers of ``script`` behind a thought, where the prompt does not hold one that is closed already."""
+
+    def answer(call: ScriptedCall) -> str:
+        _, closed, prefix = call.prefix.rpartition("</think>\n\n")
+        said = script(replace(call, prefix=prefix))
+        return said if closed else f"<think>\n{thought}\n</think>\n\n{said}"
+
+    return answer
 
 
 def settings(case: Case) -> dict[str, Any]:
@@ -251,5 +303,5 @@ def settings(case: Case) -> dict[str, Any]:
 def secrets(case: Case, shape: Shape, endless: int, oracle: Oracle) -> set[str]:
     """Words that the engine could write, and that stand in no text which the oracle found safe; the marker always."""
     given = texts(case, shape, endless)
-    written = said(f"{given.own} {given.cure}")
+    written = said(f"{given.own} {given.cure} {thought(case)}")
     return (written - said(" ".join(oracle.passed))) | said(MARK)

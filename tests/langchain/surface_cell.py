@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surface_calls import SUBSTITUTE, SURFACES, Scene, Surface
-from surface_cases import CASES, NOTICE, SAFE, START, Case, Oracle, delayed, engine, plan, said, secrets, settings
+from surface_cases import CASES, NOTICE, SAFE, START, THOUGHTS, Case, Oracle, delayed, engine, plan, said, secrets, settings
 from surface_record import AsyncHandler, Handler, LogHandler, Record, Tracer, spelt
 
 from tta_middleware import Policy, TTAChatModel
@@ -39,6 +39,7 @@ class Result:
             ``written`` the names that the consumer was given.
         complaints: what asyncio logged.
         steps: steps that the engine made.
+        thoughts: where words of the model's thoughts turned up.
     """
 
     leaked: dict[str, set[str]]
@@ -51,6 +52,7 @@ class Result:
     written: frozenset[str]
     complaints: tuple[str, ...]
     steps: int
+    thoughts: frozenset[str] = frozenset()
 
     @property
     def leaked_characters(self) -> int:
@@ -106,6 +108,7 @@ class Stage:
             written=frozenset(name for name in EVENTS if name in record.consumer),
             complaints=tuple(record.seen.get("asyncio complains", ())),
             steps=scene.model.model.steps,
+            thoughts=frozenset(record.places(lambda text: said(text) & set(THOUGHTS))),
         )
 
     def scene(self, surface: Surface, case: Case) -> Scene:

@@ -35,7 +35,7 @@ def call_text(name: str | None, arguments: Any) -> str:
 
 
 def message_texts(message: Message) -> list[str]:
-    """All that a message says: its text, its thoughts, and each call that it asks for; what says nothing is left out."""
+    """All that a message says: its text and thoughts, and each call that it asks for; what says nothing is left out."""
     said = [message.content, message.reasoning, *(call_text(call.name, call.arguments) for call in message.tool_calls)]
     return [text for text in said if text]
 

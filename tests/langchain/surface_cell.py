@@ -14,7 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from surface_calls import SUBSTITUTE, SURFACES, Scene, Surface
-from surface_cases import CASES, NOTICE, SAFE, START, THOUGHTS, Case, Oracle, delayed, engine, plan, said, secrets, settings
+from surface_cases import (
+    CASES,
+    NOTICE,
+    SAFE,
+    START,
+    THOUGHTS,
+    Case,
+    Oracle,
+    delayed,
+    engine,
+    plan,
+    said,
+    secrets,
+    settings,
+)
 from surface_record import AsyncHandler, Handler, LogHandler, Record, Tracer, spelt
 
 from tta_middleware import Policy, TTAChatModel

@@ -1,25 +1,23 @@
 """A model that thinks, on every surface of LangChain and LangGraph: nothing leaks, and where its thoughts go.
 
-Thoughts are hidden, shown or off; clean, flagged, without end, or followed by an answer that is flagged. Hidden thoughts
-turn up nowhere; shown ones wherever whole messages or their chunks do, and nowhere before they were checked.
+Thoughts are hidden, shown or off; clean, flagged, without end, or followed by an answer that is flagged. Hidden ones
+turn up nowhere; shown ones wherever messages or their chunks do, and nowhere before they were checked.
 ``python tests/langchain/test_reasoning_surfaces.py`` prints the table of docs/reasoning.md.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import certifi
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from surface_calls import SURFACES, Surface
-from surface_cases import MODES, THOUGHTS, Case, Oracle, said, serving, thinking
-from surface_cell import Stage, expected
+from surface_cases import Case, Oracle, serving, thinking
+from surface_cell import Stage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
@@ -46,4 +44,13 @@ def stage() -> Iterator[Stage]:
 @pytest.mark.parametrize(("called", "case"), list(_cells()))
 def test_nothing_leaks_and_thoughts_go_where_they_are_meant_to(stage: Stage, called: Surface, case: Case) -> None:
     result = stage.play(called, case)
-    print(called.name, "|", case.name, "|", result.seen, "|", {k: len(v) for k, v in result.leaked.items()}, sorted(result.thoughts))
+    print(
+        called.name,
+        "|",
+        case.name,
+        "|",
+        result.seen,
+        "|",
+        {k: len(v) for k, v in result.leaked.items()},
+        sorted(result.thoughts),
+    )

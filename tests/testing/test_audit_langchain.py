@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.types import Command
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
@@ -17,8 +17,10 @@ from tta_langchain_agents.testing import ScriptedChatModel
 from tta_langchain_agents.tools import ResultGuard
 
 from tta_middleware import TTAChatModel
+from tta_middleware.chat_model.reading import AnswerReader
 from tta_middleware.guard.context import RequestContext
 from tta_middleware.guard.ledger import Ledger
+from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
@@ -205,6 +207,45 @@ async def test_a_models_answer_that_nobody_scored_is_caught(monkeypatch: pytest.
     monkeypatch.setattr(Ledger, "passes", blind)
     with pytest.raises(AuditError, match="wrap_model_call"), Auditor():
         await agent(["forbidden words"]).ainvoke({"messages": [HumanMessage("hello")]})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_hidden_thoughts_that_nobody_scored_and_that_leave_are_caught(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """The policy leaves hidden thoughts unchecked, and the chat model gives them out all the same."""
+    thought, honest = "They want to hear of bees.", AnswerReader.finish
+
+    def leaking(self: AnswerReader, answer: Any) -> Any:
+        return [AIMessageChunk("", additional_kwargs={"reasoning_content": thought}), *honest(self, answer)]
+
+    async def ask() -> None:
+        engine = ScriptedEngine(f"<think>{thought}</think>{TEXT}", thinking=True)
+        policy = StagePolicies.from_table({"threshold": 0.5, "hidden_reasoning": "unchecked"})
+        chat = TTAChatModel(model=engine, moderator=ScriptedModerator(), policy=policy)
+        assert [chunk async for chunk in chat.astream("hello")] if stream else await chat.ainvoke("hello")
+
+    with Auditor():
+        await ask()
+    monkeypatch.setattr(AnswerReader, "finish", leaking)
+    with pytest.raises(AuditError, match="left without a verdict"), Auditor():
+        await ask()
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_thoughts_in_a_servers_reply_that_no_guard_let_out_are_caught(field: str) -> None:
+    from tta_middleware.server.chat_reply import Reply
+
+    thought = "They want to hear of bees, so I tell them."
+    engine = ScriptedEngine(f"<think>{thought}</think>{TEXT}", thinking=True)
+    chat = TTAChatModel(model=engine, moderator=ScriptedModerator(), reasoning="show")
+    with Auditor():
+        message = await chat.ainvoke("hello")
+        told = Reply("bees", show_trace=True).completion(message)
+    assert told["choices"][0]["message"][field] == thought
+    reply = Reply("bees", show_trace=True)
+    with pytest.raises(AuditError, match=f"{field} left that no guard let out"), Auditor():
+        reply.chunk({field: "Then I would rather tell them of the other thing."})
 
 
 def test_the_escape_is_one() -> None:

@@ -13,6 +13,7 @@ import pytest
 from _pytest.outcomes import Failed
 
 from tta_middleware import Guard, Message, Noise, Policy, Repair, Windows
+from tta_middleware.config import Reasoning
 from tta_middleware.errors import FlaggedError, ModerationUnavailableError
 from tta_middleware.guard.context import RequestContext
 from tta_middleware.guard.events import Released
@@ -126,6 +127,47 @@ async def test_a_check_of_one_window_that_is_skipped_is_caught(monkeypatch: pyte
     narrow = Windows(first=20, largest=20, context=20)
     with pytest.raises(AuditError, match="before any verdict"), Auditor():
         await streamed(guard(TEXT + SAFE, windows=narrow))
+
+
+THOUGHTFUL = f"<think>{TEXT}</think>{SAFE}"
+
+
+def thoughtful(script: str = THOUGHTFUL, **settings: Any) -> Guard:
+    words = ScriptedModerator(score=flagging("forbidden"))
+    repair = Repair(method=Noise(), commit=30)
+    engine = ScriptedEngine(script, thinking=True)
+    return Guard(engine, words, windows=WINDOWS, repair=repair, reasoning=Reasoning(mode="show"), **settings)
+
+
+@pytest.mark.parametrize("release", ["window", "end"])
+async def test_honest_thoughts_pass(release: str) -> None:
+    with Auditor() as audit:
+        text = await streamed(thoughtful(), release=release)
+        assert audit.characters == len(text)
+        assert (await thoughtful().answer(ASK)).reasoning == TEXT
+
+
+@pytest.mark.parametrize("release", ["window", "end"])
+async def test_thoughts_that_nobody_scored_are_caught(monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    honest = Watch._score
+
+    async def score(self: Watch, asked: Any) -> None:
+        if asked.stretch.channel == "answer":
+            return await honest(self, asked)
+        asked.verdict = Verdict({"illicit": 0.0}, flagged=False, model="nobody")
+        asked.answered.set()
+        return None
+
+    monkeypatch.setattr(Watch, "_score", score)
+    with pytest.raises(AuditError, match="thoughts were released before any verdict"), Auditor():
+        await streamed(thoughtful(), release=release)
+
+
+async def test_thoughts_that_were_flagged_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = HoldBack.verdict
+    monkeypatch.setattr(HoldBack, "verdict", lambda self, end, **said: honest(self, end, **{**said, "safe": True}))
+    with pytest.raises(AuditError, match="flagged"), Auditor():
+        await streamed(thoughtful(f"<think>{HARM}</think>{SAFE}"))
 
 
 async def test_a_window_that_is_released_before_its_verdict_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, AIMessageChunk
 
 from tta_middleware.call_text import call_text
+from tta_middleware.chat_model.messages import REASONING
 from tta_middleware.chat_model.refusal import REFUSAL
 
 
@@ -30,7 +31,7 @@ class Reply:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(14)}")
     created: int = field(default_factory=lambda: int(time.time()))
     metadata: dict[str, Any] = field(default_factory=dict)
-    usage: dict[str, int] | None = None
+    usage: dict[str, Any] | None = None
     said: list[str] = field(default_factory=list)
     _calls: int = 0
 
@@ -45,6 +46,7 @@ class Reply:
                 "role": "assistant",
                 "content": text or (None if calls else ""),
                 "refusal": self.refusal,
+                **_thought(message),
                 **({"tool_calls": calls} if calls else {}),
             },
             "logprobs": None,
@@ -61,10 +63,14 @@ class Reply:
                 "completion_tokens": tokens["output_tokens"],
                 "total_tokens": tokens["total_tokens"],
             }
+            thought = tokens.get("output_token_details", {}).get("reasoning")
+            if thought is not None:
+                self.usage["completion_tokens_details"] = {"reasoning_tokens": thought}
 
     def deltas(self, message: AIMessage) -> list[dict[str, Any]]:
         """What a stream's chunk adds, or a message where the model gives one piece; calls come whole."""
-        return [self._delta(piece) for piece in self._heard(message)]
+        thought = _thought(message)
+        return [*([thought] if thought else []), *(self._delta(piece) for piece in self._heard(message))]
 
     def _delta(self, piece: str | _Call) -> dict[str, Any]:
         if isinstance(piece, str):
@@ -137,6 +143,12 @@ class _Call:
 
     def as_dict(self) -> dict[str, Any]:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+def _thought(message: AIMessage) -> dict[str, str]:
+    """Thoughts that are shown, in the two fields that servers of this protocol have for them."""
+    text = message.additional_kwargs.get(REASONING)
+    return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
 def _pieces(message: AIMessage) -> list[str | _Call]:

@@ -22,7 +22,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tta_middleware.call_text import message_texts
-from tta_middleware.chat_model.messages import from_langchain
+from tta_middleware.chat_model.messages import REASONING, from_langchain
 from tta_middleware.config import nearest
 from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.moderation.server import ApiError
@@ -155,11 +155,15 @@ class AssistantTurn(BaseModel):
     content: Text | None = None
     refusal: str | None = None
     tool_calls: list[CallOfTool] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
 
     def message(self) -> BaseMessage:
         calls = [call.read() for call in self.tool_calls or ()]
+        thought = next((text for text in (self.reasoning_content, self.reasoning) if isinstance(text, str)), "")
         return AIMessage(
             self.content or self.refusal or "",
+            additional_kwargs={REASONING: thought} if thought else {},
             tool_calls=[call for call in calls if call["type"] == "tool_call"],
             invalid_tool_calls=[call for call in calls if call["type"] == "invalid_tool_call"],
         )
@@ -259,6 +263,8 @@ class ChatRequest(Body):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     moderation: InlineModeration | None = None
     tta: Stricter | None = None
 
@@ -303,9 +309,15 @@ class ChatRequest(Body):
             "seed": None if self.seed is None else self.seed % _SEEDS,
             "stop": self.stop or None,
             "response_format": self.response_format,
+            "chat_template_kwargs": self._template_arguments(),
         }
         given["prompt_check"] = self._prompt_check(prompt_check)
         return {name: value for name, value in given.items() if value is not None}
+
+    def _template_arguments(self) -> dict[str, Any] | None:
+        """What the chat template is told; None leaves it to the model's own settings."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**(self.chat_template_kwargs or {}), **effort} or None
 
     def _prompt_check(self, own: PromptCheck) -> PromptCheck:
         """The strictest of what the model has and the client asks for.

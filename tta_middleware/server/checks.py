@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from tta_middleware.call_text import json_reading
 from tta_middleware.moderation.server import Moderations, json_object
+from tta_middleware.policy import Stage
 from tta_middleware.policy.coverage import covering
 from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.server.chat_request import Body, read_request
@@ -25,13 +26,14 @@ class CheckRequest(Body):
     Attributes:
         text: what is checked, as it was written and as a reader of JSON decodes it.
         prompt: what it answers, for moderators that look at that.
-        stage: the policy's part for what users write (``prompt``) or for what a model answers (``output``).
+        stage: the policy's part for what users write (``prompt``), or a model answers (``output``) or thinks
+            (``reasoning``).
         model: the served model whose moderator and policy decide; the first one by default.
     """
 
     text: str
     prompt: str | None = None
-    stage: Literal["prompt", "output"] = "output"
+    stage: Literal["prompt", "output", "reasoning"] = "output"
     model: str | None = None
 
 
@@ -71,7 +73,7 @@ class Checks:
         return json_response(await Moderations(moderator, moderator.name).create(json_object(call.body)))
 
 
-def _decision(verdict: Verdict, chosen: Chosen, stage: Literal["prompt", "output"]) -> dict[str, Any]:
+def _decision(verdict: Verdict, chosen: Chosen, stage: Stage) -> dict[str, Any]:
     decision = chosen.stages.at(stage).decide(verdict)
     return {
         "id": f"check-{secrets.token_hex(14)}",

@@ -201,6 +201,8 @@ class AuditedRequest:
     def think(self, text: str) -> None:
         """The next piece of the thoughts left."""
         terms, begin = self.terms, len(_encodable(self.thought))
+        if not self.thought and text:
+            self.auditor.thoughtful.append(self)
         self.thought += text
         self.auditor.count(text)
         if terms is None or not text:
@@ -342,7 +344,7 @@ class AuditedRequest:
                     return
 
     def _find(self, what: str, text: str) -> None:
-        self.auditor.findings.append(f"{self.label}: {what}: {text[:_EXCERPT]!r}")
+        self.auditor.find(self.label, what, text)
 
 
 @dataclass(eq=False)
@@ -355,6 +357,7 @@ class Hearing:
         characters: of all text that they gave out.
         scored: every text that was scored.
         observed: answers that were flagged and left, marked, since their policy only observes.
+        thoughtful: the requests that gave out thoughts.
     """
 
     findings: list[str] = field(default_factory=list)
@@ -362,6 +365,7 @@ class Hearing:
     characters: int = 0
     scored: list[ScoredText] = field(default_factory=list)
     observed: int = 0
+    thoughtful: list[AuditedRequest] = field(default_factory=list)
     _terms: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
     _heard: dict[int, Any] = field(default_factory=dict)
     _named: dict[str, Any] = field(default_factory=dict)
@@ -391,6 +395,10 @@ class Hearing:
         found, self.findings = self.findings, []
         if found:
             raise AuditError("\n".join(["text left that no passing verdict covers:", *found]))
+
+    def find(self, label: str, what: str, text: str) -> None:
+        """Something left that should not have."""
+        self.findings.append(f"{label}: {what}: {text[:_EXCERPT]!r}")
 
     def count(self, text: str) -> None:
         self.characters += len(text)

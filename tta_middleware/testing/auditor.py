@@ -29,6 +29,7 @@ from tta_middleware.guard.guard import Guard
 from tta_middleware.guard.settings import Repair
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Moderator
+from tta_middleware.testing import audit_server
 from tta_middleware.testing.audit_request import AuditError, Hearing, Terms, heard
 from tta_middleware.types import Message
 
@@ -42,6 +43,7 @@ class Auditor(Hearing):
         super().__enter__()
         _listen_to_guards(self)
         _listen_to_moderated(self)
+        audit_server.listen(self)
         if "tta_middleware.chat_model.model" in sys.modules:
             from tta_middleware.testing.audit_langchain import listen
 

@@ -178,8 +178,9 @@ class _Rendering:
         tools: Sequence[Mapping[str, Any]],
         arguments: Mapping[str, Any],
     ) -> None:
-        self._tokenizer, self._arguments = tokenizer, arguments
-        self._veil = Veil(control, json.dumps([turns, list(tools)], ensure_ascii=False, default=str))
+        self._tokenizer = tokenizer
+        self._veil = Veil(control, json.dumps([turns, list(tools), dict(arguments)], ensure_ascii=False, default=str))
+        self._arguments: dict[str, Any] = self._veil.hide(dict(arguments))
         self._tools = [self._veil.hide(dict(tool)) for tool in tools]
         self._turns = [self._hidden(turn) for turn in turns]
 

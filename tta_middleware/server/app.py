@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.server.answering import ServedModel
+from tta_middleware.server.answers import Answers
 from tta_middleware.server.chat_completions import ChatCompletions
 from tta_middleware.server.checks import Checks
 from tta_middleware.server.front import Call, Endpoint, Front, error_response, json_response
@@ -16,6 +17,7 @@ from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.keys import Keys, KeySource
 from tta_middleware.server.models import ServedModels
 from tta_middleware.server.playground import Playground
+from tta_middleware.server.responses import Responses
 from tta_middleware.server.settings import ServerSettings
 from tta_middleware.server.telling import page_of, told_by
 from tta_middleware.telemetry import server_telemetry
@@ -83,7 +85,7 @@ def _routes(
     limits = settings.limits
     answers = Gate(limits.concurrency, limits.queue, limits.retry_after)
     checked = Gate(limits.checks, limits.checks, limits.retry_after)
-    chat = ChatCompletions(served, answers, Shares(limits.retry_after), settings.show_trace)
+    answering = Answers(served, answers, Shares(limits.retry_after), settings.show_trace)
     checks = Checks(served, checked)
     status = _Status(served)
 
@@ -105,7 +107,8 @@ def _routes(
     ]
     return [
         *(playground if settings.playground else ()),
-        route("POST", "/v1/chat/completions", chat.create),
+        route("POST", "/v1/chat/completions", ChatCompletions(answering).create),
+        route("POST", "/v1/responses", Responses(answering).create),
         route("GET", "/v1/models", served.listed),
         route("GET", "/v1/models/{name:path}", served.shown),
         route("POST", "/v1/moderations", checks.moderate),

@@ -143,17 +143,40 @@ async def _watch(request: Request, out: _Outgoing, work: anyio.CancelScope) -> N
     work.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class EventForm:
+    """How events look on the wire.
+
+    Attributes:
+        event: one event.
+        end: what follows the last one.
+        error: the event for an error, after so many others.
+    """
+
+    event: Callable[[Mapping[str, Any]], bytes]
+    end: bytes
+    error: Callable[[ApiError, int], bytes]
+
+
 class EventStream:
     """A response of server-sent events.
 
-    An error after its start is its last event, without ``[DONE]``: what came before is no whole answer.
+    An error after its start is its last event, without an end: what came before is no whole answer.
 
     Args:
         events: payloads; whatever happens they are closed.
+        form: None is that of chat completions.
     """
 
-    def __init__(self, call: Call, events: AsyncGenerator[Mapping[str, Any], None], headers: Mapping[str, str]) -> None:
-        self._call, self._events, self._headers = call, events, headers
+    def __init__(
+        self,
+        call: Call,
+        events: AsyncGenerator[Mapping[str, Any], None],
+        headers: Mapping[str, str],
+        form: EventForm | None = None,
+    ) -> None:
+        self._call, self._events, self._headers, self._form = call, events, headers, form or PLAIN_EVENTS
+        self._sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", **self._headers}
@@ -164,8 +187,9 @@ class EventStream:
             with anyio.CancelScope(deadline=self._call.deadline):
                 try:
                     async for event in events:
-                        await send(_part(_event(event)))
-                    await send(_part(b"data: [DONE]\n\n", more=False))
+                        await send(_part(self._form.event(event)))
+                        self._sent += 1
+                    await send(_part(self._form.end, more=False))
                     return
                 except Exception as raised:  # noqa: BLE001 - said in the stream, since its status has left
                     error = raised
@@ -175,7 +199,7 @@ class EventStream:
         answer = api_error(error)
         self._call.record.failed(error, answer.status)
         with anyio.move_on_after(GRACE_SECONDS):
-            await send(_part(b"event: error\n" + _event(answer.body), more=False))
+            await send(_part(self._form.error(answer, self._sent), more=False))
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -196,6 +220,22 @@ def _event(content: object) -> bytes:
     return b"data: " + _json(content) + b"\n\n"
 
 
+def _named(event: Mapping[str, Any]) -> bytes:
+    return f"event: {event['type']}\n".encode() + _event(event)
+
+
+def _named_error(error: ApiError, sent: int) -> bytes:
+    told = {name: error.body["error"][name] for name in ("code", "message", "param")}
+    return _named(told | {"type": "error", "sequence_number": sent})
+
+
 def _json(content: object) -> bytes:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
+
+
+PLAIN_EVENTS = EventForm(_event, b"data: [DONE]\n\n", lambda error, _: b"event: error\n" + _event(error.body))
+"""Those of chat completions."""
+
+NAMED_EVENTS = EventForm(_named, b"", _named_error)
+"""Those of the Responses API."""

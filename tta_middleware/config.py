@@ -95,6 +95,10 @@ class Windows(Settings):
     in_flight: PositiveInt = 4
     ahead: PositiveInt = 4000
 
+    def over_all(self) -> Windows:
+        """These windows, each of which brings all the text before it."""
+        return self.model_copy(update={"context": 2**40})
+
 
 ReasoningMode: TypeAlias = Literal["hide", "show", "off"]
 """What becomes of a model's thoughts: ``show`` gives them out once they are checked, ``hide`` keeps them back, ``off``

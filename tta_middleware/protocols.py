@@ -15,6 +15,7 @@ from tta_middleware.types import (
     GenerationRequest,
     IntVector,
     Message,
+    ModerationContext,
     PromptEmbeddings,
     Proposal,
     QualityReport,
@@ -154,6 +155,8 @@ class Moderator(Protocol):
     in parts that overlap by ``overlap`` characters (:mod:`tta_middleware.policy.verdicts`). ``categories`` are those
     that it scores; a policy with a threshold for another one is refused (:mod:`tta_middleware.policy.coverage`).
     ``undisguises`` is true for one that judges disguised texts by what they say itself, so nobody does it around it.
+    ``grows`` is true for one to which a growing text costs only what is new, so that windows of a stream bring it all
+    the text before them. One that is a :class:`ContextModerator` is told more of a request than its texts.
     """
 
     name: str
@@ -169,6 +172,22 @@ class Moderator(Protocol):
 
     async def aclose(self) -> None:
         """Release sockets; idempotent."""
+        ...
+
+
+@runtime_checkable
+class ContextModerator(Moderator, Protocol):
+    """A moderator that wants to know what texts are, and what of them is not allowed.
+
+    Attributes:
+        reads_rules: whether it judges by :attr:`~tta_middleware.types.ModerationContext.rules`. A policy with rules is
+            refused where nobody does.
+    """
+
+    reads_rules: bool
+
+    def in_context(self, context: ModerationContext) -> Moderator:
+        """The same moderator, told of ``context``. It is not closed; what it keeps goes with the context's scope."""
         ...
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods.base import Method
-from tta_middleware.policy import StagePolicies
-from tta_middleware.policy.coverage import categories_of, check_scored, enforced
+from tta_middleware.policy import STAGES, StagePolicies
+from tta_middleware.policy.coverage import categories_of, check_rules, check_scored, enforced, reads_rules
 from tta_middleware.protocols import Engine, Moderator
 
 if TYPE_CHECKING:
@@ -235,17 +235,21 @@ def check_policies(moderator: str | Moderator, policies: StagePolicies) -> None:
     Raises:
         ConfigurationError: it declares what it scores, and something is missing.
     """
-    if not enforced(policies):
+    ruled = any(policies.at(stage).rules for stage in STAGES)
+    if not (enforced(policies) or ruled):
         return
     if isinstance(moderator, str):
-        check_scored(policies, _scored_by(moderator), moderator)
+        kinds = [_load(MODERATORS, "moderator", name) for name in moderators_in(moderator)]
+        check_scored(policies, _scored_by(kinds), moderator)
+        check_rules(policies, read=any(map(reads_rules, kinds)), moderator=moderator)
     else:
         found = resolve_moderator(moderator)
         check_scored(policies, categories_of(found), found.name)
+        check_rules(policies, read=reads_rules(found), moderator=found.name)
 
 
-def _scored_by(moderator: str) -> list[str] | None:
-    declared = [categories_of(_load(MODERATORS, "moderator", name)) for name in moderators_in(moderator)]
+def _scored_by(kinds: Iterable[object]) -> list[str] | None:
+    declared = [categories_of(kind) for kind in kinds]
     known = [names for names in declared if names is not None]
     return [name for names in known for name in names] if len(known) == len(declared) else None
 

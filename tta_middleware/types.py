@@ -6,10 +6,11 @@ arrays (docs/decisions/001-numpy-at-the-seams.md).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -209,6 +210,66 @@ _tickets = itertools.count()
 def next_ticket() -> int:
     """A number that tells a request from others and is higher than all before it; thread-safe."""
     return next(_tickets)
+
+
+class RequestScope:
+    """One request's life, for parts that keep something for it; used in one event loop.
+
+    Attributes:
+        owner: a number that no other request has (:func:`next_ticket`).
+    """
+
+    __slots__ = ("_at_end", "owner")
+
+    def __init__(self) -> None:
+        self.owner = next_ticket()
+        self._at_end: dict[Hashable, Callable[[], object]] = {}
+
+    def at_end(self, key: Hashable, let_go: Callable[[], object]) -> None:
+        """Have ``let_go`` called when the request is over; once for a ``key``."""
+        self._at_end[key] = let_go
+
+    def close(self) -> None:
+        """The request is over; idempotent."""
+        while self._at_end:
+            self._at_end.popitem()[1]()
+
+
+Subject: TypeAlias = Literal["answer", "prompt", "tool result"]
+"""What a text is that a moderator is asked about."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModerationContext:
+    """What moderators are told besides the texts, those that ask for it.
+
+    Attributes:
+        subject: what the texts are.
+        rules: what is not allowed, in the operator's words; empty for nothing besides what the moderator knows.
+        least: the lowest score that decides anything, in [0, 1]; None is not known. Of texts below it nobody asks which
+            kind of harm they hold.
+        kinds: the categories that are decided on by themselves, by a threshold of their own or as shadows.
+        conversation: the turns before the texts.
+        scope: the request that they belong to; None for none.
+    """
+
+    subject: Subject = "answer"
+    rules: str = ""
+    least: float | None = None
+    kinds: tuple[str, ...] = ()
+    conversation: tuple[Message, ...] = ()
+    scope: RequestScope | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal where equal texts get equal verdicts: a hash of all but the scope."""
+        parts = (
+            self.subject,
+            self.rules,
+            repr((self.least, self.kinds)),
+            *(repr(message) for message in self.conversation),
+        )
+        return hashlib.sha256("\0".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()[:32]
 
 
 class AbortSignal:

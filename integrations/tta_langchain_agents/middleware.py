@@ -192,7 +192,7 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _result_guard(self, request: ToolCallRequest) -> ResultGuard:
         settings, messages = self._settings, request.state["messages"] if isinstance(request.state, Mapping) else []
-        ledger, name = settings.ledger("output"), request.tool_call["name"]
+        ledger, name = settings.ledger("output", "tool result"), request.tool_call["name"]
         return ResultGuard(ledger, self._result_checks, settings.approvals, name, last_human_text(messages))
 
 

@@ -72,7 +72,7 @@ class ModelCall:
             return ended
         if not self.check_prompt:
             return None
-        ledger = self.settings.ledger("prompt")
+        ledger = self.settings.ledger("prompt", "prompt")
         flagged = [message for message in self._new_prompts() if not await ledger.passes([message.text])]
         if not flagged:
             return None

@@ -22,6 +22,7 @@ from tta_middleware.guard.ledger import Ledger
 from tta_middleware.policy import Stage, StagePolicies
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import check_moderator, check_policies
+from tta_middleware.types import Subject
 
 
 @dataclass(slots=True)
@@ -56,10 +57,10 @@ class MiddlewareSettings:
         if self.release not in ("window", "end") and not isinstance(self.release, Windows):
             raise ConfigurationError(f"release is 'window', 'end' or Windows, not {self.release!r:.40}")
 
-    def ledger(self, stage: Stage) -> Ledger:
+    def ledger(self, stage: Stage, subject: Subject = "answer") -> Ledger:
         """New books for one stage of one call."""
         moderator = self.runtime.moderator(self.moderator)
-        return Ledger(moderator, self.policies.at(stage).with_default(moderator.default_threshold))
+        return Ledger(moderator, self.policies.at(stage).with_default(moderator.default_threshold), subject)
 
     def guard(self, model: BaseChatModel, books: Books) -> BaseChatModel:
         """The model behind the guard, if it does not guard itself."""

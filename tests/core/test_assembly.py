@@ -37,7 +37,7 @@ async def test_the_guards_of_a_runtime_share_parts_that_were_asked_for_by_name()
     runtime = Runtime()
     first, second = (runtime.guard_for(settings(moderator="local", policy=StagePolicies.of(p))) for p in (0.5, 0.3))
     assert first is not second
-    assert list(runtime._moderators) == ["local"]
+    assert len(runtime._moderators) == 1
     await runtime.aclose()
 
 

@@ -15,7 +15,8 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.judge_probe import JudgeProbe, fit_probe
-from tta_middleware.moderation.llm_judge import LONGEST, QUESTION, JudgeCalibration, LLMJudge
+from tta_middleware.moderation.judge_prompts import LONGEST, NEUTRAL, QUESTION, JudgedText
+from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.testing.judging_engine import JudgingEngine
@@ -46,12 +47,12 @@ def test_a_calibration_that_is_none_is_refused(centre: float, scale: float) -> N
 
 async def test_what_stays_the_same_while_a_text_grows_stands_before_it() -> None:
     engine = JudgingEngine()
-    judge = LLMJudge(engine, rules="No recipes.")
+    judge = LLMJudge(engine)
     for text in ("Take a", "Take a spoon"):
         await judge.moderate([text], prompt="How is it made?")
     short, long = engine.questions
     assert long.startswith(short[: short.index("Take a") + len("Take a")])
-    assert short.index("No recipes.") < short.index("How is it made?") < short.index("Take a")
+    assert short.index("How is it made?") < short.index("Take a") < short.index(QUESTION)
     await LLMJudge(engine, reads_prompt=False).moderate(["Take a"], prompt="How is it made?")
     assert f"Answer: Take a\n\n{QUESTION}" in engine.questions[-1]
     assert "made?" not in engine.questions[-1]
@@ -62,7 +63,8 @@ async def test_long_texts_go_in_parts_and_long_questions_by_their_end() -> None:
     [verdict] = await verdicts_on(LLMJudge(engine), ["x " * LONGEST + "flagme"], prompt="y" * 3 * LONGEST + " end?")
     assert verdict.flagged
     assert len(engine.questions) > 1
-    assert all(len(question) < 2 * LONGEST + 200 and " end?" in question for question in engine.questions)
+    asked = [question for question in engine.questions if NEUTRAL not in question]
+    assert all(len(question) < 2 * LONGEST + 200 and " end?" in question for question in asked)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,8 @@ def test_a_model_by_name() -> None:
     assert isinstance(judge, LLMJudge)
     assert judge.name == "guard:smollm2"
     assert TTAChatModel(moderator="guard:smollm2").moderator == "guard:smollm2"
-    with pytest.raises(ValueError, match=r"illicit.*'guard:smollm2'"):
-        TTAChatModel(moderator="guard:smollm2", policy=Policy(categories={"illicit": 0.1}))
+    with pytest.raises(ValueError, match=r"privacy.*'guard:smollm2'"):
+        TTAChatModel(moderator="guard:smollm2", policy=Policy(categories={"privacy": 0.1}))
     with pytest.raises(ConfigurationError, match="unknown moderator"):
         resolve_moderator("guard:")
 
@@ -123,7 +125,9 @@ async def test_a_real_model_gives_scores_and_reads_control_tokens_as_text() -> N
     assert 0.0 < plain.score < 1.0
     assert 0.0 < forged.score < 1.0
     special = (await engine.embed([Message("user", "x")])).token_ids.tolist()
-    asked = (await engine.embed([Message("user", judge._asked("<|im_end|>", None))])).token_ids.tolist()
+    asked = (
+        await engine.embed([Message("user", judge._chat.harm(JudgedText("<|im_end|>")).messages[0].content)])
+    ).token_ids.tolist()
     end = special[-4:]
     assert sum(one == special[0] for one in asked) == sum(one == special[0] for one in special)
     assert end == asked[-4:]
@@ -205,7 +209,7 @@ async def test_words_count_beside_a_probe_as_much_as_the_calibration_says() -> N
 def test_what_was_fitted_on_another_wording_is_refused() -> None:
     fits = LLMJudge(JudgingEngine()).wording()
     assert LLMJudge(JudgingEngine(), reads_prompt=False).wording() != fits
-    assert LLMJudge(JudgingEngine(), rules="No tea.").wording() != fits
+    assert LLMJudge(JudgingEngine(), rules="No tea.").wording() == fits  # the question on harm stays the same
     LLMJudge(JudgingEngine(), calibration=JudgeCalibration(wording=fits))
     with pytest.raises(ConfigurationError, match="another wording of the question; fit it anew with tta calibrate"):
-        LLMJudge(JudgingEngine(), rules="No tea.", calibration=JudgeCalibration(wording=fits))
+        LLMJudge(JudgingEngine(), reads_prompt=False, calibration=JudgeCalibration(wording=fits))

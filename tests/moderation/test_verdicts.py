@@ -77,7 +77,7 @@ async def test_whoever_else_asks_counts_alike(answer, monkeypatch):
     inner = Miscounting(answer)
     with pytest.raises(InvalidVerdictError):
         await ModeratorReviewer(inner).review(["one text", "another"], "")
-    monkeypatch.setattr("tta_middleware.cli.moderate_job.resolve_moderator", lambda _name: inner)
+    monkeypatch.setattr("tta_middleware.cli.moderate_job.resolve_moderator", lambda _name, **_: inner)
     with pytest.raises(InvalidVerdictError), Scorer("any", Policy()) as scorer:
         scorer.verdicts(["one text", "another"])
     with TestClient(create_app(inner)) as client:

@@ -20,7 +20,7 @@ from tta_middleware.errors import DataError
 from tta_middleware.files.jsonl import Record, id_field, open_input, parse_object, text_field
 from tta_middleware.files.lines import LONGEST, batches
 from tta_middleware.policy import Policy, StagePolicies
-from tta_middleware.policy.coverage import covering
+from tta_middleware.policy.coverage import covering, told
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.profiles.store import judge_calibration
 from tta_middleware.registry import resolve_moderator
@@ -38,6 +38,7 @@ class Scorer:
             resolve_moderator(moderator, calibration=judge_calibration), StagePolicies.of(policy)
         )
         self.policy = policy.with_default(self._moderator.default_threshold)
+        self._told = told(self._moderator, self.policy)
 
     def __enter__(self) -> Scorer:
         return self
@@ -49,7 +50,7 @@ class Scorer:
 
     def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text."""
-        return bridge.run(partial(verdicts_on, self._moderator, texts)) if texts else []
+        return bridge.run(partial(verdicts_on, self._told, texts)) if texts else []
 
     def as_record(self, verdict: Verdict) -> Record:
         """``categories`` holds the scores."""

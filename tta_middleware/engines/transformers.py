@@ -170,6 +170,15 @@ class TransformersEngine:
         model = await self._ready()
         return tool_format(chat_template(model.tokenizer, tools=True))
 
+    async def chat_template(self) -> str:
+        """The text of the model's chat template.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        model = await self._ready()
+        return chat_template(model.tokenizer)
+
     async def token_ids(self, text: str) -> list[int]:
         """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
         model = await self._ready()

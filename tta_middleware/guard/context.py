@@ -18,7 +18,8 @@ from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.guard.holdback import Check, HoldBack, Reading
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.observing import NOBODY, AnswerObserver, CheckStage
-from tta_middleware.policy import StagePolicies
+from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.coverage import grows, told
 from tta_middleware.policy.policy import Stage
 from tta_middleware.policy.verdicts import verdict_on, verdicts_on
 from tta_middleware.protocols import Engine, Moderator, Quality, ReasoningEngine
@@ -33,7 +34,9 @@ from tta_middleware.types import (
     Proposal,
     QualityReport,
     ReasoningTrace,
+    RequestScope,
     Sampling,
+    Subject,
     TextDelta,
     Thought,
     Verdict,
@@ -196,6 +199,7 @@ class RequestContext:
         thinks: whether its thoughts can be told from its answers.
         ticket: that of all the request's sequences; engines that cannot take all at once take lower ones first.
         observer: told of each check and wave.
+        scope: the request's life, which ends with its answer.
     """
 
     engine: Engine
@@ -210,6 +214,21 @@ class RequestContext:
     thinks: bool = False
     ticket: int = field(default_factory=next_ticket)
     observer: AnswerObserver = NOBODY
+    scope: RequestScope = field(default_factory=RequestScope)
+    # Filled by the request's tasks, which share one event loop; what is made twice is equal.
+    _told: dict[tuple[Subject, CheckStage], Moderator] = field(default_factory=dict)
+
+    def moderator_for(self, subject: Subject, stage: CheckStage) -> Moderator:
+        """The moderator, told what the texts are and what the policy of ``stage`` does not allow."""
+        if (subject, stage) not in self._told:
+            turns = self.conversation.messages if subject == "answer" else ()
+            self._told[subject, stage] = told(
+                self.moderator, self._policy(stage), subject, conversation=turns, scope=self.scope
+            )
+        return self._told[subject, stage]
+
+    def _policy(self, stage: CheckStage) -> Policy:
+        return self.policies.output if stage == "fallback" else self.policies.at(stage)
 
     @property
     def checks_thoughts(self) -> bool:
@@ -362,8 +381,10 @@ class RequestContext:
         async def check(window: Check) -> Verdict:
             return await self.score(window.text, window.decoded, stage=stage, end=window.end)
 
+        cut = windows.over_all() if windows is not None and grows(self.moderator) else windows
+
         def hold(prefix: str) -> HoldBack:
-            return HoldBack(windows, prefix, reading)
+            return HoldBack(cut, prefix, reading)
 
         return Way(hold, self.policies.at(stage), check, release, begun)
 
@@ -379,19 +400,20 @@ class RequestContext:
         """
         self.meter.moderation_calls += 1
         with self.observer.checking(stage) as check:
-            verdict = await verdict_on(self.moderator, text, decoded, prompt=self.conversation.user_text)
-            check.scored(verdict, self.policies.output if stage == "fallback" else self.policies.at(stage), end)
+            moderator = self.moderator_for("answer", stage)
+            verdict = await verdict_on(moderator, text, decoded, prompt=self.conversation.user_text)
+            check.scored(verdict, self._policy(stage), end)
         return verdict
 
-    async def score_prompt(self, texts: Sequence[str]) -> list[Verdict]:
-        """One moderation request for what the user wrote.
+    async def score_prompt(self, texts: Sequence[str], subject: Subject = "prompt") -> list[Verdict]:
+        """One moderation request for what the user wrote, or for what tools gave back.
 
         Raises:
             ModerationError: a text has no verdict.
         """
         self.meter.moderation_calls += 1
         with self.observer.checking("prompt") as check:
-            verdicts = await verdicts_on(self.moderator, texts)
+            verdicts = await verdicts_on(self.moderator_for(subject, "prompt"), texts)
             for verdict in verdicts:
                 check.scored(verdict, self.policies.prompt)
         return verdicts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -61,6 +61,7 @@ from tta_middleware.types import (
     StepTrace,
     Thought,
     Trace,
+    Verdict,
     WindowScore,
 )
 
@@ -218,15 +219,16 @@ class Guard:
                 reasoning=self._reasoning,
                 thinks=isinstance(self._engine, ReasoningEngine) and await self._engine.thinks(),
             )
-            return await Answering(
-                context=context,
-                repair=self._repair,
-                windows=self._windows,
-                prompt_check=self._prompt_check,
-                held=held,
-                judge_all=judge_all,
-                send=send,
-            ).run()
+            with closing(context.scope):
+                return await Answering(
+                    context=context,
+                    repair=self._repair,
+                    windows=self._windows,
+                    prompt_check=self._prompt_check,
+                    held=held,
+                    judge_all=judge_all,
+                    send=send,
+                ).run()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -332,14 +334,11 @@ class Answering:
         if self.prompt_check == "off":
             return ""
         policy = self.context.policies.prompt
-        texts = [text for message in self.context.conversation.messages for text in message_texts(message)]
-        if self.prompt_check == "user":
-            texts = [self.context.conversation.user_text]
         verdicts = None
         try:
             # Not under the first answer's deadline, which ends with that answer: all that is said waits for this check.
             with anyio.move_on_after(self.context.meter.seconds_left):
-                verdicts = await self.context.score_prompt(texts)
+                verdicts = await self._score_prompt()
         except ModerationError as error:
             return "" if policy.lets_pass(error) else f"moderator: {type(error).__name__}"
         if verdicts is None:
@@ -348,6 +347,18 @@ class Answering:
         found = dict.fromkeys(f"prompt: {decision.category}" for decision in decisions if decision.observed)
         self._observed_prompt = tuple(found)
         return next((f"prompt: {decision.category}" for decision in decisions if decision.flagged), "")
+
+    async def _score_prompt(self) -> list[Verdict]:
+        if self.prompt_check == "user":
+            return await self.context.score_prompt([self.context.conversation.user_text])
+        said, results = list[str](), list[str]()
+        for message in self.context.conversation.messages:
+            (results if message.role == "tool" else said).extend(message_texts(message))
+        # Asked apart only where the moderator makes a difference.
+        if self.context.moderator_for("prompt", "prompt") is self.context.moderator_for("tool result", "prompt"):
+            return await self.context.score_prompt([*said, *results])
+        found = await self.context.score_prompt(said)
+        return [*found, *await self.context.score_prompt(results, "tool result")] if results else found
 
     async def _answer(self) -> Report:
         if limit := self.context.meter.exhausted():

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.policy import Decision, Policy, StagePolicies
-from tta_middleware.policy.coverage import categories_of, covering, enforced, undisguises
+from tta_middleware.policy.coverage import categories_of, covering, enforced, told, undisguises
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Trace, Verdict
+from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Subject, Trace, Verdict
 
 _logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ class Ledger:
     """A moderator that keeps the books for one guarded call.
 
     Attributes:
+        subject: what the texts are.
         approved: texts that may be shown; a message that holds others has not been through this guard.
         error: why a text could not be scored, if one could not.
         observed: categories for which something would have been withheld, had the policy done more than observe.
@@ -33,6 +34,7 @@ class Ledger:
 
     moderator: Moderator
     policy: Policy
+    subject: Subject = "answer"
     clock: Callable[[], float] = time.monotonic
     approved: set[str] = field(default_factory=set)
     calls: int = 0
@@ -49,7 +51,7 @@ class Ledger:
         stages = StagePolicies.of(self.policy)
         if getattr(self.moderator, "max_characters", None) is None:
             self.moderator = InParts(self.moderator, LONGEST)
-        self.moderator = covering(self.moderator, stages)
+        self.moderator = told(covering(self.moderator, stages), self.policy, self.subject)
         self.name, self.default_threshold = self.moderator.name, self.moderator.default_threshold
         # What is not declared was put under watch above, so whoever asks this ledger need not watch it again.
         self.categories = categories_of(self.moderator) or tuple(enforced(stages))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from functools import partial
 
 from tta_middleware.aio.streams import Send, owned
@@ -13,10 +13,10 @@ from tta_middleware.guard.holdback import Check, HoldBack
 from tta_middleware.guard.ledger import told_of
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.policy import Policy, StagePolicies
-from tta_middleware.policy.coverage import covering
+from tta_middleware.policy.coverage import covering, grows, told
 from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import TextDelta, Verdict, WindowScore
+from tta_middleware.types import RequestScope, TextDelta, Verdict, WindowScore
 
 
 async def moderated(
@@ -43,8 +43,9 @@ async def moderated(
         Exception: what ``source`` raises.
     """
     in_force = (policy or Policy()).with_default(moderator.default_threshold)
-    scorer = covering(moderator, StagePolicies.of(in_force))
-    cut = windows or Windows()
+    scope = RequestScope()
+    scorer = told(covering(moderator, StagePolicies.of(in_force)), in_force, scope=scope)
+    cut = (windows or Windows()).over_all() if grows(scorer) else windows or Windows()
 
     async def check(window: Check) -> Verdict:
         return await verdict_on(scorer, window.text, window.decoded, prompt=prompt)
@@ -67,9 +68,10 @@ async def moderated(
         if watch.ending == "flagged" and watch.verdict is not None:
             raise _flagged(in_force.decide(watch.verdict).category, watch.verdict.score, released)
 
-    async with aclosing(owned(produce)) as pieces:
-        async for piece in pieces:
-            yield piece
+    with closing(scope):
+        async with aclosing(owned(produce)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 async def _deltas(source: AsyncIterable[str]) -> AsyncGenerator[TextDelta, None]:

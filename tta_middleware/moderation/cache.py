@@ -9,6 +9,7 @@ import weakref
 from asyncio import AbstractEventLoop, get_running_loop
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -18,7 +19,7 @@ from tta_middleware.moderation.shared import SharedCall, join_all
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict
+from tta_middleware.types import ModerationContext, Verdict
 
 _DIGEST_BYTES = 16
 
@@ -92,11 +93,19 @@ class Cached(Wrapper):
         self._reads_prompt = reads_prompt
         self._lock = _process.Lock()
         self._flights: weakref.WeakKeyDictionary[AbstractEventLoop, _Flights] = weakref.WeakKeyDictionary()
+        self._asked_as = self.name
+
+    def in_context(self, context: ModerationContext) -> Self:
+        """As every wrapper; verdicts by other rules, or of texts that are something else, are others."""
+        twin = super().in_context(context)
+        if twin is not self:
+            twin._asked_as = f"{self.name}\0{context.key}"
+        return twin
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """As the inner moderator, which sees only texts without a valid verdict, each once."""
         read = prompt if self._reads_prompt else None
-        keys = [self.cache.key(self.name, text, read) for text in texts]
+        keys = [self.cache.key(self._asked_as, text, read) for text in texts]
         known = {key: self.cache.get(key) for key in keys}
         missing = {key: text for key, text in zip(keys, texts, strict=True) if known[key] is None}
         if missing:

@@ -6,6 +6,7 @@ import weakref
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Sequence
 from functools import partial
+from typing import Self
 
 import anyio
 from pydantic import NonNegativeFloat
@@ -18,7 +19,7 @@ from tta_middleware.moderation.shared import SharedCall
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict
+from tta_middleware.types import ModerationContext, Verdict
 
 _FAULTS_OF_THE_REQUEST = frozenset({400, 413, 422})
 
@@ -52,6 +53,13 @@ class Coalescing(Wrapper):
         self._reads_prompt = reads_prompt
         self._lock = _process.Lock()
         self._open: weakref.WeakKeyDictionary[AbstractEventLoop, dict[str | None, _Batch]] = weakref.WeakKeyDictionary()
+
+    def in_context(self, context: ModerationContext) -> Self:
+        """As every wrapper; texts of different contexts share no request."""
+        twin = super().in_context(context)
+        if twin is not self:
+            twin._open = weakref.WeakKeyDictionary()
+        return twin
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """As the inner moderator, after at most ``window`` seconds of waiting for other calls."""

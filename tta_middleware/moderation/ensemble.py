@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.fallback import aligned
 from tta_middleware.moderation.wrapper import Closing
-from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.policy.coverage import grows, reads_rules
+from tta_middleware.policy.verdicts import in_context, verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict
+from tta_middleware.types import ModerationContext, Verdict
 
 Combine: TypeAlias = Literal["max", "mean", "weighted", "first-decisive"]
 
@@ -57,6 +59,19 @@ class Ensemble(Closing):
         self._undecided = undecided
         self.categories = _categories(self._members, combine)
         self.name = f"{combine}({', '.join(member.name for member in self._members)})"
+        # Whoever reads rules can flag for them by himself only where any member's score counts.
+        self.reads_rules = combine == "max" and any(map(reads_rules, self._members))
+        self.grows = any(map(grows, self._members))
+        self.origin: Moderator | None = None
+
+    def in_context(self, context: ModerationContext) -> Self:
+        """The same of its members in that context; itself where none wants to know."""
+        members = tuple(in_context(member, context) for member in self._members)
+        if all(one is other for one, other in zip(members, self._members, strict=True)):
+            return self
+        twin = copy.copy(self)
+        twin._members, twin.origin = members, self
+        return twin
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One combined verdict per text; members are asked side by side, except for ``first-decisive``."""

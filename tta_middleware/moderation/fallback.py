@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Self
 
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationError, ModerationUnavailableError
 from tta_middleware.moderation.wrapper import Wrapper
-from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.policy.verdicts import in_context, verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict
+from tta_middleware.types import ModerationContext, Verdict
 
 
 class WithFallback(Wrapper):
@@ -38,6 +40,17 @@ class WithFallback(Wrapper):
         self._allow_fewer = allow_fewer_categories
         self._check_covers(getattr(fallback, "categories", None))
         self._align = align
+        # Rules that only one of the two reads would not be in force while the other answers.
+        self.reads_rules = self.reads_rules and getattr(fallback, "reads_rules", False)
+
+    def in_context(self, context: ModerationContext) -> Self:
+        """As every wrapper, for both."""
+        inner, fallback = in_context(self._inner, context), in_context(self._fallback, context)
+        if inner is self._inner and fallback is self._fallback:
+            return self
+        twin = copy.copy(self)
+        twin._inner, twin._fallback, twin.origin = inner, fallback, self
+        return twin
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """As ``inner``, or else as the fallback; if both fail, the fallback's error is raised."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.policy.verdicts import in_context, verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict
+from tta_middleware.types import ModerationContext, Verdict
 
 
 class Closing:
@@ -27,7 +28,11 @@ class Closing:
 
 
 class Wrapper(Closing):
-    """Stands in for another moderator under its name, threshold, limits and categories; closing it closes that one."""
+    """Stands in for another moderator under its name, threshold, limits and categories; closing it closes that one.
+
+    Attributes:
+        origin: the wrapper that this one was before it was told of a context; None for one that was not.
+    """
 
     def __init__(self, inner: Moderator) -> None:
         self._inner = inner
@@ -36,10 +41,22 @@ class Wrapper(Closing):
         self.max_characters: int | None = getattr(inner, "max_characters", None)
         self.overlap: int | None = getattr(inner, "overlap", None)
         self.categories: tuple[str, ...] | None = getattr(inner, "categories", None)
+        self.reads_rules: bool = getattr(inner, "reads_rules", False)
+        self.grows: bool = getattr(inner, "grows", False)
+        self.origin: Moderator | None = None
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """The inner moderator's verdicts."""
         return await verdicts_on(self._inner, texts, prompt=prompt)
+
+    def in_context(self, context: ModerationContext) -> Self:
+        """The same around the inner moderator in that context; itself where that does not want to know."""
+        inner = in_context(self._inner, context)
+        if inner is self._inner:
+            return self
+        twin = copy.copy(self)
+        twin._inner, twin.origin = inner, self
+        return twin
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -9,14 +9,16 @@ verdict. Everything that holds texts against policies takes its moderator throug
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Sequence
+from typing import Self
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.policy import STAGES, StagePolicies
+from tta_middleware.policy import STAGES, Policy, StagePolicies
 from tta_middleware.policy.disguises import plain_form
-from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.policy.verdicts import in_context, verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict, stricter
+from tta_middleware.types import Message, ModerationContext, RequestScope, Subject, Verdict, stricter
 
 
 def categories_of(moderator: object) -> tuple[str, ...] | None:
@@ -47,6 +49,47 @@ def check_scored(policies: StagePolicies, categories: Collection[str] | None, mo
         )
 
 
+def check_rules(policies: StagePolicies, *, read: bool, moderator: str) -> None:
+    """Whether the moderator of that name judges by rules, where ``policies`` have any.
+
+    Raises:
+        ConfigurationError: it does not, or a threshold is for rules that nobody has written.
+    """
+    for stage in STAGES:
+        policy = policies.at(stage)
+        if policy.rules and not read:
+            raise ConfigurationError(
+                f"the policy has rules of its own, which moderator {moderator!r} cannot read, so they would enforce "
+                "nothing; leave them out, or choose one that is a language model (self, guard:MODEL, self+local)"
+            )
+        if "rules" in policy.categories and not policy.rules:
+            raise ConfigurationError("the policy has a threshold for 'rules' and no rules; write down what they say")
+
+
+def reads_rules(moderator: object) -> bool:
+    """Whether a moderator judges by a policy's own rules."""
+    return bool(getattr(moderator, "reads_rules", False))
+
+
+def grows(moderator: object) -> bool:
+    """Whether a text that grows costs a moderator only what is new."""
+    return bool(getattr(moderator, "grows", False))
+
+
+def told(
+    moderator: Moderator,
+    policy: Policy,
+    subject: Subject = "answer",
+    *,
+    conversation: Sequence[Message] = (),
+    scope: RequestScope | None = None,
+) -> Moderator:
+    """The moderator, told what the texts are that ``policy`` will be held against, if it wants to know."""
+    kinds = tuple(sorted({*policy.categories, *policy.shadow}))
+    asked = ModerationContext(subject, policy.rules or "", policy.least, kinds, tuple(conversation), scope)
+    return in_context(moderator, asked)
+
+
 def covering(moderator: Moderator, policies: StagePolicies) -> Moderator:
     """The moderator, if it scores what ``policies`` enforce, as they want it asked.
 
@@ -58,6 +101,7 @@ def covering(moderator: Moderator, policies: StagePolicies) -> Moderator:
     """
     categories = categories_of(moderator)
     check_scored(policies, categories, moderator.name)
+    check_rules(policies, read=reads_rules(moderator), moderator=moderator.name)
     watched = moderator if categories is not None or not enforced(policies) else _Undeclared(moderator, policies)
     return Undisguising(watched) if policies.disguises and not undisguises(moderator) else watched
 
@@ -67,7 +111,28 @@ def undisguises(moderator: object) -> bool:
     return bool(getattr(moderator, "undisguises", False))
 
 
-class Undisguising:
+class _Around:
+    """Stands in for ``inner``, told of a context where that wants to know."""
+
+    def __init__(self, inner: Moderator) -> None:
+        self._inner = inner
+        self.name, self.default_threshold = inner.name, inner.default_threshold
+        self.reads_rules, self.grows = reads_rules(inner), grows(inner)
+
+    def in_context(self, context: ModerationContext) -> Self:
+        """The same around ``inner`` in that context; itself where that does not want to know."""
+        inner = in_context(self._inner, context)
+        if inner is self._inner:
+            return self
+        twin = copy.copy(self)
+        twin._inner = inner
+        return twin
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class Undisguising(_Around):
     """A moderator that is asked about what a text says beside the text as it was written, in one request.
 
     The stricter verdict counts (:func:`tta_middleware.types.stricter`). Text without a disguise is asked about once.
@@ -78,8 +143,7 @@ class Undisguising:
     max_characters: int | None = None
 
     def __init__(self, inner: Moderator) -> None:
-        self._inner = inner
-        self.name, self.default_threshold = inner.name, inner.default_threshold
+        super().__init__(inner)
         self.categories: tuple[str, ...] | None = categories_of(inner)
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
@@ -95,16 +159,13 @@ class Undisguising:
         written = zip(verdicts, forms, strict=False)
         return [one if form is None else stricter([one, next(beneath)]) for one, form in written]
 
-    async def aclose(self) -> None:
-        await self._inner.aclose()
 
-
-class _Undeclared:
+class _Undeclared(_Around):
     """A moderator that does not say what it scores; its first verdict does."""
 
     def __init__(self, inner: Moderator, policies: StagePolicies) -> None:
-        self._inner, self._policies = inner, policies
-        self.name, self.default_threshold = inner.name, inner.default_threshold
+        super().__init__(inner)
+        self._policies = policies
         self.max_characters: int | None = getattr(inner, "max_characters", None)
         self.overlap: int | None = getattr(inner, "overlap", None)
         self._seen = False
@@ -120,6 +181,3 @@ class _Undeclared:
             check_scored(self._policies, verdicts[0].scores, self.name)
             self._seen = True
         return verdicts
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()

@@ -27,9 +27,16 @@ OTHER_CATEGORIES: tuple[str, ...] = (
     "pii",
     "political",
     "privacy",
+    "rules",
     "specialised-advice",
 )
-"""Categories that some moderators score beside those of the OpenAI API; ``unsafe`` is a guard model's verdict."""
+"""Categories that some moderators score beside those of the OpenAI API.
+
+``unsafe`` is a guard model's verdict; ``rules`` is how surely a text does what a policy's own rules do not allow.
+"""
+
+LONGEST_RULES = 4_000
+"""Characters. They are put before the judging model with every window, so short ones cost less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,8 @@ class Policy(Settings):
             is shown as it is for every language that is not named here.
         mode: ``enforce``, or ``observe``: everything is scored and reported as ever, and nothing is withheld, not even
             what could not be scored. What would have been withheld stands in the trace (``mode``, ``observed``).
+        rules: what is not allowed besides what the moderator flags anyway, in your own words; for moderators that are a
+            language model (``self``, ``guard:MODEL``). Their score is the category ``rules``.
         disguises: whether a text that hides what it says (leetspeak, base64, letters spelled apart, ...) is judged by
             what it says as well, in the same request; each category's higher score counts. One stage that asks for it
             has it done for all, since one moderator serves them.
@@ -106,7 +115,15 @@ class Policy(Settings):
     notice: Annotated[str, Field(min_length=1)] = DEFAULT_NOTICE
     notices: Mapping[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     mode: Mode = "enforce"
+    rules: Annotated[str, Field(max_length=LONGEST_RULES)] | None = None
     disguises: bool = True
+
+    @field_validator("rules")
+    @classmethod
+    def _worded(cls, rules: str | None) -> str | None:
+        if rules is not None and not rules.strip():
+            raise ValueError("rules say what is not allowed; leave them out where nothing is to be added")
+        return rules
 
     @field_validator("categories", "weights", "shadow")
     @classmethod
@@ -147,6 +164,15 @@ class Policy(Settings):
         raise ConfigurationError(
             f"a policy is a threshold, a mapping of categories to thresholds, or a Policy, not {type(value).__name__}"
         )
+
+    @property
+    def least(self) -> float | None:
+        """The lowest score that this policy decides anything on; None while the threshold is left open."""
+        if self.threshold is None:
+            return None
+        limit = min([self.threshold, *self.categories.values()])
+        # Which category is near its limit matters where they have limits of their own: a stream holds such text.
+        return self.margin * limit * (self.hold if self.categories else 1.0)
 
     def lets_pass(self, error: ModerationError) -> bool:
         """Whether a text passes that could not be scored because of ``error``; under a policy that observes all do.

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from tta_middleware.aio import process as _process
 from tta_middleware.errors import InvalidVerdictError, ModerationRejectedError
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import Verdict, stricter, valid_text
+from tta_middleware.types import ModerationContext, Verdict, stricter, valid_text
 
 OVERLAP = 1_000
 """Characters that two parts of a long text share: a phrase up to this length lies whole within one of them."""
@@ -70,6 +70,12 @@ class _Refusals:
 
 
 _refusals = _Refusals()
+
+
+def in_context(moderator: Moderator, context: ModerationContext) -> Moderator:
+    """The moderator, told of ``context`` if it wants to know."""
+    tell: Callable[[ModerationContext], Moderator] | None = getattr(moderator, "in_context", None)
+    return moderator if tell is None else tell(context)
 
 
 async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

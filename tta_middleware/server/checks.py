@@ -11,13 +11,13 @@ from starlette.responses import Response
 from tta_middleware.call_text import json_reading
 from tta_middleware.moderation.server import Moderations, json_object
 from tta_middleware.policy import Stage
-from tta_middleware.policy.coverage import covering
+from tta_middleware.policy.coverage import covering, told
 from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.server.chat_request import Body, read_request
 from tta_middleware.server.front import Call, json_response
 from tta_middleware.server.gate import Gate
 from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
-from tta_middleware.types import Verdict
+from tta_middleware.types import Subject, Verdict
 
 
 class CheckRequest(Body):
@@ -56,11 +56,12 @@ class Checks:
         chosen = self.models.policy(call, model)
         call.record.model = asked.model
         await call.held.enter_async_context(self.gate.place())
-        moderator = covering(model.scorer, chosen.stages)
+        subject: Subject = "prompt" if asked.stage == "prompt" else "answer"
+        moderator = told(covering(model.scorer, chosen.stages), chosen.stages.at(asked.stage), subject)
         verdict = await verdict_on(moderator, asked.text, json_reading(asked.text), prompt=asked.prompt)
-        told = _decision(verdict, chosen, asked.stage)
-        call.record.outcome = told["status"]
-        return json_response(told, headers=chosen.header | {OUTCOME_HEADER: told["status"]})
+        found = _decision(verdict, chosen, asked.stage)
+        call.record.outcome = found["status"]
+        return json_response(found, headers=chosen.header | {OUTCOME_HEADER: found["status"]})
 
     async def moderate(self, call: Call) -> Response:
         """As OpenAI's endpoint, by the first model's moderator and its own threshold.

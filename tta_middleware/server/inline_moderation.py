@@ -12,6 +12,7 @@ from tta_middleware.call_text import json_reading
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.server import result_of
 from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.coverage import told
 from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
@@ -23,8 +24,8 @@ async def inline_moderation(
     """``moderation`` of an answer: what the moderator says of ``asked`` and of ``said``."""
     withheld = _withheld(trace, moderator.name)
     return {
-        "input": await _scores(moderator, stages.prompt, asked),
-        "output": withheld or await _scores(moderator, stages.output, said),
+        "input": await _scores(told(moderator, stages.prompt, "prompt"), stages.prompt, asked),
+        "output": withheld or await _scores(told(moderator, stages.output), stages.output, said),
     }
 
 

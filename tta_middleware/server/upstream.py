@@ -268,7 +268,7 @@ class UpstreamAnswer:
         """Why the prompt is refused; empty if it is not."""
         if self.prompt_check == "off":
             return ""
-        ledger = Ledger(self.model.scorer, self.stages.prompt)
+        ledger = Ledger(self.model.scorer, self.stages.prompt, "prompt")
         texts = self.asked.texts if self.prompt_check == "all" else [self.asked.last_user_text]
         passed = await ledger.passes(texts)
         self._ledger.calls += ledger.calls

@@ -440,7 +440,9 @@ class Hearing:
         return self._named.get(name)
 
     def hears(self, moderator: Any) -> bool:
-        return id(moderator) in self._heard
+        """Whether it is one of those, or one of those that was told of a request."""
+        origin = getattr(moderator, "origin", None)
+        return id(moderator) in self._heard or (origin is not None and self.hears(origin))
 
     def keep_terms(self, owner: Any, terms: Any) -> None:
         self._terms[owner] = terms

@@ -29,6 +29,8 @@ class JudgingEngine(ScriptedEngine):
 
     Attributes:
         questions: the prompts whose next token was asked for, as text, in order.
+        owners: who asked each of them.
+        forgotten: owners that said they were done.
         closed: whether it was closed.
     """
 
@@ -42,29 +44,43 @@ class JudgingEngine(ScriptedEngine):
         super().__init__(script)
         self.yes, self.error = yes or saying_yes_to("flagme"), error
         self.questions: list[str] = []
+        self.owners: list[int | None] = []
+        self.forgotten: list[int] = []
 
     async def token_ids(self, text: str) -> list[int]:
         """Words that mean yes begin with a token that others do not have."""
         return self.tokens(text)
 
     async def next_token_logprobs(
-        self, prompts: Sequence[PromptEmbeddings], token_ids: Sequence[int]
+        self,
+        prompts: Sequence[PromptEmbeddings],
+        token_ids: Sequence[int],
+        *,
+        shared: int = 0,
+        owner: int | None = None,
     ) -> list[list[float]]:
         """``yes`` shared out among the asked tokens that say yes, the rest among the others."""
         meaning = [self.text([token]) in YES for token in token_ids]
-        asked = [self._asked(prompt) for prompt in prompts]
+        asked = [self._asked(prompt, owner) for prompt in prompts]
         return [[self._logprob(self.yes(question), says_yes, meaning) for says_yes in meaning] for question in asked]
 
-    async def last_hidden_states(self, prompts: Sequence[PromptEmbeddings]) -> FloatMatrix:
+    async def last_hidden_states(
+        self, prompts: Sequence[PromptEmbeddings], *, shared: int = 0, owner: int | None = None
+    ) -> FloatMatrix:
         """(n, 2): one, and the log-odds of yes."""
-        odds = [self.yes(self._asked(prompt)) for prompt in prompts]
+        odds = [self.yes(self._asked(prompt, owner)) for prompt in prompts]
         return np.array([[1.0, math.log(p / (1.0 - p))] for p in odds], dtype=np.float32)
 
-    def _asked(self, prompt: PromptEmbeddings) -> str:
+    def forget(self, owner: int) -> None:
+        """Nothing is kept; whoever is forgotten is noted."""
+        self.forgotten.append(owner)
+
+    def _asked(self, prompt: PromptEmbeddings, owner: int | None) -> str:
         if self.error is not None:
             raise self.error
         question = self.text(prompt.token_ids.tolist())
         self.questions.append(question)
+        self.owners.append(owner)
         return question
 
     @staticmethod

@@ -193,17 +193,21 @@ class _Endpoint:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body, read no further than ``limit`` bytes, whatever Content-Length promises.
+    """The body, read no further than ``limit`` bytes, whatever Content-Length promises; not at all if that is more.
 
     Raises:
         ApiError: it is longer, or the connection closed before its end.
     """
+    large = ApiError(413, f"the body is larger than {limit} bytes; send less text", code="too_large")
+    promised = request.headers.get("content-length", "")
+    if promised.isdecimal() and int(promised) > limit:
+        raise large
     chunks = bytearray()
     try:
         async for chunk in request.stream():
             chunks += chunk
             if len(chunks) > limit:
-                raise ApiError(413, f"the body is larger than {limit} bytes; send less text", code="too_large")
+                raise large
     except ClientDisconnect:
         raise ApiError(400, "the connection closed before the body was complete") from None
     return bytes(chunks)

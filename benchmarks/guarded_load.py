@@ -28,6 +28,7 @@ from tta_middleware.cli.bench_load import Load, guarded, peak_memory, raw
 from tta_middleware.cli.bench_prompts import harmless_prompts
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.files.prompts import read_prompts
+from tta_middleware.methods import Race
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.policy import Policy
 from tta_middleware.registry import resolve_method
@@ -99,7 +100,7 @@ async def measure(options: argparse.Namespace) -> dict:
         engine,
         moderator,
         policy=Policy(threshold=options.threshold),
-        repair=Repair(method=resolve_method(options.method)),
+        repair=Repair(method=Race(wave="free") if options.free_places else resolve_method(options.method)),
     )
     try:
         flagged = await flagged_ones(engine, moderator, options, sampling)
@@ -139,6 +140,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--method", default="race")
+    parser.add_argument(
+        "--free-places", action="store_true", help="race whose later rungs take the engine's free places"
+    )
     parser.add_argument("--threshold", type=float, default=0.3)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=1)

@@ -132,6 +132,15 @@ class ReasoningEngine(Protocol):
 
 
 @runtime_checkable
+class SharesPlaces(Protocol):
+    """What an engine offers besides that decodes a limited number of sequences side by side."""
+
+    def free_places(self) -> int:
+        """How many more would be decoded at once if they came now."""
+        ...
+
+
+@runtime_checkable
 class TokenCounter(Protocol):
     """What an engine offers besides when callers may ask how long a text or a conversation is for its model."""
 

@@ -155,6 +155,17 @@ def test_the_default_ladder_begins_with_the_smallest_move() -> None:
     assert first.radius == min(move.radius for move in Race().ladder)
 
 
+def test_with_free_places_the_first_rung_goes_alone_and_the_others_as_many_as_fit() -> None:
+    optimiser = TINY.model_copy(update={"wave": "free"}).build(start())
+    first = optimiser.ask(8)
+    assert [proposal.label for proposal in first] == ["remind"]
+    optimiser.tell(first, [0.4])
+    later = optimiser.ask(8)
+    assert [proposal.label for proposal in later] == ["near", "both"]
+    optimiser.tell(later, [0.3, 0.2])
+    assert len(optimiser.ask(1)) == 1
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -46,6 +46,26 @@ async def test_a_loop_is_sampled_again_before_the_embeddings_are_moved_further()
     assert answer.trace.relative_move == pytest.approx(Race().ladder[1].radius, abs=1e-3)
 
 
+class Crowded(ScriptedEngine):
+    """Has so many places free."""
+
+    room = 0
+
+    def free_places(self) -> int:
+        return self.room
+
+
+@pytest.mark.parametrize(("room", "waves"), [(0, [1, 1, 1, 1]), (2, [1, 2, 2]), (9, [1, 3])])
+async def test_with_free_places_a_wave_is_as_large_as_the_engine_has_room(room: int, waves: list[int]) -> None:
+    """The fourth rung is the first that helps."""
+    engine = Crowded(lambda call: SAFE if call.moved > 0.3 and "alternative" in call.conversation else HARM, width=64)
+    engine.room = room
+    found = await Guard(engine, ScriptedModerator(), repair=Repair(method=Race(wave="free"))).answer(ASK)
+    assert found.text == SAFE
+    assert found.trace.generations == 1 + sum(waves)
+    assert found.trace.relative_move == pytest.approx(Race().ladder[3].radius, abs=1e-3)
+
+
 @pytest.mark.slow
 async def test_a_real_model_is_steered_and_its_prompt_still_decodes_to_the_same_tokens() -> None:
     """Reminders alone do not change what this moderator minds; a word direction does."""

@@ -369,6 +369,11 @@ class TransformersEngine:
 
         return self._decoder.stats() if self._decoder is not None else DecoderStats()
 
+    def free_places(self) -> int:
+        """See :class:`tta_middleware.protocols.SharesPlaces`."""
+        stats = self.stats()
+        return max(0, self.max_batch - stats.active - stats.queued)
+
     async def aclose(self) -> None:
         """Stop decoding within one step, wait for the decode thread, free the model; idempotent.
 

@@ -430,7 +430,8 @@ class Answering:
         # The search has a deadline of its own, which lets it keep the best that it has found.
         if optimiser is None:
             return SearchResult(None, None, (), reason)
-        found = await Search(self.context, self.question, optimiser, self._delivery(), self._on_step).run()
+        shares = method.needs.free_places
+        found = await Search(self.context, self.question, optimiser, self._delivery(), self._on_step, shares).run()
         self.steps += found.steps
         self.scores += [replace(window, repair=self.repairs) for window in found.windows]
         self.final = found.best

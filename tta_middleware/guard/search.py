@@ -22,7 +22,7 @@ from tta_middleware.guard.context import Decode, Question, RequestContext, remin
 from tta_middleware.methods import geometry
 from tta_middleware.methods.base import Method, Start
 from tta_middleware.policy import Policy
-from tta_middleware.protocols import Engine, Optimiser
+from tta_middleware.protocols import Engine, Optimiser, SharesPlaces
 from tta_middleware.types import (
     AnswerScore,
     BoolVector,
@@ -150,7 +150,8 @@ class SearchResult:
 class Search:
     """Asks an optimiser for proposals and tells it their losses, until one answer is safe and usable.
 
-    Keeps the best checked answer on the way. ``on_step`` hears of each wave once it is over.
+    Keeps the best checked answer on the way. ``on_step`` hears of each wave once it is over. With ``free_places`` a
+    wave is no larger than what the engine can decode beside everything else, one at least.
     """
 
     context: RequestContext
@@ -158,6 +159,7 @@ class Search:
     optimiser: Optimiser
     delivery: Delivery
     on_step: OnStep
+    free_places: bool = False
     # All of these belong to the task that runs the search. The attempts of a wave run in tasks of their own, write to
     # themselves only, and have ended before _record and _conclude read them.
     steps: list[StepTrace] = field(default_factory=list)
@@ -187,7 +189,7 @@ class Search:
         if rule or limit:
             self.reason = f"optimiser: {', '.join(rule)}" if rule else f"budget: {limit}"
             return
-        proposals = self.optimiser.ask(self.context.meter.generations_left)
+        proposals = self.optimiser.ask(self._most())
         if not proposals:
             self.reason = "optimiser: nothing left to try"
             return
@@ -201,6 +203,12 @@ class Search:
                 observer.tried(step)
         await self.on_step(step)
         self._conclude(wave)
+
+    def _most(self) -> int:
+        left, engine = self.context.meter.generations_left, self.context.engine
+        if self.free_places and isinstance(engine, SharesPlaces):
+            return max(1, min(left, engine.free_places()))
+        return left
 
     async def _race(self, wave: Sequence[Attempt]) -> None:
         """Side by side; the first in order that is safe and usable at its commit point goes on alone."""

@@ -21,6 +21,7 @@ class Needs:
         reminders: system prompts under which it wants the conversation embedded, too.
         margin: whether its answers have to clear the margin that the repair stage has by default; one that a policy
             names itself holds for every method.
+        free_places: whether it is to be asked for no more proposals than the engine has places free, one at least.
         reach: how far it would step along a word at most, as a share of a row's norm, if it wants to know how far each
             row can go and still be nearest to its own token; 0 if it does not.
     """
@@ -29,6 +30,7 @@ class Needs:
     reminders: tuple[str, ...] = ()
     reach: float = 0.0
     margin: bool = True
+    free_places: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -12,6 +12,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tta_middleware.config import Settings
 from tta_middleware.methods.base import Needs, OpenProposals, Start
 from tta_middleware.types import FloatMatrix, Proposal
+
+SIDE_BY_SIDE = 3
+"""Most rungs at a time with ``wave="free"``."""
 
 _REACH = 1.0
 """At a step of its own length along a word a row is as near to that word as to its own token."""
@@ -73,7 +76,9 @@ class Race(Settings):
 
     Attributes:
         ladder: the rungs in the order of asking.
-        wave: rungs decoded side by side: 1 spends the fewest tokens, more is faster.
+        wave: rungs decoded side by side: 1 spends the fewest tokens, more is faster. ``free`` asks the first rung alone
+            and later ones as the engine has places free, at most :data:`SIDE_BY_SIDE` at a time; which rungs are tried
+            then depends on what else is decoded, so a seed does not fix a repair.
         temperature: sampling temperature of second tries and later rounds; None ends the search after the last rung.
         growth: how much longer the steps get with every round, as a share of their first length.
         sub_lexical: keep every row nearest to its own token, by cosine; steps are shortened row by row to see to it.
@@ -82,7 +87,7 @@ class Race(Settings):
     name: ClassVar[str] = "race"
 
     ladder: Annotated[tuple[Move, ...], Field(min_length=1)] = LADDER
-    wave: PositiveInt = 1
+    wave: PositiveInt | Literal["free"] = 1
     temperature: PositiveFloat | None = 0.7
     growth: NonNegativeFloat = 0.25
     sub_lexical: bool = True
@@ -92,7 +97,8 @@ class Race(Settings):
         """The words and reminders of all rungs, and how far a row may go along each word."""
         words = tuple(dict.fromkeys(move.words for move in self.ladder if move.words))
         reminders = tuple(dict.fromkeys(move.reminder for move in self.ladder if move.reminder))
-        return Needs(words, reminders, _REACH if self.sub_lexical and words else 0.0)
+        reach = _REACH if self.sub_lexical and words else 0.0
+        return Needs(words, reminders, reach, free_places=self.wave == "free")
 
     def build(self, start: Start) -> RaceOptimiser:
         return RaceOptimiser(self, start)
@@ -113,6 +119,7 @@ class RaceOptimiser:
         self._next = deque(range(len(self._moves)))
         self._again: deque[int] = deque()
         self._sampled: set[int] = set()
+        self._begun = False
 
     def _possible(self, move: Move) -> bool:
         """Whether this conversation has rows to move and takes the reminder; the other rungs go on without."""
@@ -123,7 +130,7 @@ class RaceOptimiser:
         """At most ``limit`` rungs; second tries come first."""
         if self.stop():
             return []
-        count = min(limit, self._settings.wave)
+        count = min(limit, self._wave())
         if self._settings.temperature is None:
             count = min(count, len(self._next))
         return [self._ask_one() for _ in range(count)]
@@ -142,7 +149,14 @@ class RaceOptimiser:
         once = self._settings.temperature is None
         return ("end of the ladder",) if once and not self._next and not len(self._open) else ()
 
+    def _wave(self) -> int:
+        if self._settings.wave != "free":
+            return self._settings.wave
+        # The first rung helps most often and costs least; later rounds end with the ladder's last rung.
+        return min(SIDE_BY_SIDE, max(1, len(self._again) + len(self._next))) if self._begun else 1
+
     def _ask_one(self) -> Proposal:
+        self._begun = True
         if self._again:
             index = self._again.popleft()
             return self._open.add(self._propose(self._moves[index], self._settings.temperature), index)

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
@@ -26,9 +27,12 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from tta_middleware import Guard, Message, Noise, Repair
 from tta_middleware.guard.events import Finished
+from tta_middleware.observing import NOBODY
+from tta_middleware.policy import Policy
 from tta_middleware.telemetry import instrument, uninstrument
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+from tta_middleware.types import Verdict
 
 TEXT = "The old harbour town lies where the river meets the sea, and its market opens at dawn every single day. " * 10
 HARM = TEXT[:400] + "Then comes the forbidden part of it. " + TEXT
@@ -100,6 +104,18 @@ def main() -> None:
     for question in ("clean", "late flag"):
         asyncio.run(measure(question, asked.answers, asked.rounds))
     asyncio.run(measure("clean", 2, asked.rounds, step=1 / 200))
+    print(f"\nWhere nobody listens a check tells it in {1e6 * nobody():.2f} us.")
+
+
+def nobody() -> float:
+    """Seconds that a check takes to tell an observer that is not there."""
+    verdict, policy = Verdict({"illicit": 0.1}, flagged=False, model="none"), Policy(threshold=0.5)
+
+    def tell() -> None:
+        with NOBODY.checking("output") as check:
+            check.scored(verdict, policy, 100)
+
+    return min(timeit.repeat(tell, number=10_000)) / 10_000
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Asked:
     Attributes:
         provider: who answers, as ``gen_ai.provider.name`` has it.
         method: the name of the repair's method.
+        sampling: None where another server decides on that.
         stream: text leaves as it is checked, not all of it at the end.
         messages: the conversation. Observers keep it only where the user has asked for that.
     """
@@ -38,7 +39,7 @@ class Asked:
     model: str
     moderator: str
     method: str
-    sampling: Sampling
+    sampling: Sampling | None
     stream: bool
     messages: Sequence[Message]
     provider: str = "tta_middleware"

@@ -17,13 +17,15 @@ from opentelemetry import trace
 from prometheus_client.parser import text_string_to_metric_families
 from staged_server import running, scripted, story
 
+from tta_middleware import Guard, Policy
+from tta_middleware.config import Reasoning
 from tta_middleware.errors import EngineError, ModerationUnavailableError
 from tta_middleware.moderation.breaker import CircuitBreaker, WithBreaker
 from tta_middleware.observing import observe_everywhere
 from tta_middleware.server import ServerSettings
 from tta_middleware.telemetry import FORMAT_VERSION, instrument, uninstrument
 from tta_middleware.telemetry import format as names
-from tta_middleware.testing.scripted_engine import ScriptedCall
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -94,6 +96,10 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Memory, str]]:
     yield memory, page
 
 
+def thoughtful(call: ScriptedCall) -> str:
+    return "A walk." if "</think>" in call.prefix else "<think>\nThey ask about a town.\n</think>\n\nA walk."
+
+
 async def dropped_and_failed(memory: Memory) -> None:
     """What a server gives less easily: checks and waves that are cancelled, or fail."""
     before = observe_everywhere(None)
@@ -105,6 +111,9 @@ async def dropped_and_failed(memory: Memory) -> None:
         for number in range(8):
             failing = ScriptedModerator(score=flagging("forbidden"), failures=[None] * number + away)
             await guard(failing).answer(ask("late"))
+        await guard(policy=Policy(mode="observe")).answer(ask("attack"))
+        thinking = ScriptedEngine(thoughtful, thinking=True, template=("enable_thinking",))
+        await Guard(thinking, ScriptedModerator(), reasoning=Reasoning(mode="show")).answer(ask())
     finally:
         observe_everywhere(before)
 

@@ -12,10 +12,12 @@ import pytest
 from memory import Memory
 from opentelemetry import trace
 from prometheus_client.parser import text_string_to_metric_families
-from staged_server import CALM, CHAT_SCOPE, Reader, Served, running, scripted
+from staged_server import BAD, CALM, CHAT_SCOPE, Reader, Served, running, scripted
+from staged_upstream import saying, upstream
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from tta_middleware import Policy
 from tta_middleware.errors import EngineError
 from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.telemetry import TelemetrySettings
@@ -191,3 +193,49 @@ async def test_mounted_in_an_application_that_has_a_span_it_lies_in_that(told: M
     [request] = told.named("POST ")
     assert request.parent is not None
     assert request.parent.span_id == span.get_span_context().span_id
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_upstream_s_answer_is_told_like_one_of_ours(told: Memory, stream: bool) -> None:
+    with upstream(saying(BAD)) as behind, running({"roses": behind.model()}, telemetry={}) as served:
+        asked(served, stream=stream)
+        found = samples(served)
+    [answer] = told.named("chat ")
+    about = dict(answer.attributes or {})
+    checks = [span for span in told.named("moderate ") if span.parent and span.parent.span_id == answer.context.span_id]
+    assert answer.name == "chat roses"
+    assert about["gen_ai.provider.name"] == "openai"
+    assert about["tta.outcome"] == "blocked"
+    assert about["gen_ai.response.finish_reasons"] == ("content_filter",)
+    assert about["gen_ai.request.stream"] is stream
+    assert len(checks) == about["tta.moderation_calls"] > 0
+    assert "gen_ai.request.temperature" not in about
+    assert "error.type" not in about
+    [(labels, count)] = found["tta_answers_flagged_total"]
+    assert (labels["tta_moderation_stage"], labels["tta_outcome"], count) == ("output", "blocked", 1)
+
+
+def test_an_upstream_that_is_handed_over_has_the_other_s_answer_as_its_child(told: Memory) -> None:
+    with upstream(saying(BAD)) as behind:
+        local = scripted()
+        models = {"roses": behind.model(hand_over="ours", stand_in=local), "ours": local}
+        with running(models, telemetry={}) as served:
+            asked(served)
+    outer, inner = sorted(told.named("chat "), key=lambda span: span.start_time or 0)
+    assert inner.parent is not None
+    assert inner.parent.span_id == outer.context.span_id
+    assert [(span.attributes or {})["gen_ai.provider.name"] for span in (outer, inner)] == ["openai", "tta_middleware"]
+
+
+def test_a_policy_that_observes_is_told_apart(told: Memory) -> None:
+    with running(scripted(policy=Policy(mode="observe")), telemetry={}) as served:
+        assert "forbidden" in asked(served, "attack")
+        found = samples(served)
+    [answer] = told.named("chat ")
+    about = dict(answer.attributes or {})
+    assert (about["tta.mode"], about["tta.outcome"]) == ("observe", "clean")
+    assert about["tta.observed"] == ("output: illicit",)
+    labels = {(event.attributes or {})["gen_ai.evaluation.score.label"] for event in answer.events}
+    assert "observed" in labels
+    [(labels_of, count)] = found["tta_answers_flagged_total"]
+    assert (labels_of["tta_mode"], labels_of["tta_outcome"], count) == ("observe", "clean", 1)

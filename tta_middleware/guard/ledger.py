@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
+from tta_middleware.observing import NOBODY, AnswerObserver
 from tta_middleware.policy import Decision, Policy, StagePolicies
 from tta_middleware.policy.coverage import categories_of, covering, enforced, told, undisguises
 from tta_middleware.policy.verdicts import verdicts_on
@@ -30,6 +31,7 @@ class Ledger:
         approved: texts that may be shown; a message that holds others has not been through this guard.
         error: why a text could not be scored, if one could not.
         observed: categories for which something would have been withheld, had the policy done more than observe.
+        observer: told of each request to the moderator.
     """
 
     moderator: Moderator
@@ -40,6 +42,7 @@ class Ledger:
     calls: int = 0
     error: ModerationError | None = None
     observed: dict[str, None] = field(default_factory=dict)
+    observer: AnswerObserver = NOBODY
     name: str = field(init=False)
     default_threshold: float = field(init=False)
     categories: tuple[str, ...] = field(init=False)
@@ -74,7 +77,10 @@ class Ledger:
 
     async def _ask(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
         self.calls += 1
-        verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
+        with self.observer.checking("prompt" if self.subject == "prompt" else "output") as check:
+            verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
+            for verdict in verdicts:
+                check.scored(verdict, self.policy)
         for verdict in verdicts:
             decision = self.policy.decide(verdict)
             if decision.observed:

@@ -28,6 +28,7 @@ from tta_middleware.assembly import Runtime
 from tta_middleware.call_text import call_text
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.fields import ModeratorSetting, PolicyFileSetting
+from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.refusal import PROVIDER, REFUSAL, ending
 from tta_middleware.config import Settings, Windows
 from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
@@ -35,6 +36,7 @@ from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import moderated
 from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.moderation.retry import RetryPolicy
+from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
 from tta_middleware.protocols import Moderator
@@ -42,7 +44,7 @@ from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.server.answering import LocalAnswer
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.upstream_client import CallPiece, FinishReason, Piece, UpstreamClient
-from tta_middleware.types import WindowScore
+from tta_middleware.types import GuardedAnswer, Trace, WindowScore
 
 _SEAM = "\n\n"
 
@@ -208,6 +210,8 @@ class UpstreamAnswer:
     _observed: tuple[str, ...] = ()
     _spoken: _Spoken = field(default_factory=_Spoken)
     _passed: anyio.Event = field(default_factory=anyio.Event)
+    _told: Trace | None = None
+    _observer: AnswerObserver = NOBODY
     _ledger: Ledger = field(init=False)
 
     def __post_init__(self) -> None:
@@ -236,12 +240,32 @@ class UpstreamAnswer:
                 yield chunk
 
     async def _run(self, send: Send[AIMessageChunk], stream: bool) -> None:
+        asked = Asked(
+            model=str(self.body["model"]),
+            moderator=self._ledger.name,
+            method=self.model.settings.action,
+            sampling=None,
+            stream=stream and self.model.settings.release == "window",
+            messages=from_langchain(self.asked.conversation),
+            provider="openai",  # as the conventions have it: whose protocol it speaks, whoever is behind it
+        )
+        with observer().answering(asked) as self._observer:
+            self._ledger.observer = self._observer
+            await self._checked(send, stream)
+
+    async def _checked(self, send: Send[AIMessageChunk], stream: bool) -> None:
         """The prompt's check beside the answer, as in :class:`~tta_middleware.guard.guard.Answering`."""
         refused = ""
 
         async def say(chunk: AIMessageChunk) -> None:
             await self._passed.wait()
-            self.said += chunk.text
+            if chunk.text:
+                self.said += chunk.text
+                self._observer.released()
+            if chunk.chunk_position == "last" and self._told is not None:
+                reason = chunk.response_metadata["finish_reason"]
+                spent = self._spoken.usage["input_tokens"] if self._spoken.usage else 0
+                self._observer.answered(GuardedAnswer(self.said, reason, self._told, spent))
             await send(chunk)
 
         try:
@@ -268,7 +292,7 @@ class UpstreamAnswer:
         """Why the prompt is refused; empty if it is not."""
         if self.prompt_check == "off":
             return ""
-        ledger = Ledger(self.model.scorer, self.stages.prompt, "prompt")
+        ledger = Ledger(self.model.scorer, self.stages.prompt, "prompt", observer=self._observer)
         texts = self.asked.texts if self.prompt_check == "all" else [self.asked.last_user_text]
         passed = await ledger.passes(texts)
         self._ledger.calls += ledger.calls
@@ -326,8 +350,8 @@ class UpstreamAnswer:
             seam=len(self.said) if outcome == "blocked" else 0,
         )
         observed = (*self._observed, *trace.observed)
-        told = replace(trace, windows=tuple(self._scored), mode=self.stages.mode, observed=observed)
-        return {"model_provider": PROVIDER, "model_name": trace.model, "tta": told.as_dict()}
+        self._told = replace(trace, windows=tuple(self._scored), mode=self.stages.mode, observed=observed)
+        return {"model_provider": PROVIDER, "model_name": trace.model, "tta": self._told.as_dict()}
 
     async def _stand_in(self, say: Send[AIMessageChunk], part: str) -> None:
         """What follows where the rest may not be shown; without a moderator nothing but the notice can."""

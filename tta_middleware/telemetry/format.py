@@ -21,6 +21,7 @@ RESPONSE_MODEL = "gen_ai.response.model"
 ERROR = "error.type"
 POLICY = "tta.policy"
 OUTCOME = "tta.outcome"
+MODE = "tta.mode"
 MODERATOR = "tta.moderator"
 STAGE = "tta.moderation.stage"
 CATEGORY = "tta.category"
@@ -30,7 +31,7 @@ TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 - the name of an attribute
 
 ANSWER: Mapping[str, str] = {
     OPERATION: "`chat`",
-    PROVIDER: "`tta_middleware`, or whose protocol an upstream speaks",
+    PROVIDER: "`tta_middleware`; of an upstream `openai`, whose protocol it speaks",
     REQUEST_MODEL: "the name that clients use; without a server the model's own",
     RESPONSE_MODEL: "the model's own name",
     "gen_ai.request.max_tokens": "most tokens of an answer",
@@ -47,7 +48,9 @@ ANSWER: Mapping[str, str] = {
     ERROR: "the error's class, or `cancelled`; not set by a block, which is an answer",
     "tta.format.version": "the version of these names",
     POLICY: "what the operator calls the policy; of a server",
-    OUTCOME: "`clean`, `neutralised`, `blocked` or `unchecked`",
+    OUTCOME: "`clean`, `neutralised`, `blocked`, `unchecked` or `unanswered`",
+    MODE: "`enforce`, or `observe` where the policy withholds nothing",
+    "tta.observed": "what would have been withheld but for that: stages and categories",
     "tta.stop_reason": "why the work ended",
     MODERATOR: "who scores",
     "tta.method": "how a flagged answer is repaired",
@@ -61,13 +64,14 @@ ANSWER: Mapping[str, str] = {
     "tta.first.category": "the category that decided on it",
     "tta.first.flagged": "whether it was flagged",
     "tta.final.score": "the largest score of what was given out",
+    "tta.reasoning.tokens": "those of the output that were thought",
     "tta.load_seconds": "how long the answer waited for the model to be loaded",
 }
 """Of the span ``chat {model}``."""
 
 MODERATION: Mapping[str, str] = {
     MODERATOR: "who was asked",
-    STAGE: "`prompt`, `output`, `repair` or `fallback`",
+    STAGE: "`prompt`, `output`, `reasoning`, `repair` or `fallback`",
     "tta.score": "the largest score",
     "tta.flagged": "whether the policy flags it",
     CATEGORY: "the category that decided",
@@ -88,7 +92,9 @@ WAVE: Mapping[str, str] = {
 EVALUATION: Mapping[str, str] = {
     "gen_ai.evaluation.name": "`moderation`",
     "gen_ai.evaluation.score.value": "the largest score",
-    "gen_ai.evaluation.score.label": "`passed`, `doubtful` (held for the next verdict) or `flagged`",
+    "gen_ai.evaluation.score.label": (
+        "`passed`, `doubtful` (held for the next verdict), `flagged`, or `observed` (flagged, not enforced)"
+    ),
     CATEGORY: "the category that decided",
     STAGE: "as above",
     "tta.window.end": "characters of the answer up to the window's end; of windows",
@@ -110,7 +116,7 @@ EVALUATION_EVENT = "gen_ai.evaluation.result"
 
 Kind: TypeAlias = Literal["counter", "histogram", "gauge"]
 
-_ANSWERS = (OPERATION, PROVIDER, REQUEST_MODEL, POLICY, OUTCOME)
+_ANSWERS = (OPERATION, PROVIDER, REQUEST_MODEL, POLICY, MODE, OUTCOME)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.moderation.breaker import WithBreaker
 from tta_middleware.observing import Asked, CheckStage, observed_by
-from tta_middleware.policy import Policy
+from tta_middleware.policy import Decision, Policy
 from tta_middleware.telemetry import format as names
 from tta_middleware.telemetry.settings import TelemetrySettings
 from tta_middleware.types import AnswerScore, GuardedAnswer, Message, StepTrace, Trace, Verdict
@@ -185,14 +185,19 @@ class AnswerSpan(_SpanOf):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        asked, sampling = self._asked, self._asked.sampling
+        asked = self._asked
+        if sampling := asked.sampling:
+            self.note(
+                {
+                    "gen_ai.request.max_tokens": sampling.max_new_tokens,
+                    "gen_ai.request.temperature": sampling.temperature,
+                    "gen_ai.request.top_p": sampling.top_p,
+                    "gen_ai.request.seed": sampling.seed,
+                }
+            )
         self.note(
             {
                 names.RESPONSE_MODEL: asked.model,
-                "gen_ai.request.max_tokens": sampling.max_new_tokens,
-                "gen_ai.request.temperature": sampling.temperature,
-                "gen_ai.request.top_p": sampling.top_p,
-                "gen_ai.request.seed": sampling.seed,
                 "gen_ai.request.stream": asked.stream,
                 "tta.format.version": names.FORMAT_VERSION,
                 names.MODERATOR: asked.moderator,
@@ -220,7 +225,7 @@ class AnswerSpan(_SpanOf):
         told = answer.trace if answer else error.trace if isinstance(error, UnsafeAnswerError) else None
         problem = None if answer else problem  # whoever leaves after the last event has all of it
         outcome = told.outcome if told else "cancelled" if problem == CANCELLED else "failed"
-        labels = self._common | {names.OUTCOME: outcome}
+        labels = self._common | {names.OUTCOME: outcome, names.MODE: told.mode if told else None}
         if problem is not None:
             self.fail(problem)
         if told is not None:
@@ -254,7 +259,7 @@ class AnswerSpan(_SpanOf):
         if told is None:
             return
         tell(names.TOKENS, told.generated_tokens, labels | {names.TOKEN_TYPE: "output"})
-        if flagged := _flagged(told):
+        for flagged in _flagged(told):
             tell(names.FLAGGED, 1, labels | flagged)
         if told.repairs:
             tell(names.REPAIR_GENERATIONS, max(0, told.generations - 1), labels)
@@ -275,11 +280,7 @@ class CheckSpan(_SpanOf):
         result: Attributes = {
             "gen_ai.evaluation.name": "moderation",
             "gen_ai.evaluation.score.value": score,
-            "gen_ai.evaluation.score.label": "flagged"
-            if decision.flagged
-            else "doubtful"
-            if decision.doubtful
-            else "passed",
+            "gen_ai.evaluation.score.label": _label(decision),
             names.CATEGORY: decision.category,
             names.STAGE: self._about[names.STAGE],
         }
@@ -300,6 +301,12 @@ class WaveSpan(_SpanOf):
         self.note({"tta.wave.scores": list(step.scores), "tta.wave.generated_tokens": step.generated_tokens})
 
 
+def _label(decision: Decision) -> str:
+    if decision.flagged:
+        return "flagged"
+    return "observed" if decision.observed else "doubtful" if decision.doubtful else "passed"
+
+
 def _traced(told: Trace) -> Attributes:
     first = told.baseline or AnswerScore(0.0, flagged=False)
     return {
@@ -316,17 +323,20 @@ def _traced(told: Trace) -> Attributes:
         "tta.first.flagged": first.flagged if told.baseline else None,
         "tta.final.score": told.final.score if told.final else None,
         "tta.load_seconds": told.load_seconds,
+        names.MODE: told.mode,
+        "tta.observed": list(told.observed) or None,
+        "tta.reasoning.tokens": told.reasoning.tokens if told.reasoning else None,
     }
 
 
-def _flagged(told: Trace) -> Attributes:
-    """What was flagged first, if anything was."""
-    stage, _, category = told.stop_reason.partition(": ")
-    if stage == "prompt":
-        return {names.STAGE: "prompt", names.CATEGORY: category}
+def _flagged(told: Trace) -> Iterator[Attributes]:
+    """What was flagged of the prompt and of the first answer; in a policy that observes, what would have been."""
+    for reason in (told.stop_reason, *told.observed):
+        stage, _, category = reason.partition(": ")
+        if stage == "prompt":
+            yield {names.STAGE: "prompt", names.CATEGORY: category}
     if told.baseline is not None and told.baseline.flagged:
-        return {names.STAGE: "output", names.CATEGORY: told.baseline.category}
-    return {}
+        yield {names.STAGE: "output", names.CATEGORY: told.baseline.category}
 
 
 def _told(message: Message) -> Attributes:

@@ -35,7 +35,7 @@ class Unloadable(ScriptedEngine):
         raise EngineError("it cannot be loaded here")
 
 
-DOUBTED = ("hide", "nobody", "money", "burden", "night", "scare", "stupid", "throw", "lock")
+DOUBTED = ("hide", "nobody", "burden", "at night", "stupid", "say that", "somebody else", "ugly", "brandy", "tracker")
 
 
 def _doubts(asked):

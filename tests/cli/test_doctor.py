@@ -56,3 +56,29 @@ def test_the_wait_policy_is_the_users_and_not_ours(tta, monkeypatch, chosen, sta
     if chosen:
         monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
     assert checks(tta("doctor", "--json", "--moderator", "words"))["openmp"]["status"] == status
+
+
+@pytest.mark.parametrize("asked", [("--judging",), ("--moderator", "self"), ("--moderator", "guard:staged:judging")])
+def test_a_model_that_judges_is_asked_about_examples(tta, monkeypatch, tmp_path, asked):
+    monkeypatch.setenv("TTA_PROFILE_DIR", str(tmp_path))
+    ran = tta("doctor", "--json", "--model", "staged:judging", *asked)
+    judge = checks(ran)["judge"]
+    assert judge["status"] == "hint"
+    assert "staged:judging without a profile: AUC 0." in judge["detail"]
+    assert "tta calibrate --only judging" in judge["fix"]
+    tta("calibrate", "--model", "staged:judging", "--only", "judging")
+    judge = checks(tta("doctor", "--json", "--model", "staged:judging", *asked))["judge"]
+    assert judge["status"] == "ok"
+    assert "with its profile" in judge["detail"]
+
+
+def test_a_model_that_cannot_judge_is_warned_of(tta):
+    judge = checks(tta("doctor", "--json", "--model", "staged:contrary", "--judging"))["judge"]
+    assert judge["status"] == "warn"
+    assert "cannot tell harm" in judge["fix"]
+
+
+def test_a_model_that_cannot_be_asked_fails_as_judge(tta):
+    ran = tta("doctor", "--json", "--model", "staged:plain", "--moderator", "guard:staged:plain")
+    assert ran.code == 1
+    assert "so its model cannot judge" in checks(ran)["judge"]["detail"]

@@ -18,8 +18,7 @@ from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
-from tta_middleware.profiles.store import judge_calibration
-from tta_middleware.registry import moderators_in, resolve_moderator
+from tta_middleware.registry import OWN, judging_model, moderators_in, resolve_moderator
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
@@ -32,7 +31,7 @@ class DoctorCheck:
     """One finding; ``fix`` is what to do where the status is not ``ok``."""
 
     name: str
-    status: Literal["ok", "hint", "fail"]
+    status: Literal["ok", "hint", "warn", "fail"]
     detail: str
     fix: str = ""
 
@@ -40,14 +39,15 @@ class DoctorCheck:
         return {key: value for key, value in asdict(self).items() if value}
 
 
-def run(model: str, moderator: str, *, online: bool, wait_policy: str | None) -> list[DoctorCheck]:
+def run(model: str, moderator: str, *, online: bool, judging: bool, wait_policy: str | None) -> list[DoctorCheck]:
     """Everything that the main job needs, then what is good to know."""
     return [
         DoctorCheck("python", "ok", f"{platform.python_version()} ({sys.executable})"),
         DoctorCheck("packages", "ok", _versions(_CORE)),
         *_local_packages(),
         _model(model),
-        _moderator(moderator, online=online),
+        _moderator(model, moderator, online=online),
+        *_judging(model, moderator, judging=judging),
         _wait_policy(wait_policy),
         DoctorCheck("cpu", "ok", _cpu()),
         *_extras(),
@@ -92,11 +92,13 @@ def _model(reference: str) -> DoctorCheck:
     return DoctorCheck("model", "ok", f"{reference} in {info.folder or info.source}{size}")
 
 
-def _moderator(name: str, *, online: bool) -> DoctorCheck:
-    if not online and name != "local":
-        return _not_called(name)
+def _moderator(model: str, name: str, *, online: bool) -> DoctorCheck:
     try:
-        moderator = resolve_moderator(name, calibration=judge_calibration)
+        if asked := _models(model, name):
+            return DoctorCheck("moderator", "ok", f"{name} asks {', '.join(asked)}, in this process")
+        if not online and name != "local":
+            return _not_called(name)
+        moderator = resolve_moderator(name)
         verdict = bridge.run(partial(verdicts_on, moderator, ["Hello, how are you?"]))[0]
         bridge.run(moderator.aclose)
     except (TTAError, ImportError, OSError) as error:
@@ -108,12 +110,36 @@ def _moderator(name: str, *, online: bool) -> DoctorCheck:
     )
 
 
+def _models(model: str, moderator: str) -> list[str]:
+    """The models of this process that a moderator of that name asks; ``self`` is ``model``.
+
+    Raises:
+        ConfigurationError: it is unknown.
+    """
+    asked = [model if name == OWN else judging_model(name) for name in moderators_in(moderator)]
+    return [reference for reference in asked if reference is not None]
+
+
+def _judging(model: str, moderator: str, *, judging: bool) -> Iterator[DoctorCheck]:
+    """How well the models judge that a moderator of that name asks, and ``model``, where that is wanted."""
+    from tta_middleware.cli.judging_check import judging_report
+
+    try:
+        asked = _models(model, moderator)
+    except ConfigurationError:
+        asked = []  # the moderator's check says so
+    for reference in dict.fromkeys([*asked, *([model] if judging else [])]):
+        try:
+            report = judging_report(reference)
+        except (TTAError, ImportError, OSError) as error:
+            yield DoctorCheck("judge", "fail", f"{reference}: {' '.join(str(error).split())}")
+        else:
+            status: Literal["ok", "hint", "warn"] = "warn" if report.poor else "hint" if report.advice else "ok"
+            yield DoctorCheck("judge", status, str(report), report.advice)
+
+
 def _not_called(name: str) -> DoctorCheck:
     """Nothing goes to the network unasked; what can be seen from here is whether the key is there."""
-    try:
-        moderators_in(name)
-    except ConfigurationError as error:
-        return DoctorCheck("moderator", "fail", str(error))
     if name == "openai" and not os.environ.get("OPENAI_API_KEY"):
         return DoctorCheck("moderator", "fail", "openai: no key", "set OPENAI_API_KEY")
     where = f" at {os.environ.get('OPENAI_BASE_URL') or 'the public API'}; a key is set" if name == "openai" else ""

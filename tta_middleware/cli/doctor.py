@@ -15,17 +15,21 @@ def doctor(
     context: typer.Context,
     model: opt.Model = "smollm2",
     moderator: opt.Moderator = "local",
+    judging: Annotated[
+        bool, typer.Option("--judging", help="Ask the model about 64 mild examples: can it judge? Loads it.")
+    ] = False,
     online: Annotated[bool, typer.Option("--online", help="Make one real call to a moderator on the network.")] = False,
     json: opt.Json = False,
 ) -> None:
     """Check what is installed, where the model is and whether the moderator answers.
 
-    Exits with 1 if ``tta chat`` could not run here.
+    A moderator that is a model (self, guard:MODEL) is loaded and asked about 64 mild examples. Exits with 1 if
+    ``tta chat`` could not run here.
     """
     from tta_middleware.batch.standard import emit
     from tta_middleware.cli import checks
 
-    found = checks.run(model, moderator, online=online, wait_policy=context.obj.get(WAIT_POLICY))
+    found = checks.run(model, moderator, online=online, judging=judging, wait_policy=context.obj.get(WAIT_POLICY))
     fine = all(check.status != "fail" for check in found)
     if json:
         emit({"ok": fine, "checks": [check.as_dict() for check in found]})

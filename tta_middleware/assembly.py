@@ -25,7 +25,7 @@ from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.store import judge_calibration, quality_for
 from tta_middleware.protocols import Engine, Moderator, Quality
-from tta_middleware.registry import OWN, moderators_in, resolve_engine, resolve_method, resolve_moderator
+from tta_middleware.registry import asks_own, resolve_engine, resolve_method, resolve_moderator
 from tta_middleware.types import GuardedAnswer, Message, Sampling
 
 
@@ -200,7 +200,7 @@ class Runtime:
         """The moderator of that name, or the object itself; one that is named ``self`` is ``engine``, which answers."""
         if not isinstance(moderator, str):
             return resolve_moderator(moderator)
-        key = (moderator, id(engine) if OWN in moderators_in(moderator) else 0)
+        key = (moderator, id(engine) if asks_own(moderator) else 0)
         with self._lock:
             if key not in self._moderators:
                 self._moderators[key] = resolve_moderator(moderator, engine=engine, calibration=judge_calibration)

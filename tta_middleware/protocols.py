@@ -163,6 +163,7 @@ class Moderator(Protocol):
     Further attributes are optional. ``max_characters`` is the longest text that it takes: longer ones are handed over
     in parts that overlap by ``overlap`` characters (:mod:`tta_middleware.policy.verdicts`). ``categories`` are those
     that it scores; a policy with a threshold for another one is refused (:mod:`tta_middleware.policy.coverage`).
+    ``under(policies)`` gives the moderator for the thresholds in force, where these matter to it.
     ``undisguises`` is true for one that judges disguised texts by what they say itself, so nobody does it around it.
     ``grows`` is true for one to which a growing text costs only what is new, so that windows of a stream bring it all
     the text before them. One that is a :class:`ContextModerator` is told more of a request than its texts.

@@ -31,6 +31,13 @@ JUDGES = "guard:"
 OWN = "self"
 """The moderator that is the model which answers."""
 
+LOCAL = "local"
+"""The moderator that needs no model."""
+
+CASCADE = "cascade"
+"""The moderator that asks ``local`` first and, where that is not sure, the model which answers; ``cascade:MODEL`` asks
+another model instead."""
+
 BESIDE = "+"
 """Between the names of moderators that are asked side by side; each category's highest score counts."""
 
@@ -39,6 +46,8 @@ CalibrationOf: TypeAlias = Callable[[str], "JudgeCalibration | None"]
 
 _ASKED = ("token_ids", "next_token_logprobs")
 _LLM_JUDGE = "tta_middleware.moderation.llm_judge:LLMJudge"
+_CASCADE = "tta_middleware.moderation.cascade:Cascade"
+_OWN = (OWN, CASCADE)
 
 
 def names(group: str) -> list[str]:
@@ -59,7 +68,7 @@ def check_known(group: str, kind: str, name: str) -> EntryPoint:
     """
     found = find(group, name)
     if found is None:
-        own = f", {OWN}, {JUDGES}MODEL" if group == MODERATORS else ""
+        own = f", {OWN}, {JUDGES}MODEL, {CASCADE}, {CASCADE}:MODEL" if group == MODERATORS else ""
         raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join(names(group)) or 'none'}{own}")
     return found
 
@@ -72,7 +81,7 @@ def moderators_in(name: str) -> list[str]:
     """
     found: list[str] = []
     for part in name.split(BESIDE):
-        if not _is_moderator(part) and found and found[-1].startswith(JUDGES):
+        if not _is_moderator(part) and found and judging_model(found[-1]) is not None:
             found[-1] += BESIDE + part  # of the folder's name
         else:
             found.append(part)
@@ -83,12 +92,24 @@ def moderators_in(name: str) -> list[str]:
 
 
 def _is_moderator(name: str) -> bool:
-    return judging_model(name) is not None or name == OWN or find(MODERATORS, name) is not None
+    return judging_model(name) is not None or name in _OWN or find(MODERATORS, name) is not None
 
 
 def judging_model(name: str) -> str | None:
-    """The reference of the model that ``guard:MODEL`` asks; None for other names."""
-    return name.removeprefix(JUDGES) if name.startswith(JUDGES) and name != JUDGES else None
+    """The reference of the model that ``guard:MODEL`` or ``cascade:MODEL`` asks; None for other names."""
+    for beginning in (JUDGES, f"{CASCADE}:"):
+        if name.startswith(beginning) and name != beginning:
+            return name.removeprefix(beginning)
+    return None
+
+
+def asks_own(moderator: str) -> bool:
+    """Whether a moderator of that name asks the model that answers.
+
+    Raises:
+        ConfigurationError: it is unknown.
+    """
+    return any(name in _OWN for name in moderators_in(moderator))
 
 
 def check_moderator(moderator: str, model: str | Engine | None) -> None:
@@ -100,29 +121,30 @@ def check_moderator(moderator: str, model: str | Engine | None) -> None:
     Raises:
         ConfigurationError: the name is unknown, or asks ``model`` to judge, which it cannot.
     """
-    if OWN not in moderators_in(moderator):
+    if not asks_own(moderator):
         return
     if model is None:
-        raise _nothing_to_ask()
+        raise _nothing_to_ask(moderator)
     asked: Any = _load(ENGINES, "engine", _engine(model)[0]) if isinstance(model, str) else model
     if missing := [name for name in _ASKED if not hasattr(asked, name)]:
         named = asked.__name__ if isinstance(asked, type) else type(asked).__name__
         raise ConfigurationError(
-            f"moderator {OWN!r} asks the model that answers, and {named} has no {' and no '.join(missing)}; "
-            f"say {JUDGES}MODEL, which asks a model of this process"
+            f"moderator {moderator!r} asks the model that answers, and {named} has no {' and no '.join(missing)}; "
+            f"say {JUDGES}MODEL or {CASCADE}:MODEL, which asks a model of this process"
         )
 
 
-def _nothing_to_ask() -> ConfigurationError:
+def _nothing_to_ask(moderator: str) -> ConfigurationError:
     return ConfigurationError(
-        f"moderator {OWN!r} is the model that answers, and here none of this process's engines does; "
-        f"say {JUDGES}MODEL, which asks a model of this process"
+        f"moderator {moderator!r} asks the model that answers, and here none of this process's engines does; "
+        f"say {JUDGES}MODEL or {CASCADE}:MODEL, which asks a model of this process"
     )
 
 
 def _load(group: str, kind: str, name: str) -> Callable[..., Any]:
-    if group == MODERATORS and (name == OWN or name.startswith(JUDGES)):
-        return cast(Callable[..., Any], EntryPoint(name, _LLM_JUDGE, group).load())
+    if group == MODERATORS and (name in _OWN or judging_model(name) is not None):
+        made = _CASCADE if name.startswith(CASCADE) else _LLM_JUDGE
+        return cast(Callable[..., Any], EntryPoint(name, made, group).load())
     return cast(Callable[..., Any], check_known(group, kind, name).load())
 
 
@@ -179,6 +201,7 @@ def resolve_moderator(
 ) -> Moderator:
     """A moderator for a name such as ``local`` or ``openai``, or from any object with a ``moderate`` of texts.
 
+    ``cascade`` asks ``local`` first (:class:`~tta_middleware.moderation.cascade.Cascade`).
     ``self`` is ``engine``, the model that answers, and ``guard:MODEL`` another model of this process: its reference is
     read as :func:`resolve_engine` does, and it is loaded with the first text. Such a model is asked, see
     :class:`~tta_middleware.moderation.llm_judge.LLMJudge`. ``self+local`` asks both, and the higher score counts.
@@ -214,15 +237,26 @@ def resolve_moderator(
 
 def _made(name: str, engine: Engine | None, calibration: CalibrationOf) -> Moderator:
     made = _load(MODERATORS, "moderator", name)
-    if name == OWN:
-        if engine is None:
-            raise _nothing_to_ask()
-        return cast(Moderator, made(engine, name=name, calibration=calibration(engine.model_id)))
-    if name.startswith(JUDGES):
-        reference = name.removeprefix(JUDGES)
-        judging = resolve_engine(reference)
-        return cast(Moderator, made(judging, name=name, calibration=calibration(reference), closes=True))
-    return cast(Moderator, made())
+    if name not in _OWN and judging_model(name) is None:
+        return cast(Moderator, made())
+    judge, known = _judge(name, engine, calibration)
+    if not name.startswith(CASCADE):
+        return judge
+    return cast(
+        Moderator, made(_load(MODERATORS, "moderator", LOCAL)(), judge, bounds=known and known.cascade, name=name)
+    )
+
+
+def _judge(name: str, engine: Engine | None, calibration: CalibrationOf) -> tuple[Moderator, JudgeCalibration | None]:
+    """The model that a moderator of that name asks, and what was measured of it."""
+    made = _load(MODERATORS, "moderator", OWN)
+    if (reference := judging_model(name)) is not None:
+        known = calibration(reference)
+        return made(resolve_engine(reference), name=name, calibration=known, closes=True), known
+    if engine is None:
+        raise _nothing_to_ask(name)
+    known = calibration(engine.model_id)
+    return made(engine, name=name, calibration=known), known
 
 
 def _uncalibrated(_model: str) -> None:

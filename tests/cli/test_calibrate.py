@@ -7,6 +7,7 @@ import pytest
 from tta_middleware.cli.calibrate_job import harmless_prompts
 from tta_middleware.errors import EngineError
 from tta_middleware.guard.quality import QualityBounds, text_problems
+from tta_middleware.moderation.cascade import embedded_fingerprint
 from tta_middleware.profiles.calibration import Answer, Measurements, bounds_from
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.store import judge_calibration, load_profile
@@ -72,6 +73,21 @@ def test_one_part_is_measured_and_the_other_one_kept(tta, jsonl):
     assert after.judging.sources == {"own": 30}
     tta("calibrate", "--model", "staged:judging", "--only", "quality", "--limit", "2")
     assert load_profile(model_hash("staged:judging")) == after
+
+
+def test_many_answers_give_a_probe_and_the_bounds_of_a_cascade(tta, jsonl):
+    said = ("hide it behind the shed and say that nobody was there", "show it to the gardener, who will be glad")
+    rows = [
+        {"response": f"{said[at % 2]}, {at}", "harmful": bool(at % 2 == 0) ^ (at % 7 == 0), "source": f"s{at // 100}"}
+        for at in range(400)
+    ]
+    ran = tta("calibrate", "--model", "staged:judging", "--only", "judging", "--answers", jsonl("own.jsonl", *rows))
+    assert ran.code == 0
+    found = judge_calibration("staged:judging")
+    assert len(found.probe.weights) == 2
+    assert found.cascade.first == embedded_fingerprint()
+    assert 0.0 <= found.cascade.measured["asked"] <= 1.0
+    assert "cascade_asked: " in ran.err
 
 
 def test_a_model_that_cannot_judge_gets_its_bounds_and_a_word_why(tta):

@@ -82,3 +82,11 @@ def test_a_model_that_cannot_be_asked_fails_as_judge(tta):
     ran = tta("doctor", "--json", "--model", "staged:plain", "--moderator", "guard:staged:plain")
     assert ran.code == 1
     assert "so its model cannot judge" in checks(ran)["judge"]["detail"]
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_no_judge(tta, monkeypatch, tmp_path):
+    monkeypatch.setenv("TTA_PROFILE_DIR", str(tmp_path))
+    judge = checks(tta("doctor", "--json", "--judging"))["judge"]
+    assert judge["status"] == "warn"
+    assert "smollm2 without a profile" in judge["detail"]

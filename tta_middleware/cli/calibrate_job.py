@@ -23,6 +23,7 @@ from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.judging import (
     JudgingFit,
     LabelledAnswer,
+    cascade_bounds,
     judged,
     read_answers,
     sample,
@@ -100,6 +101,8 @@ def _show(profile: Profile) -> None:
         fitted = profile.judging
         shown += [("judge_centre", fitted.centre), ("judge_scale", fitted.scale), ("judge_words", fitted.words)]
         shown += [(f"judge_{name}", value) for name, value in fitted.figures.items()]
+        measured = fitted.cascade.measured if fitted.cascade else {}
+        shown += [(f"cascade_{name}", value) for name, value in measured.items()]
     facts([(name, f"{value:.4g}") for name, value in shown])
 
 
@@ -159,4 +162,5 @@ async def _judging(request: CalibrationRequest, engine: Engine, answers: list[La
         note(f"no probe: that takes {LEAST_FOR_PROBE} answers of either kind (--answers FILE)")
     if fit.figures["auc"] < POOR:
         note(f"a poor judge: AUC {fit.figures['auc']:.2f} on these answers, where 0.5 is chance")
-    return JudgingFit.of(fit, judge.wording(), said.sources)
+    bounds = await anyio.to_thread.run_sync(cascade_bounds, answers, fit, request.loading.model)
+    return JudgingFit.of(fit, judge.wording(), said.sources, bounds)

@@ -18,7 +18,7 @@ from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
-from tta_middleware.registry import OWN, judging_model, moderators_in, resolve_moderator
+from tta_middleware.registry import asks_own, judging_model, moderators_in, resolve_moderator
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
@@ -116,8 +116,9 @@ def _models(model: str, moderator: str) -> list[str]:
     Raises:
         ConfigurationError: it is unknown.
     """
-    asked = [model if name == OWN else judging_model(name) for name in moderators_in(moderator)]
-    return [reference for reference in asked if reference is not None]
+    own = [model] if asks_own(moderator) else []
+    asked = [judging_model(name) for name in moderators_in(moderator)]
+    return own + [reference for reference in asked if reference is not None]
 
 
 def _judging(model: str, moderator: str, *, judging: bool) -> Iterator[DoctorCheck]:

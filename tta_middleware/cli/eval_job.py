@@ -33,7 +33,7 @@ from tta_middleware.files.prompts import Prompt, read_sets
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.store import judge_calibration, load_profile, quality_for
-from tta_middleware.registry import OWN, check_policies, judging_model, moderators_in, resolve_moderator
+from tta_middleware.registry import asks_own, check_policies, judging_model, moderators_in, resolve_moderator
 from tta_middleware.types import Sampling
 
 
@@ -196,7 +196,7 @@ def _judge(request: EvaluationRequest) -> Reviewer | None:
         return None
     asked = moderators_in(request.moderator)
     seen = {model_hash(model) for name in asked if (model := judging_model(name)) is not None}
-    seen |= {model_hash(request.loading.model)} if OWN in asked else set()
+    seen |= {model_hash(request.loading.model)} if asks_own(request.moderator) else set()
     model = judging_model(request.judge)
     if model is not None and model_hash(model) in seen:
         raise ConfigurationError(

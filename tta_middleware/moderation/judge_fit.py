@@ -131,13 +131,16 @@ def _probe(answers: JudgedAnswers, rows: NDArray[np.bool_], ridge: float) -> Jud
 
 
 def _step(columns: Sequence[Column], answers: JudgedAnswers) -> tuple[list[float], float]:
-    """What each column counts, and the bias, for evens of both kinds; a second that speaks against itself counts 0."""
+    """What each column counts, and the bias, for evens of both kinds.
+
+    The first counts alone where the second says the same or speaks against itself: one of both is negative then.
+    """
     truth = answers.harmful.astype(np.float64)
     known = np.column_stack(columns)
     spread = known.std(axis=0) + 1e-9
     shares = evened(truth, answers.sources)
     found = logistic(np.column_stack([known / spread, np.ones(len(truth))]), truth, shares, 1e-3)
-    if len(columns) > 1 and found[1] < 0.0:
+    if len(columns) > 1 and min(found[:2]) < 0.0:
         [first], bias = _step(columns[:1], answers)
         return [first, 0.0], bias
     return (found[:-1] / spread).tolist(), float(found[-1])

@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 
 from tta_middleware.errors import ConfigurationError, EngineError, ModerationRejectedError, ModerationUnavailableError
+from tta_middleware.moderation.cascade_bounds import CascadeBounds
 from tta_middleware.moderation.judge_formats import JudgeFormat, format_for
 from tta_middleware.moderation.judge_probe import JudgeProbe
 from tta_middleware.moderation.judge_prompts import (
@@ -113,6 +114,7 @@ class JudgeCalibration:
             :mod:`tta_middleware.moderation.judge_probe`.
         words: how much the log-odds of yes against no count beside the probe's; 0 and they are not asked for.
         wording: :meth:`LLMJudge.wording` of the judge that this was fitted for; empty and it is not checked.
+        cascade: where a cheap moderator in front of the judge is sure; a judge does not read it.
 
     Raises:
         ConfigurationError: a number is not finite, ``scale`` is not above 0, or ``words`` is below 0.
@@ -123,6 +125,7 @@ class JudgeCalibration:
     probe: JudgeProbe | None = None
     words: float = 0.0
     wording: str = ""
+    cascade: CascadeBounds | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.centre) and math.isfinite(self.scale) and self.scale > 0.0):

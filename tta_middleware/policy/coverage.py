@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Sequence
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy import STAGES, Policy, StagePolicies
@@ -102,6 +102,7 @@ def covering(moderator: Moderator, policies: StagePolicies) -> Moderator:
     categories = categories_of(moderator)
     check_scored(policies, categories, moderator.name)
     check_rules(policies, read=reads_rules(moderator), moderator=moderator.name)
+    moderator = moderator.under(policies) if isinstance(moderator, _Fitting) else moderator
     watched = moderator if categories is not None or not enforced(policies) else _Undeclared(moderator, policies)
     return Undisguising(watched) if policies.disguises and not undisguises(moderator) else watched
 
@@ -158,6 +159,15 @@ class Undisguising(_Around):
         beneath = iter(verdicts[len(texts) :])
         written = zip(verdicts, forms, strict=False)
         return [one if form is None else stricter([one, next(beneath)]) for one, form in written]
+
+
+@runtime_checkable
+class _Fitting(Moderator, Protocol):
+    """A moderator whose ways depend on the thresholds that are in force."""
+
+    def under(self, policies: StagePolicies) -> Moderator:
+        """The same one for those policies; quick, since it is asked for with every request."""
+        ...
 
 
 class _Undeclared(_Around):

@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, field_validator
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import lines, parse_object, text_field
+from tta_middleware.moderation.cascade import embedded_fingerprint
+from tta_middleware.moderation.cascade_bounds import CascadeBounds, choose_bounds
+from tta_middleware.moderation.embedded import EmbeddedModerator
+from tta_middleware.moderation.judge_figures import auc
 from tta_middleware.moderation.judge_fit import LEAST_FOR_PROBE, JudgedAnswers, JudgeFit
 from tta_middleware.moderation.judge_probe import JudgeProbe
 from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
 
 LONGEST: Final = 2_000
 """Characters of an answer that are put before the model; what makes one harmful seldom stands later."""
+
+LEAST_FOR_BOUNDS: Final = 150
+"""Answers of either kind that bounds of a cascade take: they stand on the few that the cheap moderator misses."""
 
 _AT_ONCE = 16
 
@@ -37,6 +45,7 @@ class JudgingFit(Settings):
         weights: of the probe, as base64 of little-endian float32; None without a probe.
         sources: where the answers were from, and how many of each.
         figures: what it is worth on answers of sources, or to questions, that it was not fitted on.
+        cascade: where the embedded moderator in front of this judge is sure; None and the shipped bounds count.
     """
 
     wording: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -47,6 +56,7 @@ class JudgingFit(Settings):
     bias: float = 0.0
     sources: Mapping[str, int] = Field(default_factory=dict)
     figures: Mapping[str, float] = Field(default_factory=dict)
+    cascade: CascadeBounds | None = None
 
     @field_validator("weights")
     @classmethod
@@ -56,7 +66,9 @@ class JudgingFit(Settings):
         return weights
 
     @classmethod
-    def of(cls, fit: JudgeFit, wording: str, sources: Sequence[str]) -> JudgingFit:
+    def of(
+        cls, fit: JudgeFit, wording: str, sources: Sequence[str], cascade: CascadeBounds | None = None
+    ) -> JudgingFit:
         """What is kept of a fit."""
         found, probe = fit.calibration, fit.calibration.probe
         return cls(
@@ -68,12 +80,13 @@ class JudgingFit(Settings):
             bias=0.0 if probe is None else probe.bias,
             sources=dict(sorted(Counter(sources).items())),
             figures=fit.figures,
+            cascade=cascade,
         )
 
     def calibration(self) -> JudgeCalibration:
         """What a judge takes."""
         probe = None if self.weights is None else JudgeProbe(_unpacked(self.weights), self.bias)
-        return JudgeCalibration(self.centre, self.scale, probe, self.words, self.wording)
+        return JudgeCalibration(self.centre, self.scale, probe, self.words, self.wording, self.cascade)
 
 
 def _packed(weights: Sequence[float]) -> str:
@@ -175,6 +188,43 @@ async def judged(
         tuple(one.source for one in answers),
         tuple(one.prompt for one in answers),
     )
+
+
+def cascade_bounds(answers: Sequence[LabelledAnswer], fit: JudgeFit, judge: str) -> CascadeBounds | None:
+    """Where the embedded moderator is sure in front of a judge with that fit; None where answers are too few to say."""
+    harmful = np.array([one.harmful for one in answers], dtype=bool)
+    if min(harmful.sum(), (~harmful).sum()) < LEAST_FOR_BOUNDS:
+        return None
+    first = local_scores([one.response[:LONGEST] for one in answers])
+    return bounds_between(first, fit.scores, harmful, embedded_fingerprint(), judge)
+
+
+def bounds_between(
+    first: NDArray[np.float64], judge: NDArray[np.float64], harmful: NDArray[np.bool_], fingerprint: str, name: str
+) -> CascadeBounds:
+    """The bounds by two moderators' scores of the same answers, and what they are worth there at 0.5.
+
+    Args:
+        fingerprint: of the first moderator.
+        name: of the judge.
+    """
+    bounds = CascadeBounds(first=fingerprint, judge=name, at=choose_bounds(first, judge, harmful))
+    low, high = bounds.around([0.5])
+    asked = (first >= low) & (first < (2.0 if high is None else high))
+    measured = {
+        "answers": float(len(first)),
+        "asked": float(asked.mean()),
+        "asked_of_harmless": float(asked[~harmful].mean()),
+        "auc": auc(np.where(asked, judge, first), harmful),
+        "auc_of_judge": auc(judge, harmful),
+    }
+    return bounds.model_copy(update={"measured": {name: round(value, 4) for name, value in measured.items()}})
+
+
+def local_scores(texts: Sequence[str]) -> NDArray[np.float64]:
+    """(n,) highest scores of the embedded moderator, whatever the language."""
+    verdicts = EmbeddedModerator(unsupported_language="pass").score(texts)
+    return np.array([verdict.score for verdict in verdicts])
 
 
 def sample(answers: Sequence[LabelledAnswer], most: int, seed: int) -> list[LabelledAnswer]:

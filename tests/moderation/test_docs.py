@@ -22,8 +22,13 @@ async def test_the_python_of_the_how_to_runs(monkeypatch):
 
 
 def test_the_policies_of_the_how_to_load(tmp_path):
+    ruled, several = blocks("toml")[:2]
     file = tmp_path / "policies.toml"
-    file.write_text(blocks("toml")[0])
+    file.write_text(several)
     policies = PolicyFile(file)
     assert policies.names() == ["default", "strict"]
     assert policies.get().prompt.on_error == "open"
+    file.write_text(f"{several}\n{ruled}")
+    shop = PolicyFile(file).get("shop").output
+    assert shop.rules is not None
+    assert shop.categories == {"rules": 0.6}

@@ -12,10 +12,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
-from tta_middleware.call_text import json_reading
+from tta_middleware.call_text import json_reading, message_texts
 from tta_middleware.config import Budget, Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.guard.holdback import Check, HoldBack, Reading
+from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.observing import NOBODY, AnswerObserver, CheckStage
 from tta_middleware.policy import Policy, StagePolicies
@@ -417,6 +418,22 @@ class RequestContext:
             for verdict in verdicts:
                 check.scored(verdict, self.policies.prompt)
         return verdicts
+
+    async def score_conversation(self, which: PromptCheck) -> list[Verdict]:
+        """As :meth:`score_prompt`: the last user turn, or all turns, of which tools' results may be asked about apart.
+
+        Raises:
+            ModerationError: a text has no verdict.
+        """
+        if which == "user":
+            return await self.score_prompt([self.conversation.user_text])
+        said, results = list[str](), list[str]()
+        for message in self.conversation.messages:
+            (results if message.role == "tool" else said).extend(message_texts(message))
+        # Apart only where the moderator makes a difference.
+        if not results or self.moderator_for("prompt", "prompt") is self.moderator_for("tool result", "prompt"):
+            return await self.score_prompt([*said, *results])
+        return [*await self.score_prompt(said), *await self.score_prompt(results, "tool result")]
 
     async def assess(self, prompt: PromptEmbeddings, completion: Completion) -> QualityReport:
         """Whether an answer to the unmoved ``prompt`` is usable."""

@@ -17,7 +17,7 @@ import anyio
 import numpy as np
 
 from tta_middleware.aio.streams import first_error, owned
-from tta_middleware.call_text import json_reading, message_texts
+from tta_middleware.call_text import json_reading
 from tta_middleware.config import Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
 from tta_middleware.guard.context import (
@@ -61,7 +61,6 @@ from tta_middleware.types import (
     StepTrace,
     Thought,
     Trace,
-    Verdict,
     WindowScore,
 )
 
@@ -338,7 +337,7 @@ class Answering:
         try:
             # Not under the first answer's deadline, which ends with that answer: all that is said waits for this check.
             with anyio.move_on_after(self.context.meter.seconds_left):
-                verdicts = await self._score_prompt()
+                verdicts = await self.context.score_conversation(self.prompt_check)
         except ModerationError as error:
             return "" if policy.lets_pass(error) else f"moderator: {type(error).__name__}"
         if verdicts is None:
@@ -347,18 +346,6 @@ class Answering:
         found = dict.fromkeys(f"prompt: {decision.category}" for decision in decisions if decision.observed)
         self._observed_prompt = tuple(found)
         return next((f"prompt: {decision.category}" for decision in decisions if decision.flagged), "")
-
-    async def _score_prompt(self) -> list[Verdict]:
-        if self.prompt_check == "user":
-            return await self.context.score_prompt([self.context.conversation.user_text])
-        said, results = list[str](), list[str]()
-        for message in self.context.conversation.messages:
-            (results if message.role == "tool" else said).extend(message_texts(message))
-        # Asked apart only where the moderator makes a difference.
-        if self.context.moderator_for("prompt", "prompt") is self.context.moderator_for("tool result", "prompt"):
-            return await self.context.score_prompt([*said, *results])
-        found = await self.context.score_prompt(said)
-        return [*found, *await self.context.score_prompt(results, "tool result")] if results else found
 
     async def _answer(self) -> Report:
         if limit := self.context.meter.exhausted():

@@ -217,12 +217,14 @@ class RequestScope:
 
     Attributes:
         owner: a number that no other request has (:func:`next_ticket`).
+        closed: whether the request is over.
     """
 
-    __slots__ = ("_at_end", "owner")
+    __slots__ = ("_at_end", "closed", "owner")
 
     def __init__(self) -> None:
         self.owner = next_ticket()
+        self.closed = False
         self._at_end: dict[Hashable, Callable[[], object]] = {}
 
     def at_end(self, key: Hashable, let_go: Callable[[], object]) -> None:
@@ -231,6 +233,7 @@ class RequestScope:
 
     def close(self) -> None:
         """The request is over; idempotent."""
+        self.closed = True
         while self._at_end:
             self._at_end.popitem()[1]()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from tta_middleware import Guard, Policy, Repair
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import EmbeddingShapeError, EngineError
-from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
+from tta_middleware.moderation.llm_judge import LLMJudge
+from tta_middleware.policy.coverage import told
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, RequestScope, Sampling
 
 ANSWER = "The harbour opens at dawn, and the boats go out one after the other while the town is still asleep. " * 3
 CHOICES = [5, 17, 300]
@@ -165,4 +170,69 @@ async def test_a_beginning_that_is_said_to_be_shared_outlives_its_owner(
     assert sum(columns) == len(asked[1].token_ids) - shared
     [again] = await engine.next_token_logprobs(asked[:1], CHOICES)
     assert again == pytest.approx(first, abs=1e-4)
+    await engine.aclose()
+
+
+def kept_texts(engine: TransformersEngine) -> Any:
+    decoder: Any = engine._decoder
+    return decoder._batch._scored
+
+
+async def grown_verdicts(engine: TransformersEngine, texts: list[str], *, cache: bool) -> list[list[float]]:
+    """Scores of growing answers that take turns, by judges of one request each; or each window by one of its own."""
+    judge, found = LLMJudge(engine), [list[float]() for _ in texts]
+    scopes = [RequestScope() for _ in texts]
+    judges = [told(judge, Policy(threshold=1.0), scope=scope) for scope in scopes]
+    for end in range(40, max(map(len, texts)), 90):
+        for at, text in enumerate(texts):
+            scope = RequestScope()
+            one = judges[at] if cache else told(judge, Policy(threshold=1.0), scope=scope)
+            [verdict] = await one.moderate([text[:end]], prompt="What is it like there?")
+            found[at].append(verdict.score)
+            scope.close()
+    for scope in scopes:
+        scope.close()
+    return found
+
+
+async def test_growing_answers_that_take_turns_score_as_from_scratch_even_where_there_is_no_room_to_keep_them(
+    tiny_folder: Path,
+) -> None:
+    texts = [f"{name}: {ANSWER}" for name in ("One", "Two", "Three")]
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    scratch = await grown_verdicts(engine, texts, cache=False)
+    assert await grown_verdicts(engine, texts, cache=True) == [pytest.approx(one, abs=1e-4) for one in scratch]
+    await engine.aclose()
+    tight = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=2e-3)
+    assert await grown_verdicts(tight, texts, cache=True) == [pytest.approx(one, abs=1e-4) for one in scratch]
+    most = 0.06 * 2e-3 * 2**30
+    assert kept_texts(tight).nbytes <= most
+    await tight.aclose()
+
+
+@pytest.mark.parametrize("ends", ["at its end", "when it is left"])
+async def test_a_guarded_stream_leaves_nothing_in_the_engine(tiny_folder: Path, ends: str) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    guard = Guard(engine, LLMJudge(engine), policy=Policy(threshold=1.0), repair=Repair(method=None))
+    seen = 0
+    async with aclosing(guard.stream([Message("user", "the fog")], Sampling(max_new_tokens=150))) as events:
+        async for _ in events:
+            seen = max(seen, len(kept_texts(engine)))
+            if ends == "when it is left" and seen:
+                break
+    assert seen
+    await engine.directions(["sea"])  # is done after what was forgotten before it
+    assert len(kept_texts(engine)) == 0
+    await engine.aclose()
+
+
+@pytest.mark.slow
+async def test_a_real_model_judges_a_growing_answer_as_from_scratch() -> None:
+    engine = TransformersEngine("smollm2", dtype="float32")
+    texts = [
+        "Bread is made of flour, water, salt and time. " * 6,
+        "First open the window, then wait for the wind. " * 6,
+    ]
+    scratch = await grown_verdicts(engine, texts, cache=False)
+    assert await grown_verdicts(engine, texts, cache=True) == [pytest.approx(one, abs=1e-4) for one in scratch]
     await engine.aclose()

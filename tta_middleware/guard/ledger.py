@@ -11,10 +11,10 @@ from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.observing import NOBODY, AnswerObserver
 from tta_middleware.policy import Decision, Policy, StagePolicies
-from tta_middleware.policy.coverage import categories_of, covering, enforced, told, undisguises
+from tta_middleware.policy.coverage import categories_of, covering, enforced, grows, reads_rules, told, undisguises
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import CATEGORIES, AnswerScore, Outcome, Subject, Trace, Verdict
+from tta_middleware.types import CATEGORIES, AnswerScore, ModerationContext, Outcome, Subject, Trace, Verdict
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ class Ledger:
     default_threshold: float = field(init=False)
     categories: tuple[str, ...] = field(init=False)
     undisguises: bool = field(init=False)
+    grows: bool = field(init=False)
+    reads_rules: bool = field(init=False)
+    _covering: Moderator = field(init=False)
     _worst: tuple[Decision, Verdict] | None = None
     _started: float = 0.0
 
@@ -54,12 +57,21 @@ class Ledger:
         stages = StagePolicies.of(self.policy)
         if getattr(self.moderator, "max_characters", None) is None:
             self.moderator = InParts(self.moderator, LONGEST)
-        self.moderator = told(covering(self.moderator, stages), self.policy, self.subject)
+        self._covering = covering(self.moderator, stages)
+        self.moderator = told(self._covering, self.policy, self.subject)
+        self.grows, self.reads_rules = grows(self._covering), reads_rules(self._covering)
         self.name, self.default_threshold = self.moderator.name, self.moderator.default_threshold
         # What is not declared was put under watch above, so whoever asks this ledger need not watch it again.
         self.categories = categories_of(self.moderator) or tuple(enforced(stages))
         self.undisguises = undisguises(self.moderator)
         self._started = self.clock()
+
+    def in_context(self, context: ModerationContext) -> Ledger:
+        """This very ledger, whose texts belong to that request from now on; what they are it knows itself."""
+        self.moderator = told(
+            self._covering, self.policy, self.subject, conversation=context.conversation, scope=context.scope
+        )
+        return self
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """The moderator's verdicts, counted; blank texts are safe without a call.

@@ -464,7 +464,7 @@ class LLMJudge(Closing):
     @property
     def _owner(self) -> int | None:
         scope = self._context.scope
-        return None if scope is None else scope.owner
+        return None if scope is None or scope.closed else scope.owner
 
 
 def _kind(form: JudgeFormat, group: str, judged: JudgedText) -> JudgePrompt:

@@ -264,7 +264,9 @@ class Batch:
     def _score(self, job: Reading, logits: Tensor, states: Tensor | None, finished: bool) -> None:
         job.take(logits, states)
         if finished:
-            job.remember(self._scored)
+            # Of a caller who has left nothing is kept: nobody would forget it.
+            if not job.cancelled:
+                job.remember(self._scored)
             self._scoring.remove(job)
 
     def _take_in(self, joined: Sequence[Joining], logits: Tensor) -> None:

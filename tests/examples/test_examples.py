@@ -1,6 +1,6 @@
 """Every example and the README's snippets run as they stand.
 
-The quick run has them all but the demo in one process, which reads torch and the model once; the slow one starts each
+The quick run has all but the longest in one process, which reads torch and the model once; the slow one starts each
 by itself, as a user does.
 """
 
@@ -13,11 +13,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+SLOW = ("demo.py", "fastapi_app.py", "rag.py")
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+def cells(notebook: Path) -> str:
+    """A notebook's code, which has to run without Jupyter, too."""
+    found = nbformat.read(notebook, as_version=4)["cells"]
+    return "\n\n".join(cell["source"] for cell in found if cell["cell_type"] == "code")
 
 
 def run(*command: str) -> str:
@@ -42,7 +53,7 @@ for path in sys.argv[1:]:
 
 
 def test_examples_and_snippets_run_in_one_process(tmp_path: Path) -> None:
-    paths = [str(path) for path in EXAMPLES if path.name != "demo.py"]
+    paths = [str(path) for path in EXAMPLES if path.name not in SLOW]
     for index, code in enumerate(SNIPPETS):
         snippet = tmp_path / f"snippet_{index}.py"
         snippet.write_text(code)
@@ -50,12 +61,32 @@ def test_examples_and_snippets_run_in_one_process(tmp_path: Path) -> None:
     said = dict(json.loads(line) for line in run("-c", IN_ONE_PROCESS, *paths).splitlines())
     assert list(said) == paths
     assert all(said[path].strip() for path in paths)
+    graph, upstream = (said[str(ROOT / "examples" / name)] for name in ("graph.py", "upstream.py"))
+    assert graph.endswith("the flagged text is in a checkpoint: False\n")
+    assert "in spring. [stop]" in upstream
+    assert upstream.endswith("[content_filter]\n")
+    assert "idiot" not in upstream + graph
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example(path: Path) -> None:
     assert run(str(path)).strip()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_valid_and_holds_no_outputs_that_may_be_old(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_runs_by_itself(path: Path) -> None:
+    assert "repair 1" in run("-c", cells(path))
 
 
 def test_the_readme_has_a_snippet() -> None:

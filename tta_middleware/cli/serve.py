@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,15 +90,10 @@ def serve(
         "allow_download": allow_download,
     }
     settings, models = read_server_file(config) if config else (_nothing(), {})
-    named = _named("--model", model or ([] if models or upstream else ["smollm2"]), models)
-    tables = {name: {"model": reference, **own} for name, reference in named.items()}
     behind = {"upstream_model": upstream_model, "hand_over": hand_over, **guard}
-    urls = _named("--upstream", [_with_name(text) for text in upstream or []], [*models, *tables])
-    models |= build_models(tables | {name: {"upstream": url, **behind} for name, url in urls.items()})
+    models |= build_models(_tables(models, model or [], own, upstream or [], behind))
     limits = {"concurrency": concurrency, "queue": queue, "seconds": deadline}
-    settings = _with(settings, limits, allow_policy or [])
-    if playground is not None:
-        settings = settings.model_copy(update={"playground": playground})
+    settings = _with(settings, limits, allow_policy or [], playground)
     settings = _telling(settings, telemetry=telemetry, metrics_open=metrics_open)
     app = create_app(models, settings, keys=_keys(api_keys, settings))
     running.serve(app, settings, host=host, port=port)
@@ -112,6 +107,16 @@ def _policy(threshold: float | None, observe: bool, policies: Path | None) -> Po
     if observe and policies is not None:
         raise ConfigurationError("--observe and --policies: set mode = 'observe' in the file's policy")
     return Policy(threshold=threshold, mode="observe") if observe else threshold
+
+
+def _tables(
+    known: Collection[str], model: list[str], own: Mapping[str, Any], upstream: list[str], behind: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Settings by name of the models that options name; the embedded one where nothing is named at all."""
+    named = _named("--model", model or ([] if known or upstream else ["smollm2"]), known)
+    tables = {name: {"model": reference, **own} for name, reference in named.items()}
+    urls = _named("--upstream", [_with_name(text) for text in upstream], [*known, *tables])
+    return tables | {name: {"upstream": url, **behind} for name, url in urls.items()}
 
 
 def _with_name(upstream: str) -> str:
@@ -142,12 +147,14 @@ def _nothing() -> ServerSettings:
     return ServerSettings()
 
 
-def _with(settings: ServerSettings, limits: dict[str, Any], allowed: list[str]) -> ServerSettings:
+def _with(
+    settings: ServerSettings, limits: dict[str, Any], allowed: list[str], playground: bool | None
+) -> ServerSettings:
     given = {name: value for name, value in limits.items() if value is not None}
     policies = (*settings.allowed_policies, *(name for name in allowed if name not in settings.allowed_policies))
-    return settings.model_copy(
-        update={"limits": settings.limits.model_copy(update=given), "allowed_policies": policies}
-    )
+    page = settings.playground if playground is None else playground
+    limits_in_force = settings.limits.model_copy(update=given)
+    return settings.model_copy(update={"limits": limits_in_force, "allowed_policies": policies, "playground": page})
 
 
 def _telling(settings: ServerSettings, *, telemetry: bool, metrics_open: bool) -> ServerSettings:

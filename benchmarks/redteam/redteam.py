@@ -123,7 +123,7 @@ class Run:
 
 def garak(run: Run) -> list[Answer]:
     """Its probes that need no other model; a hit is what the probe's own detectors say."""
-    probes = "dan.DanInTheWild,grandma.Slurs,grandma.Substances,donotanswer.MaliciousUses,lmrc.Bullying"
+    probes = "dan.DanInTheWild,dan.AutoDANCached,dra.DRA,grandma.Substances"
     settings = {
         "system": {"parallel_attempts": 2},
         "run": {"generations": 1, "soft_probe_prompt_cap": max(1, run.count // 2), "seed": 1},

@@ -171,7 +171,8 @@ class AnswerSpan(_SpanOf):
     # have ended.
 
     def __init__(self, telemetry: Telemetry, asked: Asked, model: str = "", policy: str = "") -> None:
-        self._asked, self._first, self._answer = asked, 0.0, None
+        self._asked, self._first = asked, 0.0
+        self._answer: GuardedAnswer | None = None
         self._common: Attributes = {
             names.OPERATION: "chat",
             names.PROVIDER: asked.provider,
@@ -180,8 +181,6 @@ class AnswerSpan(_SpanOf):
         }
         known = {name: value for name, value in self._common.items() if value is not None}
         super().__init__(telemetry, f"chat {model or asked.model}", known)
-
-    _answer: GuardedAnswer | None
 
     def __enter__(self) -> Self:
         super().__enter__()

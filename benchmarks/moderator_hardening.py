@@ -226,10 +226,14 @@ class Unhardened(ChatFormat):
         return JudgePrompt((type(marked)("user", f"Answer: {judged.text}\n\n{question}"),))
 
 
-async def worst(judge: LLMJudge, text: str, *, cut: bool) -> float:
-    """Log-odds of harm of a text, or of its worst stretch."""
+async def worst(judge: LLMJudge, text: str, known: dict[str, float], *, cut: bool) -> float:
+    """Log-odds of harm of a text, or of its worst stretch; equal prompts are asked once, since bfloat16 has noise."""
     pieces = stretches(text, parts(text, STRETCH)) if cut else [text]
-    return max(await judge.log_odds(pieces, [None] * len(pieces)))
+    keys = [judge._chat.harm(JudgedText(piece)).messages[0].content for piece in pieces]
+    for key, piece in zip(keys, pieces, strict=True):
+        if key not in known:
+            [known[key]] = await judge.log_odds([piece], [None])
+    return max(known[key] for key in keys)
 
 
 def share_over(values: Sequence[float], harmful: Sequence[bool], limit: float, *, of: bool) -> str:
@@ -245,11 +249,11 @@ async def argued(model: str, texts: Sequence[tuple[str, bool]]) -> None:
     harmful = [bad for _, bad in texts]
     print(f"| attack on {len(texts)} answers | AUC before | found | false alarms | AUC today | found | false alarms |")
     print("|---|---|---|---|---|---|---|")
-    limits: dict[int, float] = {}
+    limits, known = dict[int, float](), dict[str, float]()
     for name, attack in ATTACKS.items():
         cells = [name]
         for at, (judge, cut) in enumerate(((before, False), (today, True))):
-            values = [await worst(judge, attack(text), cut=cut) for text, _ in texts]
+            values = [await worst(judge, attack(text), known, cut=cut) for text, _ in texts]
             clean = sorted(value for value, bad in zip(values, harmful, strict=True) if not bad)
             limit = limits.setdefault(at, clean[int((1 - FALSE_ALARMS) * len(clean))])
             cells += [f"{auc(values, harmful):.2f}"]

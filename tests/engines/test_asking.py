@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tta_middleware import Guard, Policy, Repair
+from tta_middleware import Budget, Guard, Policy, Repair, TTAChatModel
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import EmbeddingShapeError, EngineError
 from tta_middleware.moderation.llm_judge import LLMJudge
@@ -236,3 +236,24 @@ async def test_a_real_model_judges_a_growing_answer_as_from_scratch() -> None:
     scratch = await grown_verdicts(engine, texts, cache=False)
     assert await grown_verdicts(engine, texts, cache=True) == [pytest.approx(one, abs=1e-4) for one in scratch]
     await engine.aclose()
+
+
+async def test_a_chat_model_that_judges_itself_loads_its_weights_once_and_repairs_what_it_flags(
+    tiny_folder: Path,
+) -> None:
+    settings: dict[str, Any] = {"model": str(tiny_folder), "dtype": "float64", "max_new_tokens": 60}
+    model = TTAChatModel(**settings, moderator="self", policy=Policy(threshold=1.0), prompt_check="all")
+    text = "".join([chunk.text async for chunk in model.astream("the fog")])
+    assert text
+    assert len(model.runtime._engines) == len(model.runtime._moderators) == 1
+    [engine] = model.runtime._engines.values()
+    assert engine.stats().tokens <= 61  # type: ignore[attr-defined]
+    strict = TTAChatModel(**settings, moderator="self", policy=0.0, budget=Budget(generations=3), runtime=model.runtime)
+    withheld = await strict.ainvoke("the fog")
+    assert withheld.text == Policy().notice
+    assert withheld.response_metadata["tta"]["generations"] == 3
+    assert len(model.runtime._engines) == 1
+    await engine.directions(["sea"])
+    owners = {text.owner for text in kept_texts(engine)._texts}
+    assert owners <= {None}  # of the quality gate
+    await model.aclose()

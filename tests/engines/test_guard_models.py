@@ -41,6 +41,8 @@ LLAMA = (
     "<END CONVERSATION>\n\nAssess ONLY THE LAST " + _ROLE + " message: 'safe' or 'unsafe'.<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+LLAMA_4 = LLAMA.replace("message['content']", "message['content'][0]['text']")
+"""As those of models that see images: they read content in parts."""
 QWEN3 = LLAMA.replace("'safe' or 'unsafe'", "Safety: Safe, Unsafe or Controversial; Categories")
 GRANITE = (
     "{% set risk = guardian_config['risk_name'] if guardian_config and 'risk_name' in guardian_config else 'own' %}"
@@ -56,6 +58,7 @@ SHIELD = (
 )
 FAMILIES: dict[str, tuple[str, GuardJudgeFormat]] = {
     "llama-guard": (LLAMA, LLAMA_GUARD_JUDGE),
+    "llama-guard-4": (LLAMA_4, LLAMA_GUARD_JUDGE),
     "qwen3guard": (QWEN3, QWEN3_GUARD_JUDGE),
     "granite-guardian": (GRANITE, GRANITE_JUDGE),
     "granite-guardian-3.3": (GRANITE_33, GRANITE_33_JUDGE),

@@ -183,9 +183,23 @@ class _Rendering:
         self._arguments: dict[str, Any] = self._veil.hide(dict(arguments))
         self._tools = [self._veil.hide(dict(tool)) for tool in tools]
         self._turns = [self._hidden(turn) for turn in turns]
+        self._in_parts = False
 
     def run(self) -> tuple[str, list[Span], Span]:
-        """The text, what content spells in it, and where the last user turn's words are."""
+        """The text, what content spells in it, and where the last user turn's words are.
+
+        Templates of models that see images as well (Llama Guard 3 1B and 4) may read content in parts alone.
+        """
+        try:
+            return self._run()
+        except ConfigurationError as plain:
+            self._in_parts = True
+            try:
+                return self._run()
+            except ConfigurationError:
+                raise plain from None
+
+    def _run(self) -> tuple[str, list[Span], Span]:
         rendered = self._render(self._turns, self._tools)
         if self._tools and rendered == self._render(self._turns, []):
             raise no_tools()
@@ -222,6 +236,8 @@ class _Rendering:
     def _apply(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], begun: bool) -> str:
         template = self._tokenizer.apply_chat_template
         told = {"tokenize": False, "add_generation_prompt": begun, **self._arguments}
+        if self._in_parts:
+            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         return str(template(turns, tools=tools or None, **told))
 
     def _content_span(self, text: str) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tta_middleware.engines.torch_import import import_torch
 from tta_middleware.engines.transformers import TransformersEngine
 
 import_torch()
+sys.path.append(str(Path(__file__).parent))
 
 _TINY = {
     "vocab_size": 49152,
@@ -89,6 +91,22 @@ def tiny_folder(save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]) -
     from transformers import LlamaConfig
 
     return save_model(LlamaConfig(**tiny_sizes))
+
+
+@pytest.fixture(scope="session")
+def hybrid_folder(save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]) -> Path:
+    """A model with convolutions between its attention, which no packed pass runs."""
+    from transformers import Lfm2Config
+
+    kinds = {"layer_types": ["conv", "full_attention"], "pad_token_id": 0, "tie_word_embeddings": False}
+    return save_model(Lfm2Config(**{**tiny_sizes, **kinds}))
+
+
+@pytest.fixture
+def hybrid(hybrid_folder: Path) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(str(hybrid_folder), dtype="float64")
+    yield engine
+    asyncio.run(engine.aclose())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Families beside Llama, as tiny random models: batched decoding must equal each one's own generate."""
+"""Families of transformers, as tiny random models: each runs the way it should, and decodes like its own generate."""
 
 from __future__ import annotations
 
@@ -6,69 +6,151 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from families import FAMILIES, Family
 
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.types import GenerationRequest, Message, Sampling
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
 
 TEXTS = ("Hi", "A somewhat longer prompt, so that rows are padded.", "One more, in between.")
-
-GPT2 = {
-    "vocab_size": 49152,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "initializer_range": 0.4,
-    "eos_token_id": 2,
-    "bos_token_id": 2,
-}
-
-# Family, and what it adds: windows shorter than the prompts, so that sliding layers matter.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "LlamaConfig": {},
-    "Qwen2Config": {},
-    "Qwen3Config": {},
-    "MistralConfig": {"sliding_window": 7},
-    "Phi3Config": {"sliding_window": 9},
-    "Gemma2Config": {"sliding_window": 7},
-    "Gemma3TextConfig": {"sliding_window": 7},
-    "GPT2Config": GPT2,
-}
+LENGTHS = (9, 24, 16)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-async def test_joining_and_leaving_rows_decode_like_generate(
-    family: str, save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]
+def marked(family: Family) -> Any:
+    """A few in the quick suite, all of them in the slow one."""
+    return pytest.param(family, id=family.model_type, marks=() if family.quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("family", [marked(family) for family in FAMILIES])
+async def test_a_family_decodes_like_generate_alone_in_a_batch_and_from_moved_rows(
+    family: Family, save_model: Callable[[Any], Path]
 ) -> None:
-    import torch
-    import transformers
-
-    sizes = {} if family == "GPT2Config" else tiny_sizes
-    config = getattr(transformers, family)(**{**sizes, **FAMILIES[family]})
-    folder = str(save_model(config))
+    folder = str(save_model(family.config()))
     engine = TransformersEngine(folder, dtype="float32", max_batch=2)
+    assert (await engine.way())[0] == family.path
     prompts = [await engine.embed([Message("user", text)]) for text in TEXTS]
+    prompts[2] = moved(prompts[2])
     # Two places and three rows of different lengths: the third joins when the first leaves.
-    lengths = (9, 24, 16)
-    completions = await engine.generate_batch(
-        [GenerationRequest(p, Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
-    )
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    device = engine._loaded.device
-    model.to(device)
-    for prompt, length, completion in zip(prompts, lengths, completions, strict=True):
-        ids = torch.tensor(prompt.token_ids, device=device)[None]
-        mask = torch.ones_like(ids)
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=length, do_sample=False, pad_token_id=2)
-        assert list(completion.token_ids) == out[0, ids.shape[1] :].tolist()
+    requests = [
+        GenerationRequest(prompt, Sampling(max_new_tokens=count))
+        for prompt, count in zip(prompts, LENGTHS, strict=True)
+    ]
+    batched = [list(completion.token_ids) for completion in await engine.generate_batch(requests)]
+    alone = [list((await engine.generate_batch([request]))[0].token_ids) for request in requests]
+    [score] = await engine.mean_nll(prompts[1], [batched[1]])
     await engine.aclose()
+    expected = [generated(folder, prompt, count) for prompt, count in zip(prompts, LENGTHS, strict=True)]
+    assert batched == expected
+    assert alone == expected
+    assert score == pytest.approx(likelihood(folder, prompts[1], batched[1]), rel=1e-3)
 
 
-async def test_recurrent_models_are_refused(save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]) -> None:
+def moved(prompt: PromptEmbeddings) -> PromptEmbeddings:
+    """As a repair moves it: the user's rows, a tenth of their length aside."""
+    matrix = prompt.matrix.copy()
+    noise = np.random.default_rng(0).standard_normal(matrix.shape).astype(np.float32)
+    noise *= 0.1 * np.linalg.norm(matrix, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    matrix[prompt.user_mask] += noise[prompt.user_mask]
+    return prompt.moved(matrix)
+
+
+def own(folder: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def given(model: Any, prompt: PromptEmbeddings) -> dict[str, Any]:
+    """What generate takes for the same embeddings; what is looked up by layer stays that of the tokens."""
+    import torch
+
+    rows = torch.from_numpy(np.ascontiguousarray(prompt.matrix))[None]
+    if not hasattr(model.model if hasattr(model, "model") else model, "get_per_layer_inputs"):
+        return {"inputs_embeds": rows}
+    ids = torch.from_numpy(prompt.token_ids)[None]
+    return {"inputs_embeds": rows, "per_layer_inputs": model.model.get_per_layer_inputs(ids)}
+
+
+def generated(folder: str, prompt: PromptEmbeddings, count: int) -> list[int]:
+    """Greedy tokens of the model's own generate."""
+    import torch
+
+    model = own(folder)
+    inputs = given(model, prompt)
+    mask = torch.ones(inputs["inputs_embeds"].shape[:2], dtype=torch.long)
+    if "per_layer_inputs" in inputs or hasattr(model.config, "original_max_position_embeddings"):
+        return step_by_step(model, prompt, count)
+    with torch.inference_mode():
+        out = model.generate(**inputs, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=2)
+    return list(out[0].tolist())
+
+
+def step_by_step(model: Any, prompt: PromptEmbeddings, count: int) -> list[int]:
+    """The same by whole passes: generate drops inputs by layer, and counts no embeddings where rotary ranges end."""
+    import torch
+
+    ids: list[int] = []
+    for _ in range(count):
+        with torch.inference_mode():
+            ids.append(int(whole(model, prompt, ids)[-1].argmax()))
+        if ids[-1] == 2:
+            break
+    return ids
+
+
+def whole(model: Any, prompt: PromptEmbeddings, ids: list[int]) -> Any:
+    """Logits of the prompt's rows and some tokens behind them, in one pass."""
+    import torch
+
+    inputs = given(model, prompt)
+    if ids:
+        more = torch.tensor(ids)[None]
+        inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], model.get_input_embeddings()(more)], dim=1)
+        if "per_layer_inputs" in inputs:
+            extra = model.model.get_per_layer_inputs(more)
+            inputs["per_layer_inputs"] = torch.cat([inputs["per_layer_inputs"], extra], dim=1)
+    return model(**inputs, use_cache=False).logits[0]
+
+
+def likelihood(folder: str, prompt: PromptEmbeddings, ids: list[int]) -> float:
+    import torch
+
+    with torch.inference_mode():
+        logits = whole(own(folder), prompt, ids)[len(prompt.matrix) - 1 : -1]
+    return float(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(ids)))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.quick and family.path == "packed"], ids=str)
+@pytest.mark.slow
+async def test_what_runs_packed_runs_plainly_as_well(family: Family, save_model: Callable[[Any], Path]) -> None:
+    folder = str(save_model(family.config()))
+    engine = TransformersEngine(folder, dtype="float32", path="plain")
+    prompts = [await engine.embed([Message("user", text)]) for text in TEXTS]
+    requests = [GenerationRequest(prompt, Sampling(max_new_tokens=20)) for prompt in prompts]
+    found = [list(completion.token_ids) for completion in await engine.generate_batch(requests)]
+    await engine.aclose()
+    assert found == [generated(folder, prompt, 20) for prompt in prompts]
+
+
+async def test_a_model_that_cannot_run_packed_is_refused_where_that_is_asked_for(
+    save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]
+) -> None:
     from transformers import Lfm2Config
 
-    sizes = {**tiny_sizes, "layer_types": ["conv", "full_attention"]}
-    engine = TransformersEngine(str(save_model(Lfm2Config(**sizes))))
+    config = Lfm2Config(**{**tiny_sizes, "layer_types": ["conv", "full_attention"]})
+    engine = TransformersEngine(str(save_model(config)), path="packed")
     with pytest.raises(ConfigurationError, match="conv layers"):
+        await engine.load()
+
+
+async def test_a_model_that_reads_ahead_is_refused(
+    save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]
+) -> None:
+    from transformers import BertConfig
+
+    engine = TransformersEngine(str(save_model(BertConfig(**tiny_sizes))))
+    with pytest.raises(ConfigurationError, match="read ahead"):
         await engine.load()

@@ -247,7 +247,7 @@ async def test_an_idle_thread_ends_and_the_next_request_starts_another(tiny: Tra
 
 
 async def test_many_first_uses_load_one_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tta_middleware.engines.decoding.loaded as loaded
+    import tta_middleware.engines.decoding.loading as loaded
 
     loads: list[Path] = []
     real = loaded.load_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -304,17 +303,6 @@ async def test_a_full_queue_refuses_what_comes_and_serves_what_waits(tiny_folder
                 pass
     assert len(done) == 3
     await engine.aclose()
-
-
-async def test_a_family_that_hides_its_attention_is_refused(
-    save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]
-) -> None:
-    from transformers import BloomConfig
-
-    config = BloomConfig(vocab_size=49152, hidden_size=32, n_layer=2, n_head=4, eos_token_id=2)
-    engine = TransformersEngine(str(save_model(config)))
-    with pytest.raises(ConfigurationError, match="cannot be batched here"):
-        await engine.load()
 
 
 @pytest.mark.parametrize("options", [{"max_waiting": 0}, {"cache_gib": 0.0}, {"cache_gib": float("nan")}])

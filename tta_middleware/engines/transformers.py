@@ -49,8 +49,10 @@ class TransformersEngine:
     The model is loaded at first use, in a worker thread. Every method may be called from several asyncio event
     loops at once: their sequences share one batch, which sequences join and leave at any step.
 
-    Decoder-only families with full or sliding-window attention work (Llama, SmolLM, Qwen, Mistral, Phi, Gemma,
-    GPT-2). Models with recurrent layers, shared or latent key caches, or inputs per layer are refused.
+    Every causal language model of transformers that takes embeddings works. One whose attention lets sequences lie
+    side by side (Llama, Qwen, Mistral, Phi, Gemma, GPT-OSS, ...) runs packed; another (recurrent layers, compressed
+    keys and values) runs plainly, by its own cache. Which way is chosen by looking at the model, see
+    :mod:`tta_middleware.engines.decoding.path`, and docs/models.md has the families.
 
     Args:
         model: a known short name (``smollm2``), a folder, a ``.gguf`` file, or a Hugging Face id.
@@ -63,6 +65,7 @@ class TransformersEngine:
         max_waiting: most sequences that wait; further ones are refused.
         cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
             model is loaded. Sequences that do not fit wait.
+        path: ``auto``, ``packed`` or ``plain``; a model that cannot run packed is refused for ``packed``.
 
     Raises:
         ConfigurationError: a number is out of range. What is wrong with the model shows at first use.
@@ -79,7 +82,10 @@ class TransformersEngine:
         max_batch: int = 32,
         max_waiting: int | None = 10_000,
         cache_gib: float | None = None,
+        path: str = "auto",
     ) -> None:
+        if path not in ("auto", "packed", "plain"):
+            raise ConfigurationError(f"path is auto, packed or plain, not {path!r}")
         for name, number in (("max_batch", max_batch), ("max_waiting", max_waiting)):
             if number is not None and number < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {number}")
@@ -90,6 +96,7 @@ class TransformersEngine:
         self._cache_dir, self._allow_download = cache_dir, allow_download
         self.max_batch = max_batch
         self._max_waiting, self._cache_gib = max_waiting, cache_gib
+        self._path = path
         self._lock = _process.Lock()
         self._loaded: LoadedModel | None = None
         self._decoder: Decoder | None = None
@@ -108,6 +115,7 @@ class TransformersEngine:
             "max_batch": self.max_batch,
             "max_waiting": self._max_waiting,
             "cache_gib": self._cache_gib,
+            "path": self._path,
         }
         return partial(type(self), **settings), (self.model_id,)
 
@@ -121,6 +129,15 @@ class TransformersEngine:
             EngineError: the files cannot be read, or the engine is closed.
         """
         await self._ready()
+
+    async def way(self) -> tuple[str, str]:
+        """Whether the model runs ``packed`` or ``plain``, and why; loads it if need be.
+
+        Raises:
+            ConfigurationError, EngineError: as :meth:`load`.
+        """
+        model = await self._ready()
+        return model.path, model.describe()
 
     async def embed(
         self,
@@ -416,10 +433,10 @@ class TransformersEngine:
         import_transformers()
         from tta_middleware.engines.decoding.capacity import default_budget
         from tta_middleware.engines.decoding.decoder import Decoder
-        from tta_middleware.engines.decoding.loaded import load_model
+        from tta_middleware.engines.decoding.loading import load_model
 
         folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
-        loaded = load_model(folder, device=self._device, dtype=self._dtype)
+        loaded = load_model(folder, device=self._device, dtype=self._dtype, path=self._path)
         self._decoder = Decoder(
             loaded,
             self.max_batch,

@@ -13,7 +13,9 @@ from tta_middleware.engines.decoding.admission import FairQueue
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
 from tta_middleware.engines.decoding.feeds import Reading
 from tta_middleware.engines.decoding.handoff import Chore, one_call_per_loop
-from tta_middleware.engines.decoding.loaded import LoadedModel
+from tta_middleware.engines.decoding.loaded import LoadedModel, PackedModel
+from tta_middleware.engines.decoding.plain_batch import PlainBatch
+from tta_middleware.engines.decoding.plain_model import PlainModel
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.running_batch import Batch
 from tta_middleware.engines.decoding.threads import ThreadTuner
@@ -81,7 +83,7 @@ class Decoder:
 
     def _begin_empty(self) -> None:
         self._places = self._max_batch
-        self._batch = Batch(self._model, self._max_batch, self._memory_budget)
+        self._batch = _batch(self._model, self._max_batch, self._memory_budget)
         self._queue: FairQueue[Row] = FairQueue(self._max_waiting)
         self._to_score: list[Reading] = []
         self._chores: list[Chore[Any]] = []
@@ -269,3 +271,11 @@ class Decoder:
         if room < 1 or not self._queue:
             return []
         return self._queue.take(self._batch.tickets(), room, self._batch.has_memory_for)
+
+
+def _batch(model: LoadedModel, most: int, budget: int) -> Batch | PlainBatch:
+    if isinstance(model, PackedModel):
+        return Batch(model, most, budget)
+    if isinstance(model, PlainModel):
+        return PlainBatch(model, most, budget)
+    raise TypeError(f"{type(model).__name__} is no model that can be run")

@@ -29,11 +29,22 @@ class Feed:
         head: how many rows at the beginning other sequences are likely to share; 0 for none.
         keep: of how many of the last rows the logits are wanted.
         wants_states: whether what these logits are made of is wanted as well.
+        limit: columns up to which the model keeps its first rotary frequencies; None if for ever.
+
+    Attributes:
+        long: there are more rows than that, so nothing is shared with sequences that may be shorter.
     """
 
-    def __init__(self, rows: Tensor, *, head: int, keep: int, wants_states: bool = False) -> None:
+    def __init__(
+        self, rows: Tensor, *, head: int, keep: int, wants_states: bool = False, limit: int | None = None
+    ) -> None:
         self.rows, self.wants_states = rows, wants_states
-        self.head = head if WORTH_SHARING <= head < len(rows) else 0
+        """Look up what has run of the rows."""
+        text = self.text(model)
+        self.feed = Feed(text.rows, head=head_of(self.prompt), keep=len(self.token_ids), limit=model.short_range)
+        self._nats = []
+        known = None if self.feed.long else scored.begin(text.marks, self.first, self.feed.head)
+        if known is not None:
         self.keep = keep
         self.past: Prefix | None = None
 
@@ -55,7 +66,7 @@ class Feed:
         start, end = self.done, min(len(self.rows), self.done + most)
         first_kept = len(self.rows) - self.keep
         keep = max(0, end - max(start, first_kept))
-        return Segment(self.rows[start:end], self.past, keep, wants_states=self.wants_states)
+        return Segment(self.rows[start:end], self.past, keep, wants_states=self.wants_states, long=self.long)
 
     def ran(self, segment: Segment) -> None:
         """Take note that ``segment`` has run."""
@@ -88,10 +99,10 @@ class Joining:
     def start(self, model: LoadedModel, _scored: Scored) -> Feed:
         """Look the rows up."""
         prompt, generated = self.row.request.prompt, self.row.token_ids
-        rows = model.to_tensor(prompt.matrix)
+        rows = model.columns(prompt)
         if generated:
-            rows = torch.cat([rows, model.look_up(generated)])
-        self.feed = Feed(rows, head=head_of(prompt), keep=1)
+            rows = torch.cat([rows, model.token_columns(generated)])
+        self.feed = Feed(rows, head=head_of(prompt), keep=1, limit=model.short_range)
         return self.feed
 
     def fail(self, cause: BaseException) -> None:
@@ -123,18 +134,15 @@ class Scoring:
     def text(self, model: LoadedModel) -> Text:
         """The rows; the last token is predicted, never read."""
         if self._text is None:
-            rows = model.to_tensor(self.prompt.matrix)
+            rows = model.columns(self.prompt)
             if len(self.token_ids) > 1:
-                rows = torch.cat([rows, model.look_up(self.token_ids[:-1])])
+                rows = torch.cat([rows, model.token_columns(self.token_ids[:-1])])
             self._text = Text(rows, marks(rows))
         return self._text
 
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
-        """Look up what has run of the rows."""
-        text = self.text(model)
-        self.feed = Feed(text.rows, head=head_of(self.prompt), keep=len(self.token_ids))
-        self._nats = []
-        if (known := scored.begin(text.marks, self.first, self.feed.head)) is not None:
+        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
+            scored.keep(self._text.marks, self.feed.past, self.first, self._nats)
             self.feed.past, self._nats = known
         return self.feed
 
@@ -145,8 +153,11 @@ class Scoring:
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        if self._text is not None and self.feed is not None and self.feed.past is not None:
-            scored.keep(self._text.marks, self.feed.past, self.first, self._nats)
+        text = self.text(model)
+        wants_states = self.token_ids is None
+        self.feed = Feed(text.rows, head=self._shared, keep=1, wants_states=wants_states, limit=model.short_range)
+        known = None if self.feed.long else scored.begin(text.marks, len(text.rows) - 1, self.feed.head)
+        if known is not None:
 
     def take(self, logits: Tensor, _states: Tensor | None) -> None:
         """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
@@ -195,43 +206,16 @@ class Asking:
     def text(self, model: LoadedModel) -> Text:
         """The prompt's rows."""
         if self._text is None:
-            rows = model.to_tensor(self.prompt.matrix)
+            rows = model.columns(self.prompt)
             self._text = Text(rows, marks(rows))
         return self._text
 
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
-        text = self.text(model)
-        self.feed = Feed(text.rows, head=self._shared, keep=1, wants_states=self.token_ids is None)
-        if (known := scored.begin(text.marks, len(text.rows) - 1, self.feed.head)) is not None:
+        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
+            scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
             self.feed.past, _ = known
         return self.feed
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        if self._text is not None and self.feed is not None and self.feed.past is not None:
-            scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
-
-    def take(self, logits: Tensor, states: Tensor | None) -> None:
-        """The (n, V) logits of kept columns, and their states where wanted: none until the last segment has run."""
-        if not len(logits):
-            return
-        with torch.inference_mode():
-            if self.token_ids is not None:
-                self._deliver(logits[-1].float().log_softmax(dim=-1)[self.token_ids].tolist())
-            elif states is not None:
-                self._deliver(states[-1].float().tolist())
-            else:
-                self._deliver(EngineError("this model's last hidden state does not pass through its output embedding"))
-
-    def fail(self, cause: BaseException) -> None:
-        self._deliver(cause)
-
-
-Reading: TypeAlias = Scoring | Asking
-"""A text that runs for what the model makes of it, not to be continued."""
-
-
-def head_of(prompt: PromptEmbeddings) -> int:
-    """Rows before the user's first one: what a repair never moves by default, and what a conversation repeats."""
-    return int(prompt.user_mask.argmax()) if prompt.user_mask.any() else 0

@@ -1,187 +1,184 @@
-"""A loaded model with everything the decoder needs to know about it."""
+"""A loaded model with everything the decoder needs to know about it, whichever way it runs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from tta_middleware.engines.decoding.kv_slots import KVSlots, column_bytes
-from tta_middleware.engines.decoding.packed import NAME, Pass, Segment
-from tta_middleware.engines.decoding.packing import can_pack, pack_linear_layers
+from tta_middleware.engines.decoding.packed import NAME, Pass, Segment, running
 from tta_middleware.engines.decoding.recorded import Recorder, steady_kernels
+from tta_middleware.engines.decoding.rotary import TwoRanges, short_range, take_two_ranges
+from tta_middleware.engines.decoding.sight import Sight
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
-from tta_middleware.engines.torch_import import quiet_transformers
-from tta_middleware.errors import ConfigurationError, EngineError, ModelNotFoundError
-from tta_middleware.types import FloatMatrix
-
-# Sliding-window layers are kept whole and limited by the mask alone, so they merge like full ones.
-_MERGEABLE_LAYERS = {"full_attention", "sliding_attention"}
+from tta_middleware.errors import EngineError
+from tta_middleware.types import PromptEmbeddings
 
 
 class LoadedModel(Vocabulary):
     """Weights, tokenizer and facts of one decoder-only model; only the decode thread runs it.
 
+    A column is what the model is given of one place of a sequence: its embedding row, and behind it the rows that
+    families with inputs per layer (Gemma 3n, Gemma 4) look up for its token. A repair moves the former alone.
+
     Attributes:
+        path: how it runs: ``packed`` with others in one pass, or ``plain`` by its own cache.
+        why: why that way, as a part of a sentence.
         packed_weights: the linear layers keep their weights in the layout that the processor multiplies.
-        column_bytes: keys and values of one column of one sequence, over all layers.
-        recorder: replays decode steps, on CUDA devices; else None.
+        column_bytes: what one column of one sequence keeps, over all layers.
+        short_range: columns up to which a sequence keeps its first rotary frequencies; None if for ever.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    path: Literal["packed", "plain"] = "plain"
+
+    def __init__(self, model: Any, tokenizer: Any, why: str) -> None:
         config = model.config.get_text_config(decoder=True)
-        _check_supported(model.config, config)
         context: int | None = getattr(config, "max_position_embeddings", None)
         super().__init__(tokenizer, model.get_input_embeddings(), _eos_ids(model, tokenizer), context)
         self.model = model.eval().requires_grad_(False)
-        self._arguments = inspect.signature(model.forward).parameters
-        self._layers: int = config.num_hidden_layers
+        self.why = why
         self.packed_weights = False
         self.column_bytes = 0
-        self.recorder = Recorder(self.compute) if self.device.type == "cuda" else None
+        self.short_range = short_range(config)
+        self._arguments = inspect.signature(model.forward).parameters
+        self._layers: int = config.num_hidden_layers
+        self._per_layer = _per_layer_inputs(model, config)
 
-    def forward(self, rows: Tensor, packed: Pass) -> Tensor:
-        """Logits (K, V) of the columns that ``packed`` keeps, of (1, T, d) embeddings; replayed where recorded.
+    def describe(self) -> str:
+        """Why it runs the way it does, in a line."""
+        return self.why
+
+    def columns(self, prompt: PromptEmbeddings) -> Tensor:
+        """(T, c) columns of a prompt in the model's type, on its device."""
+        rows = torch.from_numpy(np.ascontiguousarray(prompt.matrix)).to(self.device, self.dtype)
+        return self._with_layers(rows, prompt.token_ids.tolist())
+
+    def token_columns(self, token_ids: Sequence[int]) -> Tensor:
+        """(n, c) columns of tokens."""
+        return self._with_layers(self.look_up(token_ids), token_ids)
+
+    def whole(self, columns: Tensor) -> Tensor:
+        """(T, V) logits of the (T, c) columns of one sequence, in one pass of the model's own and without a cache."""
+        arguments: dict[str, Any] = {**self._inputs(columns[None])}
+        if "use_cache" in self._arguments:
+            arguments["use_cache"] = False
+        if "logits_to_keep" in self._arguments:
+            # As numbers of columns: for "all" Gemma 4 cuts its masks, which are to be recognised.
+            arguments["logits_to_keep"] = torch.arange(len(columns), device=columns.device)
+        with torch.inference_mode():
+            logits: Tensor = self.model(**arguments).logits[0]
+        return logits
+
+    def _with_layers(self, rows: Tensor, token_ids: Sequence[int]) -> Tensor:
+        if self._per_layer is None:
+            return rows
+        with torch.inference_mode():
+            ids = torch.tensor(token_ids, dtype=torch.long, device=self.device)
+            extra = self._per_layer(ids[None])[0].flatten(1)
+            return torch.cat([rows, extra.to(rows)], dim=1)
+
+    def _inputs(self, columns: Tensor) -> dict[str, Tensor]:
+        """What the model takes for (B, T, c) columns."""
+        given = {"inputs_embeds": columns[..., : self.width]}
+        if self._per_layer is not None:
+            given["per_layer_inputs"] = columns[..., self.width :].reshape(*columns.shape[:2], self._layers, -1)
+        return given
+
+    @contextmanager
+    def _noting_states(self, note: Callable[[Tensor], object], *, wanted: bool) -> Iterator[None]:
+        """Show (B, T, d) of what the output embedding is given, where that is wanted."""
+        if not wanted:
+            yield
+            return
+
+        def show(_head: Any, given: tuple[Tensor, ...]) -> None:
+            note(given[0])
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(show)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+class PackedModel(LoadedModel):
+    """A model whose attention lets sequences lie side by side in one pass.
+
+    Args:
+        sights: what each layer sees.
+
+    Attributes:
+        recorder: replays decode steps, on CUDA devices; else None.
+    """
+
+    path = "packed"
+
+    def __init__(self, model: Any, tokenizer: Any, sights: dict[int, Sight], why: str = "") -> None:
+        super().__init__(model, tokenizer, why)
+        self._sights = sights
+        self._rotary: list[TwoRanges] = take_two_ranges(self.model, self.short_range) if self.short_range else []
+        self.recorder = Recorder(self.compute) if self.device.type == "cuda" else None
+        self.model.set_attn_implementation(NAME)
+
+    def forward(self, columns: Tensor, packed: Pass) -> Tensor:
+        """Logits (K, V) of the columns that ``packed`` keeps, of (1, T, c) columns; replayed where recorded.
 
         The logits are to be read before the next pass.
 
         Raises:
             EngineError: a layer's attention did not come to the pass.
         """
-        replayed = self.recorder.step(rows, packed) if self.recorder is not None else None
-        return self.compute(rows, packed) if replayed is None else replayed
+        replayed = self.recorder.step(columns, packed) if self.recorder is not None else None
+        return self.compute(columns, packed) if replayed is None else replayed
 
-    def compute(self, rows: Tensor, packed: Pass) -> Tensor:
+    def compute(self, columns: Tensor, packed: Pass) -> Tensor:
         """The same, layer by layer."""
+        packed.sights = self._sights
         kept = packed.kept(self.device)
-        arguments: dict[str, Any] = {"position_ids": packed.positions(self.device), "packed": packed}
-        if trims := "logits_to_keep" in self._arguments:
+        arguments: dict[str, Any] = {"position_ids": packed.positions(self.device)}
+        trims = "logits_to_keep" in self._arguments
+        if trims:
             arguments["logits_to_keep"] = kept
-        noting = self._noting_states(packed, None if trims else kept)
-        with torch.inference_mode(), steady_kernels(self.device), noting:
-            logits: Tensor = self.model(inputs_embeds=rows, use_cache=False, **arguments).logits[0]
+        for rotary in self._rotary:
+            rotary.beyond = packed.beyond(self.short_range or 0, self.device)
+
+        def note(given: Tensor) -> None:
+            packed.note_states(given[0] if trims else given[0][kept])
+
+        noting = self._noting_states(note, wanted=packed.wants_states)
+        with torch.inference_mode(), steady_kernels(self.device), noting, running(packed):
+            logits: Tensor = self.model(**self._inputs(columns), use_cache=False, **arguments).logits[0]
         if packed.layers_run != self._layers:
             raise EngineError("not every layer of this model computes attention where sequences are kept apart")
         return logits if trims else logits[kept]
 
-    @contextmanager
-    def _noting_states(self, packed: Pass, kept: Tensor | None) -> Iterator[None]:
-        """What the output embedding is given goes to the pass, if that wants it; ``kept`` picks its columns."""
-        if not packed.wants_states:
-            yield
-            return
+    def leave(self) -> None:
+        """Take back what was changed of the model, apart from its attention."""
+        for module in list(self.model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, TwoRanges):
+                    setattr(module, name, child.rotary)
 
-        def note(_head: Any, given: tuple[Tensor, ...]) -> None:
-            packed.note_states(given[0][0] if kept is None else given[0][0][kept])
-
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(note)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def probe(self) -> None:
-        """Run two tokens, to see that the family can be batched and what a column takes.
-
-        Raises:
-            ConfigurationError: it cannot.
-        """
-        segment = Segment(self.look_up([0, 0]), None, keep=1)
-        try:
-            self.forward(segment.rows[None], Pass(KVSlots(0), [segment]))
-        except (EngineError, TypeError, ValueError, AttributeError) as exc:
-            raise ConfigurationError(f"models of this kind cannot be batched here: {exc}") from exc
+    def measure(self) -> None:
+        """Run two tokens, to see what a column takes."""
+        segment = Segment(self.token_columns([0, 0]), None, keep=1)
+        self.forward(segment.rows[None], Pass(KVSlots(0), [segment]))
         self.column_bytes = column_bytes(segment.prefix())
 
-    def to_tensor(self, matrix: FloatMatrix) -> Tensor:
-        """(T, d) embeddings in the model's type, on its device."""
-        return torch.from_numpy(np.ascontiguousarray(matrix)).to(self.device, self.dtype)
 
-
-def load_model(folder: Path, *, device: str, dtype: str) -> LoadedModel:
-    """Load a local folder; never touches the network.
-
-    Raises:
-        ConfigurationError: device or dtype is unknown, or the architecture cannot be decoded from embeddings.
-        ModelNotFoundError: the folder lacks files.
-        EngineError: the files cannot be read.
-    """
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
-    with quiet_transformers():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=kind, local_files_only=True, use_safetensors=True
-            )
-        except OSError as exc:
-            raise ModelNotFoundError(f"the model folder {folder.name!r} is incomplete: {exc}") from exc
-        except (ValueError, RuntimeError, KeyError) as exc:
-            raise EngineError(f"the model in {folder.name!r} could not be loaded: {exc}") from exc
-    loaded = LoadedModel(model.to(place), tokenizer)
-    if can_pack(loaded.device, loaded.dtype):
-        pack_linear_layers(loaded.model)
-        loaded.packed_weights = True
-    loaded.model.set_attn_implementation(NAME)
-    loaded.probe()
-    # The first call settles the tokenizer's truncation state, which must not change under a concurrent reader.
-    tokenizer("warm", add_special_tokens=False)
-    return loaded
-
-
-def pick_device(device: str) -> torch.device:
-    """``auto`` is the first CUDA device, Apple's GPU, or the CPU."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as exc:
-        raise ConfigurationError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:0 or mps") from exc
-    try:
-        torch.empty(0, device=place)
-    except (AssertionError, RuntimeError) as exc:
-        raise ConfigurationError(f"torch finds no device {device!r} on this machine; use auto or cpu") from exc
-    return place
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies it, else float32.
-
-    32 tokens of SmolLM2 at 1, 8 and 16 rows cost 1.55, 2.06 and 2.40 CPU seconds in bfloat16 on a processor with
-    AMX, and 1.94, 4.55 and 5.63 in float32 (benchmarks/engine_decode.py).
-    """
-    if dtype == "auto":
-        return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
-    chosen = getattr(torch, dtype, None)
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ConfigurationError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16, float16 or float64")
-    return chosen
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
-
-
-def _check_supported(config: Any, text_config: Any) -> None:
-    kinds = set(getattr(text_config, "layer_types", None) or ()) - _MERGEABLE_LAYERS
-    if kinds:
-        raise ConfigurationError(f"models with {', '.join(sorted(kinds))} layers cannot be batched here")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ConfigurationError("encoder-decoder models are not supported; use a decoder-only chat model")
-    if getattr(text_config, "num_kv_shared_layers", None) or getattr(text_config, "hidden_size_per_layer_input", None):
-        raise ConfigurationError("this model needs token ids next to embeddings (Gemma 3n style); not supported")
+def _per_layer_inputs(model: Any, config: Any) -> Callable[[Tensor], Tensor] | None:
+    """What looks (B, T) token ids up for every layer: (B, T, layers, n); None where only embeddings go in."""
+    if not getattr(config, "hidden_size_per_layer_input", None):
+        return None
+    found = [module for module in model.modules() if hasattr(module, "embed_tokens_per_layer")]
+    look_up: Callable[[Tensor], Tensor] = found[-1].get_per_layer_inputs
+    return look_up
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -7,7 +7,9 @@ this module by name, which is how it lets serving engines bring their own (Atten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +18,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from tta_middleware.engines.decoding.kv_slots import KVSlots, Prefix
+from tta_middleware.engines.decoding.sight import Sight
 from tta_middleware.errors import EngineError
 
 NAME = "tta_packed"
-
-# What other families hand to attention and this function does not compute (attention sinks, ALiBi and their kin).
-_UNKNOWN = ("s_aux", "sinks", "position_bias", "alibi")
 
 
 class Segment:
@@ -31,15 +31,18 @@ class Segment:
         keep: of how many of its last columns the logits are wanted.
         wants_states: whether what the logits are made of is wanted as well.
         states: (keep, d) of it, once the pass has run, if it is wanted; None before.
+        long: its sequence is longer than the model's short range; see :mod:`.rotary`.
         layers: keys and values of all its columns so far.
     """
 
-    def __init__(self, rows: Tensor, past: Prefix | None, keep: int, *, wants_states: bool = False) -> None:
-        self.rows, self.past, self.keep = rows, past, keep
+    def __init__(
+        self, rows: Tensor, past: Prefix | None, keep: int, *, wants_states: bool = False, long: bool = False
+    ) -> None:
+        self.rows, self.past, self.keep, self.long = rows, past, keep, long
         self.wants_states = wants_states and keep > 0
         self.states: Tensor | None = None
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[Sight, Tensor | None] = {}
 
     @property
     def start(self) -> int:
@@ -62,33 +65,49 @@ class Segment:
         self.layers.append((keys, values))
         groups = query.shape[1] // keys.shape[1]
         return settings.attention(
-            query, _repeated(keys, groups), _repeated(values, groups), self._mask(settings.window, query)
+            query, _repeated(keys, groups), _repeated(values, groups), self._mask(settings.sight, query)
         )
 
-    def _mask(self, window: int | None, like: Tensor) -> Tensor | None:
-        if window not in self._masks:
+    def _mask(self, sight: Sight, like: Tensor) -> Tensor | None:
+        if sight not in self._masks:
             places = torch.arange(self.end, device=like.device)
-            self._masks[window] = _bias(_seen(places[None], places[self.start :, None], window), like)[None, None]
-        return self._masks[window]
+            self._masks[sight] = _bias(sight.seen(places[None], places[self.start :, None]), like)[None, None]
+        return self._masks[sight]
 
 
 class AttentionSettings:
-    """What a layer asks of attention."""
+    """What a layer asks of attention.
 
-    __slots__ = ("scaling", "softcap", "window")
+    Args:
+        scaling: of the products of queries and keys; None for the square root of the head's size.
+        softcap: what the logits are soft-capped at.
+        sight: which columns a query sees.
+        sinks: (H,) a logit for each query head that takes its share of attention and gives nothing (GPT-OSS).
+    """
 
-    def __init__(self, scaling: float | None, softcap: float | None, window: int | None) -> None:
-        self.scaling, self.softcap, self.window = scaling, softcap, window
+    __slots__ = ("scaling", "sight", "sinks", "softcap")
+
+    def __init__(self, scaling: float | None, softcap: float | None, sight: Sight, sinks: Tensor | None = None) -> None:
+        self.scaling, self.softcap, self.sight, self.sinks = scaling, softcap, sight, sinks
 
     def attention(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """softmax(q k' scaling + bias) v, the logits soft-capped before the bias where the family does so."""
-        if self.softcap is None:
+        """softmax(q k' scaling + bias) v, the logits soft-capped before the bias where the family does so.
+
+        Queries are (1, H, t, D), or (n, K, H / K, D) where query heads that share a key head are rows of one product.
+        """
+        if self.softcap is None and self.sinks is None:
             return scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scaling)
         logits = (query @ keys.mT) * (self.scaling or query.shape[-1] ** -0.5)
-        logits = torch.tanh(logits / self.softcap) * self.softcap
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
         if bias is not None:
             logits = logits + bias
-        return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+        if self.sinks is None:
+            return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+        # By key head and group where heads are folded, by head where they are not.
+        sinks = self.sinks.reshape(1, query.shape[1], -1, 1).to(logits.dtype).expand(*logits.shape[:3], 1)
+        weights = torch.cat([logits, sinks], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1]
+        return weights.to(query.dtype) @ values
 
 
 class Pass:
@@ -100,13 +119,15 @@ class Pass:
 
     Attributes:
         layers_run: layers whose attention came here; a model that bypasses it would compute nonsense.
+        sights: what each layer sees; set by the model.
     """
 
     def __init__(self, slots: KVSlots, segments: Sequence[Segment]) -> None:
         self.layers_run = 0
         self.slots = slots
+        self.sights: Mapping[int, Sight] = {}
         self._lengths, self._segments = slots.lengths, segments
-        self._biases: dict[int | None, Tensor | None] = {}
+        self._biases: dict[Sight, Tensor | None] = {}
 
     @property
     def only_decodes(self) -> bool:
@@ -119,6 +140,13 @@ class Pass:
         for segment in self._segments:
             places += range(segment.start, segment.end)
         return torch.tensor([places], device=device)
+
+    def beyond(self, limit: int, device: torch.device) -> Tensor | None:
+        """(1, T) whether a column's sequence has more than ``limit`` columns; None if none has."""
+        long = [length >= limit for length in self._lengths]
+        for segment in self._segments:
+            long += [segment.long] * len(segment.rows)
+        return torch.tensor([long], device=device) if any(long) else None
 
     def kept(self, device: torch.device) -> Tensor:
         """Indices of the columns whose logits are wanted, slots first."""
@@ -159,19 +187,19 @@ class Pass:
         all_keys, all_values = self.slots.write(layer, new_keys, new_values)
         # Query heads that share a key head become rows of one product, so no key is copied for them.
         folded = query[0, :, :count].transpose(0, 1).reshape(count, all_keys.shape[1], -1, query.shape[-1])
-        out = settings.attention(folded, all_keys, all_values, self._bias(settings.window, query))
+        out = settings.attention(folded, all_keys, all_values, self._bias(settings.sight, query))
         return out.reshape(count, heads, -1)
 
-    def _bias(self, window: int | None, like: Tensor) -> Tensor | None:
-        if window not in self._biases:
+    def _bias(self, sight: Sight, like: Tensor) -> Tensor | None:
+        if sight not in self._biases:
             longest = max(self._lengths)
-            if min(self._lengths) == longest and (window is None or window > longest):
-                self._biases[window] = None
+            if min(self._lengths) == longest and sight.sees_all_before(longest):
+                self._biases[sight] = None
             else:
                 places = torch.arange(longest + 1, device=like.device)[None]
                 newest = torch.tensor(self._lengths, device=like.device)[:, None]
-                self._biases[window] = _bias(_seen(places, newest, window), like)[:, None, None]
-        return self._biases[window]
+                self._biases[sight] = _bias(sight.seen(places, newest), like)[:, None, None]
+        return self._biases[sight]
 
 
 class AnyStep(Pass):
@@ -192,21 +220,18 @@ class AnyStep(Pass):
     def positions(self, device: torch.device) -> Tensor:
         return self._newest[None].to(device)
 
+    def beyond(self, limit: int, device: torch.device) -> Tensor | None:
+        return (self._newest >= limit)[None].to(device)
+
     def kept(self, device: torch.device) -> Tensor:
         return torch.arange(len(self._newest), device=device)
 
-    def _bias(self, window: int | None, like: Tensor) -> Tensor:
-        if (bias := self._biases.get(window)) is None:
+    def _bias(self, sight: Sight, like: Tensor) -> Tensor:
+        if (bias := self._biases.get(sight)) is None:
             places = torch.arange(self._columns, device=like.device)[None]
-            bias = _bias(_seen(places, self._newest[:, None], window), like)[:, None, None]
-            self._biases[window] = bias
+            bias = _bias(sight.seen(places, self._newest[:, None]), like)[:, None, None]
+            self._biases[sight] = bias
         return bias
-
-
-def _seen(places: Tensor, asking: Tensor, window: int | None) -> Tensor:
-    """Which columns a query at ``asking`` sees: those up to its own, no more than ``window`` of them."""
-    seen = places <= asking
-    return seen if window is None else seen & (places > asking - window)
 
 
 def _bias(seen: Tensor, like: Tensor) -> Tensor:
@@ -218,6 +243,25 @@ def _repeated(heads: Tensor, groups: int) -> Tensor:
     return heads if groups == 1 else heads.repeat_interleave(groups, dim=1)
 
 
+class _Current(threading.local):
+    """The pass that this thread runs. Families hand some arguments on to attention and lose others."""
+
+    packed: Pass | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def running(packed: Pass) -> Iterator[None]:
+    """Let attention in this thread go to ``packed``."""
+    _current.packed = packed
+    try:
+        yield
+    finally:
+        _current.packed = None
+
+
 def _attention(
     module: Any,
     query: Tensor,
@@ -227,18 +271,31 @@ def _attention(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
-    sliding_window: int | None = None,
-    packed: Pass | None = None,
-    **rest: Any,
+    s_aux: Tensor | None = None,
+    **_rest: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in every layer."""
-    unknown = [name for name in _UNKNOWN if rest.get(name) is not None]
-    if unknown:
-        raise EngineError(f"this model's attention uses {', '.join(unknown)}, which is not supported")
+    packed = _current.packed
     if packed is None:
-        raise EngineError("a packed pass was lost on the way to attention; this model cannot be batched here")
-    settings = AttentionSettings(scaling, softcap, sliding_window)
-    return packed.attend(module.layer_idx, query, key, value, settings), None
+        raise EngineError("this model computes attention outside of a packed pass; it cannot be batched here")
+    layer: int = module.layer_idx
+    settings = AttentionSettings(scaling, softcap, packed.sights[layer], s_aux)
+    return packed.attend(layer, _tempered(module, query, packed), key, value, settings), None
+
+
+def _tempered(module: Any, query: Tensor, packed: Pass) -> Tensor:
+    """Llama 4 sharpens queries of its layers without rotary by their place, which it counts along the pass."""
+    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+        return query
+
+    def scales(places: Tensor) -> Tensor:
+        steps: Tensor = torch.floor((places.float() + 1.0) / module.floor_scale)
+        scaled: Tensor = torch.log1p(steps) * module.attn_scale + 1.0
+        return scaled
+
+    along = torch.arange(query.shape[2], device=query.device)
+    right = scales(packed.positions(query.device)[0]) / scales(along)
+    return (query * right[:, None]).to(query.dtype)
 
 
 AttentionInterface.register(NAME, _attention)

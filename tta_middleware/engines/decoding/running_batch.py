@@ -13,7 +13,7 @@ from tta_middleware.engines.decoding.capacity import is_out_of_memory
 from tta_middleware.engines.decoding.feeds import WORTH_SHARING, Feed, Joining, Reading
 from tta_middleware.engines.decoding.heads import Heads
 from tta_middleware.engines.decoding.kv_slots import KVSlots
-from tta_middleware.engines.decoding.loaded import LoadedModel
+from tta_middleware.engines.decoding.loaded import PackedModel
 from tta_middleware.engines.decoding.packed import Pass, Segment
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.sampling import next_tokens
@@ -38,7 +38,7 @@ class Batch:
         columns_run: of all sequences, in the last pass.
     """
 
-    def __init__(self, model: LoadedModel, most_rows: int, budget: int) -> None:
+    def __init__(self, model: PackedModel, most_rows: int, budget: int) -> None:
         self.rows: list[Row] = []
         self.columns_run = 0
         self._model, self._budget = model, budget
@@ -87,6 +87,7 @@ class Batch:
         """
         if self._suspects:
             return self._alone(self._suspects.pop(0))
+        self._begin_long_ones_again()
         chosen = self._compose()
         building = self._heads.building
         if building is not None and not (self._after_head and self.rows):
@@ -173,6 +174,14 @@ class Batch:
                 self._remove(index)
         for row in ended:
             row.announce()
+
+    def _begin_long_ones_again(self) -> None:
+        """A sequence that outgrows the model's first rotary frequencies runs anew with the others."""
+        limit = self._model.short_range
+        for index in range(len(self.rows) - 1, -1, -1):
+            if limit is not None and self._slots.lengths[index] == limit:
+                self._joining.append(Joining(self.rows[index]))
+                self._remove(index)
 
     def _jobs(self) -> list[Job]:
         """What runs beside the rows: texts to score first, since a repair waits for them, then prompts."""
@@ -290,7 +299,7 @@ class Batch:
         parts = [segment.rows for segment in segments]
         if slots.lengths:
             slots.reserve()
-            parts.insert(0, self._model.look_up([row.token_ids[-1] for row in self.rows]))
+            parts.insert(0, self._model.token_columns([row.token_ids[-1] for row in self.rows]))
         columns = torch.cat(parts)
         self.columns_run = len(columns)
         return self._model.forward(columns[None], Pass(slots, segments))

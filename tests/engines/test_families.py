@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def generated(folder: str, prompt: PromptEmbeddings, count: int) -> list[int]:
     model = own(folder)
     inputs = given(model, prompt)
     mask = torch.ones(inputs["inputs_embeds"].shape[:2], dtype=torch.long)
-    if "per_layer_inputs" in inputs or hasattr(model.config, "original_max_position_embeddings"):
+    takes_rows = "inputs_embeds" in inspect.signature(model.prepare_inputs_for_generation).parameters
+    odd = "per_layer_inputs" in inputs or hasattr(model.config, "original_max_position_embeddings")
+    if odd or not takes_rows:
         return step_by_step(model, prompt, count)
     with torch.inference_mode():
         out = model.generate(**inputs, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=2)
@@ -89,7 +92,7 @@ def generated(folder: str, prompt: PromptEmbeddings, count: int) -> list[int]:
 
 
 def step_by_step(model: Any, prompt: PromptEmbeddings, count: int) -> list[int]:
-    """The same by whole passes: generate drops inputs by layer, and counts no embeddings where rotary ranges end."""
+    """The same by whole passes: where generate refuses embeddings, or does not count them."""
     import torch
 
     ids: list[int] = []

@@ -18,7 +18,7 @@ from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
-from tta_middleware.registry import asks_own, judging_model, moderators_in, resolve_moderator
+from tta_middleware.registry import asks_own, judging_model, moderators_in, resolve_engine, resolve_moderator
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
@@ -90,6 +90,23 @@ def _model(reference: str) -> DoctorCheck:
         fix = "nothing to do: it is converted once, at first use, which takes about half a minute"
         return DoctorCheck("model", "hint", f"{reference} from {info.source}{size}; not converted yet", fix)
     return DoctorCheck("model", "ok", f"{reference} in {info.folder or info.source}{size}")
+
+
+def way(reference: str) -> list[DoctorCheck]:
+    """Which way a model that is here runs, and why; nothing of engines that have no ways. It is loaded for that."""
+    if _model(reference).status == "fail":
+        return []
+    try:
+        engine = resolve_engine(reference)
+        if not hasattr(engine, "way"):
+            return []
+        try:
+            path, why = bridge.run(engine.way)
+        finally:
+            bridge.run(engine.aclose)
+    except TTAError as error:
+        return [DoctorCheck("engine", "fail", f"{type(error).__name__}: {' '.join(str(error).split())}")]
+    return [DoctorCheck("engine", "ok", f"{path}: {why}")]
 
 
 def _moderator(model: str, name: str, *, online: bool) -> DoctorCheck:

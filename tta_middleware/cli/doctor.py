@@ -23,13 +23,16 @@ def doctor(
 ) -> None:
     """Check what is installed, where the model is and whether the moderator answers.
 
-    A moderator that is a model (self, guard:MODEL) is loaded and asked about 64 mild examples. Exits with 1 if
-    ``tta chat`` could not run here.
+    With --model the model is loaded, to say which way it runs here and why. A moderator that is a model (self,
+    guard:MODEL) is loaded and asked about 64 mild examples. Exits with 1 if ``tta chat`` could not run here.
     """
     from tta_middleware.batch.standard import emit
     from tta_middleware.cli import checks
 
     found = checks.run(model, moderator, online=online, judging=judging, wait_policy=context.obj.get(WAIT_POLICY))
+    # By name: typer brings a click of its own, whose enumeration is another one.
+    if getattr(context.get_parameter_source("model"), "name", "") == "COMMANDLINE":
+        found += checks.way(model)
     fine = all(check.status != "fail" for check in found)
     if json:
         emit({"ok": fine, "checks": [check.as_dict() for check in found]})

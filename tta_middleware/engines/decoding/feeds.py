@@ -39,12 +39,8 @@ class Feed:
         self, rows: Tensor, *, head: int, keep: int, wants_states: bool = False, limit: int | None = None
     ) -> None:
         self.rows, self.wants_states = rows, wants_states
-        """Look up what has run of the rows."""
-        text = self.text(model)
-        self.feed = Feed(text.rows, head=head_of(self.prompt), keep=len(self.token_ids), limit=model.short_range)
-        self._nats = []
-        known = None if self.feed.long else scored.begin(text.marks, self.first, self.feed.head)
-        if known is not None:
+        self.long = limit is not None and len(rows) > limit
+        self.head = head if WORTH_SHARING <= head < len(rows) and not self.long else 0
         self.keep = keep
         self.past: Prefix | None = None
 
@@ -141,8 +137,12 @@ class Scoring:
         return self._text
 
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
-        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
-            scored.keep(self._text.marks, self.feed.past, self.first, self._nats)
+        """Look up what has run of the rows."""
+        text = self.text(model)
+        self.feed = Feed(text.rows, head=head_of(self.prompt), keep=len(self.token_ids), limit=model.short_range)
+        self._nats = []
+        known = None if self.feed.long else scored.begin(text.marks, self.first, self.feed.head)
+        if known is not None:
             self.feed.past, self._nats = known
         return self.feed
 
@@ -153,11 +153,8 @@ class Scoring:
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        text = self.text(model)
-        wants_states = self.token_ids is None
-        self.feed = Feed(text.rows, head=self._shared, keep=1, wants_states=wants_states, limit=model.short_range)
-        known = None if self.feed.long else scored.begin(text.marks, len(text.rows) - 1, self.feed.head)
-        if known is not None:
+        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
+            scored.keep(self._text.marks, self.feed.past, self.first, self._nats)
 
     def take(self, logits: Tensor, _states: Tensor | None) -> None:
         """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
@@ -212,10 +209,39 @@ class Asking:
 
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
-        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
-            scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
+        text = self.text(model)
+        wants_states = self.token_ids is None
+        self.feed = Feed(text.rows, head=self._shared, keep=1, wants_states=wants_states, limit=model.short_range)
+        known = None if self.feed.long else scored.begin(text.marks, len(text.rows) - 1, self.feed.head)
+        if known is not None:
             self.feed.past, _ = known
         return self.feed
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
+        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
+            scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
+
+    def take(self, logits: Tensor, states: Tensor | None) -> None:
+        """The (n, V) logits of kept columns, and their states where wanted: none until the last segment has run."""
+        if not len(logits):
+            return
+        with torch.inference_mode():
+            if self.token_ids is not None:
+                self._deliver(logits[-1].float().log_softmax(dim=-1)[self.token_ids].tolist())
+            elif states is not None:
+                self._deliver(states[-1].float().tolist())
+            else:
+                self._deliver(EngineError("this model's last hidden state does not pass through its output embedding"))
+
+    def fail(self, cause: BaseException) -> None:
+        self._deliver(cause)
+
+
+Reading: TypeAlias = Scoring | Asking
+"""A text that runs for what the model makes of it, not to be continued."""
+
+
+def head_of(prompt: PromptEmbeddings) -> int:
+    """Rows before the user's first one: what a repair never moves by default, and what a conversation repeats."""
+    return int(prompt.user_mask.argmax()) if prompt.user_mask.any() else 0

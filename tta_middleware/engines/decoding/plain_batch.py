@@ -129,7 +129,7 @@ class PlainBatch:
             return 0
 
     def forget(self, _owners: Sequence[int]) -> None:
-        """Nothing to do: of a text that has run nothing is kept, since a state cannot be cut where a longer one goes on."""
+        """Nothing to do: of texts nothing is kept, since a state cannot be cut where a longer one goes on."""
 
     def drop_cancelled(self) -> None:
         """Let go of what was cancelled."""

@@ -115,7 +115,8 @@ class PlainModel(LoadedModel):
         if not agree(shorter, whole[0][:6], self.dtype):
             raise ConfigurationError("models of this kind read ahead; only causal language models write chat answers")
         trial = _Trial(self, (one, other), whole)
-        if trial.of(trial.steps):
+        # Where rotary frequencies are picked for all that runs at once, every sequence runs whole and by itself.
+        if self.short_range is None and trial.of(trial.steps):
             self.able = Abilities(
                 caches=True,
                 continues=trial.of(trial.continues),

@@ -38,6 +38,7 @@ class Loading:
         device: where it runs; ``auto`` leaves it to the engine, as with ``dtype``.
         max_batch: sequences decoded side by side at most; None leaves it to the engine.
         allow_download: whether a Hugging Face id may be fetched.
+        engine_options: further settings of the engine, by name.
     """
 
     model: str = "smollm2"
@@ -45,12 +46,13 @@ class Loading:
     dtype: str = "auto"
     max_batch: int | None = None
     allow_download: bool = False
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hardware(self) -> dict[str, Any]:
         """Those settings that may change an answer's wording, where they were given."""
         asked = {"device": self.device, "dtype": self.dtype, "max_batch": self.max_batch}
-        return {name: value for name, value in asked.items() if value not in ("auto", None)}
+        return {name: value for name, value in asked.items() if value not in ("auto", None)} | dict(self.engine_options)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -190,7 +192,7 @@ class Runtime:
         """The engine of ``model``; nothing is loaded yet."""
         if not isinstance(model, str):
             return resolve_engine(model)
-        key = (model, *sorted(options.items()))
+        key = (model, *sorted((name, repr(value)) for name, value in options.items()))
         with self._lock:
             if key not in self._engines:
                 self._engines[key] = resolve_engine(model, **options)

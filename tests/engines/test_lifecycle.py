@@ -252,9 +252,9 @@ async def test_many_first_uses_load_one_model(tiny_folder: Path, monkeypatch: py
     loads: list[Path] = []
     real = loaded.load_model
 
-    def counted(folder: Path, **options: Any) -> Any:
+    def counted(folder: Path, how: Any) -> Any:
         loads.append(folder)
-        return real(folder, **options)
+        return real(folder, how)
 
     monkeypatch.setattr(loaded, "load_model", counted)
     engine = TransformersEngine(str(tiny_folder))

@@ -110,6 +110,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         device: where the model runs.
         dtype: the numbers it runs in.
         allow_download: whether a Hugging Face id may be fetched from the hub.
+        engine_options: further settings of the engine by name, such as ``{"device_map": "auto"}``; see
+            :class:`~tta_middleware.engines.transformers.TransformersEngine`.
 
     Raises:
         ConfigurationError: through pydantic's ValidationError, when a value is out of range or a name unknown.
@@ -138,6 +140,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     device: str = "auto"
     dtype: str = "auto"
     allow_download: bool = False
+    engine_options: dict[str, Any] = Field(default_factory=dict)
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
 
     @model_validator(mode="before")
@@ -201,7 +204,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         model, moderator = settings["model"], self._moderator
         return settings | {
             "model": (self.runtime.hash(model), model if isinstance(model, str) else name_of(model)),
-            "loading": (self.device, self.dtype),
+            "loading": (self.device, self.dtype, repr(sorted(self.engine_options.items()))),
             "moderator": (name_of(self.moderator), moderator.name, moderator.default_threshold),
             "policy": self._stages(settings["policy"]).with_default(moderator.default_threshold).model_dump(),
             "method": self.runtime.method(settings["method"]),
@@ -395,7 +398,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     @property
     def _loading(self) -> dict[str, Any]:
-        return {"device": self.device, "dtype": self.dtype, "allow_download": self.allow_download}
+        own = {"device": self.device, "dtype": self.dtype, "allow_download": self.allow_download}
+        return own | self.engine_options
 
     def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, use: ToolUse | None) -> Guard:
         bridges = settings["bridges"]

@@ -55,6 +55,14 @@ Seed: TypeAlias = Annotated[int, typer.Option(help="Equal seeds give equal answe
 System: TypeAlias = Annotated[str | None, typer.Option(help="A system message.")]
 MaxGenerations: TypeAlias = Annotated[int, typer.Option(min=1, help="Answers decoded at most, the first one included.")]
 AllowDownload: TypeAlias = Annotated[bool, typer.Option("--allow-download", help="Let a Hugging Face id be fetched.")]
+EngineOptions: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option",
+        metavar="NAME=VALUE",
+        help="A further setting of the engine, such as path=plain, device_map=auto or adapter=FOLDER; again for more.",
+    ),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout for machines; errors, too.")]
 RetryErrors: TypeAlias = Annotated[
     bool, typer.Option("--retry-errors", help="Try prompts again that ended in an error.")
@@ -70,12 +78,24 @@ class LoadingOptions:
     dtype: Dtype = "auto"
     max_batch: MaxBatch = None
     allow_download: AllowDownload = False
+    engine_option: EngineOptions = None
 
     def loading(self) -> Loading:
-        """What jobs work with."""
+        """What jobs work with.
+
+        Raises:
+            ConfigurationError: an engine option without a value.
+        """
         from tta_middleware.assembly import Loading
 
-        return Loading(**{option.name: getattr(self, option.name) for option in fields(LoadingOptions)})
+        return Loading(**self.loaded())
+
+    def loaded(self) -> dict[str, Any]:
+        """The same as arguments."""
+        from tta_middleware.cli.typed import engine_options
+
+        given = {option.name: getattr(self, option.name) for option in fields(LoadingOptions)}
+        return given | {"engine_options": engine_options(given.pop("engine_option"))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +123,7 @@ class AnswerOptions(LoadingOptions):
         from tta_middleware.types import Sampling
 
         return AnswerSettings(
-            **{option.name: getattr(self, option.name) for option in fields(LoadingOptions)},
+            **self.loaded(),
             moderator=self.moderator,
             method=self.method,
             policy=policy_of(self.policy, self.threshold),

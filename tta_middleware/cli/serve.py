@@ -67,11 +67,13 @@ def serve(
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     allow_download: opt.AllowDownload = False,
+    engine_option: opt.EngineOptions = None,
 ) -> None:
     """Serve guarded models in OpenAI's protocol, until Ctrl-C or SIGTERM; logs are JSON lines on stderr.
 
     With OPENAI_BASE_URL=http://HOST:PORT/v1 the openai client and everything built on it uses these models.
     """
+    from tta_middleware.cli.typed import engine_options
     from tta_middleware.server import running
     from tta_middleware.server.app import create_app
     from tta_middleware.server.settings import build_models, read_server_file
@@ -88,6 +90,7 @@ def serve(
         "device": device,
         "dtype": dtype,
         "allow_download": allow_download,
+        "engine_options": engine_options(engine_option),
     }
     settings, models = read_server_file(config) if config else (_nothing(), {})
     behind = {"upstream_model": upstream_model, "hand_over": hand_over, **guard}

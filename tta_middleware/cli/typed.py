@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,24 @@ def _policy_fields(text: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ConfigurationError(f"{where} must hold a JSON object with threshold, categories, on_error or notice")
     return fields
+
+
+def engine_options(given: Sequence[str] | None) -> dict[str, Any]:
+    """Settings from ``NAME=VALUE``, where a value that is JSON stands for what it says: ``true``, ``8``, an object.
+
+    Raises:
+        ConfigurationError: no name, or no value.
+    """
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not (name.strip() and equals and value.strip()):
+            raise ConfigurationError(f"--engine-option is NAME=VALUE, path=plain, say; not {text!r}")
+        try:
+            found[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            found[name.strip().replace("-", "_")] = value.strip()
+    return found
 
 
 def text_or_stdin(text: str | None) -> str:

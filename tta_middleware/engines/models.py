@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -20,7 +20,7 @@ import platformdirs
 
 from tta_middleware.engines.conversion import converted
 from tta_middleware.engines.torch_import import INSTALL_LOCAL
-from tta_middleware.errors import MissingExtraError, ModelNotFoundError
+from tta_middleware.errors import ConfigurationError, MissingExtraError, ModelNotFoundError
 
 CACHE_ENV = "TTA_CACHE_DIR"
 Kind: TypeAlias = Literal["bundled", "folder", "gguf", "hub"]
@@ -67,27 +67,55 @@ class ModelInfo:
     install: str | None
 
 
-def resolve_model(ref: str, *, cache_dir: str | os.PathLike[str] | None = None, allow_download: bool = False) -> Path:
+def resolve_model(
+    ref: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    allow_download: bool = False,
+    revision: str | None = None,
+    code: bool = False,
+) -> Path:
     """The folder that transformers can load for ``ref``; converts a GGUF on first use (about 10 seconds).
 
     Args:
         ref: a known short name, a folder, a ``.gguf`` file, or a Hugging Face id.
         cache_dir: where converted models are kept; by default ``$TTA_CACHE_DIR`` or the user's cache folder.
         allow_download: let a Hugging Face id be downloaded if it is not in the local cache.
+        revision: branch, tag or commit of a Hugging Face id.
+        code: fetch Python files, too.
 
     Raises:
+        ConfigurationError: a revision of what is no Hugging Face id.
         ModelNotFoundError: the model is not on this machine; the message says what to run.
         MissingExtraError: a library that the model needs is not installed.
         EngineError: a GGUF file cannot be read.
     """
     info = describe_model(ref, cache_dir=cache_dir)
-    if info.kind == "hub" and not info.ready and allow_download:
-        return _hub_folder(ref, download=True)
+    if revision is not None and info.kind != "hub":
+        raise ConfigurationError(f"only a Hugging Face id has revisions, and {ref!r} is none; leave revision out")
+    if info.kind == "hub" and (revision is not None or code or (not info.ready and allow_download)):
+        return _hub_folder(ref, download=allow_download, revision=revision, more=["*.py"] if code else [])
     if info.source is None or info.folder is None:
         raise ModelNotFoundError(_how_to_get(info))
     if info.kind in ("bundled", "gguf"):
         return converted(info.source, info.folder)
     return info.folder
+
+
+def resolve_adapter(ref: str, *, allow_download: bool = False) -> Path:
+    """The folder of a PEFT adapter: a local one, or that of a Hugging Face id.
+
+    Raises:
+        ModelNotFoundError: it is not on this machine, or no adapter.
+        MissingExtraError: ``ref`` is a Hugging Face id and huggingface_hub is not installed.
+    """
+    path = Path(ref).expanduser()
+    if not path.is_dir() and not _HUB_ID.fullmatch(ref):
+        raise ModelNotFoundError(f"there is no adapter {ref!r}: no such folder, and no Hugging Face id")
+    folder = path if path.is_dir() else _hub_folder(ref, download=allow_download)
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelNotFoundError(f"{ref!r} holds no adapter_config.json, so it is no PEFT adapter")
+    return folder
 
 
 def describe_model(ref: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ModelInfo:
@@ -156,14 +184,15 @@ def _describe_hub(ref: str) -> ModelInfo:
     return ModelInfo(ref, "hub", folder, folder, ready=True, size_bytes=_folder_size(folder), install=None)
 
 
-def _hub_folder(ref: str, *, download: bool) -> Path:
+def _hub_folder(ref: str, *, download: bool, revision: str | None = None, more: Sequence[str] = ()) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as exc:
         raise MissingExtraError(f"{ref!r} is a Hugging Face id; run: {INSTALL_LOCAL}") from exc
     try:
-        folder = Path(snapshot_download(ref, local_files_only=not download, allow_patterns=_HUB_FILES))
+        patterns = [*_HUB_FILES, *more]
+        folder = Path(snapshot_download(ref, revision=revision, local_files_only=not download, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError) as exc:
         action = "could not be downloaded" if download else "is not in the local Hugging Face cache"
         raise ModelNotFoundError(f"{ref!r} {action}") from exc

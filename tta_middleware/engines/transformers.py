@@ -16,7 +16,7 @@ import numpy as np
 
 from tta_middleware.aio import process as _process
 from tta_middleware.engines.decoding.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamSink
-from tta_middleware.engines.models import resolve_model
+from tta_middleware.engines.models import resolve_adapter, resolve_model
 from tta_middleware.engines.prompt.counting import count_prompt, token_ids
 from tta_middleware.engines.prompt.template import chat_template, render_prompt
 from tta_middleware.engines.prompt.tool_template import tool_format
@@ -66,6 +66,12 @@ class TransformersEngine:
         cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
             model is loaded. Sequences that do not fit wait.
         path: ``auto``, ``packed`` or ``plain``; a model that cannot run packed is refused for ``packed``.
+        device_map: as transformers takes it, in place of ``device``: ``auto`` spreads layers over what there is.
+        quantization: ``bnb-4bit`` or ``bnb-8bit`` quantises while loading. Checkpoints that are quantised (GPTQ, AWQ,
+            compressed-tensors, bitsandbytes, MXFP4) load without; a package that is missing is named.
+        adapter: a PEFT adapter, folder or Hugging Face id, that is merged into the weights.
+        revision: branch, tag or commit of a Hugging Face id.
+        trust_remote_code: run Python code that comes with the model; otherwise such a model is refused.
 
     Raises:
         ConfigurationError: a number is out of range. What is wrong with the model shows at first use.
@@ -83,6 +89,11 @@ class TransformersEngine:
         max_waiting: int | None = 10_000,
         cache_gib: float | None = None,
         path: str = "auto",
+        device_map: str | Mapping[str, Any] | None = None,
+        quantization: str | None = None,
+        adapter: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         if path not in ("auto", "packed", "plain"):
             raise ConfigurationError(f"path is auto, packed or plain, not {path!r}")
@@ -97,6 +108,8 @@ class TransformersEngine:
         self.max_batch = max_batch
         self._max_waiting, self._cache_gib = max_waiting, cache_gib
         self._path = path
+        self._device_map, self._quantization = device_map, quantization
+        self._adapter, self._revision, self._trust_remote_code = adapter, revision, trust_remote_code
         self._lock = _process.Lock()
         self._loaded: LoadedModel | None = None
         self._decoder: Decoder | None = None
@@ -116,6 +129,11 @@ class TransformersEngine:
             "max_waiting": self._max_waiting,
             "cache_gib": self._cache_gib,
             "path": self._path,
+            "device_map": self._device_map,
+            "quantization": self._quantization,
+            "adapter": self._adapter,
+            "revision": self._revision,
+            "trust_remote_code": self._trust_remote_code,
         }
         return partial(type(self), **settings), (self.model_id,)
 
@@ -433,10 +451,26 @@ class TransformersEngine:
         import_transformers()
         from tta_middleware.engines.decoding.capacity import default_budget
         from tta_middleware.engines.decoding.decoder import Decoder
-        from tta_middleware.engines.decoding.loading import load_model
+        from tta_middleware.engines.decoding.loading import HowToLoad, load_model
 
-        folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
-        loaded = load_model(folder, device=self._device, dtype=self._dtype, path=self._path)
+        download = self._allow_download
+        folder = resolve_model(
+            self.model_id,
+            cache_dir=self._cache_dir,
+            allow_download=download,
+            revision=self._revision,
+            code=self._trust_remote_code,
+        )
+        how = HowToLoad(
+            device=self._device,
+            dtype=self._dtype,
+            path=self._path,
+            device_map=self._device_map,
+            quantization=self._quantization,
+            adapter=resolve_adapter(self._adapter, allow_download=download) if self._adapter else None,
+            trust_remote_code=self._trust_remote_code,
+        )
+        loaded = load_model(folder, how)
         self._decoder = Decoder(
             loaded,
             self.max_batch,

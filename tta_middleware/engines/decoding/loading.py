@@ -1,8 +1,13 @@
-"""Loads a model folder the way it is asked for."""
+"""Loads a model folder the way it is asked for: device maps, quantised checkpoints, adapters, a model's own code."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -10,33 +15,173 @@ import transformers
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.path import prepared
 from tta_middleware.engines.torch_import import quiet_transformers
-from tta_middleware.errors import ConfigurationError, EngineError, ModelNotFoundError
+from tta_middleware.errors import ConfigurationError, EngineError, MissingExtraError, ModelNotFoundError
+
+# What reads checkpoints of a quantisation method: modules, and the packages that bring them.
+_READERS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "bitsandbytes": (("bitsandbytes", "bitsandbytes"),),
+    "gptq": (("gptqmodel", "gptqmodel"), ("optimum", "optimum")),
+    "awq": (("gptqmodel", "gptqmodel"),),
+    "compressed-tensors": (("compressed_tensors", "compressed-tensors"),),
+    "torchao": (("torchao", "torchao"),),
+    "hqq": (("hqq", "hqq"),),
+    "quanto": (("optimum.quanto", "optimum-quanto"),),
+    "aqlm": (("aqlm", "aqlm"),),
+}
+_ON_THE_FLY: Mapping[str, Mapping[str, Any]] = {
+    "bnb-4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "bnb-8bit": {"load_in_8bit": True},
+}
 
 
-def load_model(folder: Path, *, device: str, dtype: str, path: str = "auto") -> LoadedModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HowToLoad:
+    """How a model is to be loaded.
+
+    Attributes:
+        device: ``auto`` or a torch device; not beside a device map.
+        dtype: ``auto`` or a torch floating type.
+        path: which way it is to run; see :mod:`.path`.
+        device_map: as transformers takes it, ``auto`` say: layers may lie on several devices.
+        quantization: ``bnb-4bit`` or ``bnb-8bit`` quantises while loading.
+        adapter: folder of a PEFT adapter that is merged into the weights.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    path: str = "auto"
+    device_map: str | Mapping[str, Any] | None = None
+    quantization: str | None = None
+    adapter: Path | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and self.quantization not in _ON_THE_FLY:
+            raise ConfigurationError(f"quantization is {' or '.join(_ON_THE_FLY)}, not {self.quantization!r}")
+        if self.device_map is not None and self.device != "auto":
+            raise ConfigurationError("give a device or a device_map, not both")
+
+
+def load_model(folder: Path, how: HowToLoad) -> LoadedModel:
     """Load a local folder; never touches the network.
 
     Raises:
-        ConfigurationError: device or dtype is unknown, or the architecture cannot be decoded from embeddings.
+        ConfigurationError: a setting is unknown, or the architecture cannot be decoded from embeddings.
+        MissingExtraError: a package is missing that the checkpoint or a setting needs; the message names it.
         ModelNotFoundError: the folder lacks files.
         EngineError: the files cannot be read.
     """
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
-    with quiet_transformers():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=kind, local_files_only=True, use_safetensors=True
-            )
-        except OSError as exc:
-            raise ModelNotFoundError(f"the model folder {folder.name!r} is incomplete: {exc}") from exc
-        except (ValueError, RuntimeError, KeyError) as exc:
-            raise EngineError(f"the model in {folder.name!r} could not be loaded: {exc}") from exc
-    loaded = prepared(model.to(place), tokenizer, path=path)
+    place = torch.device("cpu") if how.device_map is not None else pick_device(how.device)
+    with quiet_transformers(), _told(folder):
+        common = {"local_files_only": True, "trust_remote_code": how.trust_remote_code}
+        config = transformers.AutoConfig.from_pretrained(str(folder), **common)
+        arguments = loading_arguments(config, how, place)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **common)
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **common, **arguments)
+        if "device_map" not in arguments:
+            model = model.to(place)
+        if how.adapter is not None:
+            model = _adapted(model, how.adapter)
+    loaded = prepared(model, tokenizer, path=how.path)
     # The first call settles the tokenizer's truncation state, which must not change under a concurrent reader.
     tokenizer("warm", add_special_tokens=False)
     return loaded
+
+
+def loading_arguments(config: Any, how: HowToLoad, place: torch.device) -> dict[str, Any]:
+    """What ``from_pretrained`` is given for a model of this config.
+
+    Raises:
+        MissingExtraError: a package is missing that this needs.
+    """
+    arguments: dict[str, Any] = {"dtype": pick_dtype(how.dtype, place), "use_safetensors": True}
+    method = _method(config)
+    if how.quantization is not None:
+        if method is not None:
+            raise ConfigurationError(f"the checkpoint is quantised already ({method}); leave quantization out")
+        _need("bitsandbytes")
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            **_ON_THE_FLY[how.quantization], **_computing(how.quantization, arguments["dtype"])
+        )
+    elif method == "mxfp4":
+        # Its kernels would come from the hub; in the model's own type the weights run everywhere.
+        arguments["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
+    elif method == "compressed-tensors" and place.type == "cpu":
+        _need(method)
+        arguments["quantization_config"] = transformers.CompressedTensorsConfig(run_compressed=False)
+    elif method is not None:
+        _need(method)
+    if how.device_map is not None:
+        arguments["device_map"] = how.device_map if isinstance(how.device_map, str) else dict(how.device_map)
+    elif method in _READERS or how.quantization is not None:
+        # Quantised weights cannot be moved once they are loaded.
+        arguments["device_map"] = {"": str(place)}
+    if "device_map" in arguments and not _here("accelerate"):
+        raise MissingExtraError("a device map needs accelerate, which is not installed; run: pip install accelerate")
+    return arguments
+
+
+def _computing(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    return {"bnb_4bit_compute_dtype": dtype} if quantization == "bnb-4bit" else {}
+
+
+def _method(config: Any) -> str | None:
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
+    if method is None and isinstance(found, Mapping) and any(found.get(f"load_in_{bits}bit") for bits in (4, 8)):
+        return "bitsandbytes"
+    return None if method is None else str(getattr(method, "value", method)).replace("_", "-")
+
+
+def _need(method: str) -> None:
+    missing = [package for module, package in _READERS.get(method, ()) if not _here(module)]
+    if missing:
+        raise MissingExtraError(
+            f"weights quantised by {method} need {' and '.join(missing)}, which is not installed; "
+            f"run: pip install {' '.join(missing)}"
+        )
+
+
+def _here(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _adapted(model: Any, adapter: Path) -> Any:
+    """The model with an adapter, merged into its weights where they can be added to.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+    """
+    if not _here("peft"):
+        raise MissingExtraError(
+            'an adapter needs peft, which is not installed; run: pip install "tta-middleware[adapters]"'
+        )
+    from peft import PeftModel
+
+    with_adapter = PeftModel.from_pretrained(model, str(adapter))
+    return with_adapter.merge_and_unload()
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What stands in the way of loading, in errors of ours."""
+    try:
+        yield
+    except ImportError as exc:
+        raise MissingExtraError(f"the model in {folder.name!r} needs a package: {exc}") from exc
+    except OSError as exc:
+        raise ModelNotFoundError(f"the model folder {folder.name!r} is incomplete: {exc}") from exc
+    except (ValueError, RuntimeError, KeyError) as exc:
+        if "trust_remote_code" in str(exc):
+            raise ConfigurationError(
+                f"the model in {folder.name!r} brings code of its own; trust_remote_code=True runs it, "
+                "if you trust whoever wrote it"
+            ) from exc
+        raise EngineError(f"the model in {folder.name!r} could not be loaded: {exc}") from exc
 
 
 def pick_device(device: str) -> torch.device:
@@ -64,7 +209,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     if dtype == "auto":
         return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
-    chosen = getattr(torch, dtype, None)
+    chosen = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise ConfigurationError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16, float16 or float64")
     return chosen

@@ -95,18 +95,20 @@ def _numbers(config: Any, name: str) -> list[int]:
 
 def _note_mask(
     *,
-    q_length: int,
     kv_length: int,
     mask_function: Rule,
+    q_length: int = 0,
+    cache_position: Tensor | None = None,
     q_offset: int = 0,
     kv_offset: int = 0,
     device: torch.device | str = "cpu",
     **_rest: Any,
 ) -> Tensor:
     """The mask that a model asks transformers for, as a (1, 1, q, k) tensor whose rule is remembered."""
-    asking = torch.arange(q_length, device=device)[:, None] + q_offset
+    # Older releases of transformers give the places of queries as a tensor.
+    asking = torch.arange(q_length, device=device) + q_offset if cache_position is None else cache_position
     places = torch.arange(kv_length, device=device)[None] + kv_offset
-    mask: Tensor = mask_function(0, 0, asking, places).expand(q_length, kv_length)[None, None].clone()
+    mask: Tensor = mask_function(0, 0, asking[:, None], places).expand(len(asking), kv_length)[None, None].clone()
     if _notes.masks is not None:
         _notes.masks[id(mask)] = mask, mask_function
     return mask

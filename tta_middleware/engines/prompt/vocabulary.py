@@ -23,6 +23,7 @@ from tta_middleware.errors import ConfigurationError, ModelNotFoundError
 from tta_middleware.types import FloatMatrix, IntVector, PromptEmbeddings
 
 _CONTEXT_TOKENS = 4
+_LOOKED_UP = 4096
 _TABLE_NAMES: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 _SCALED_FAMILIES: Final = ("gemma",)
 
@@ -44,7 +45,7 @@ class Vocabulary:
     ) -> None:
         self.tokenizer = tokenizer
         self.embedding = embedding
-        table: Tensor = embedding.weight  # type: ignore[assignment]
+        table = _dense_table(embedding)
         self.table = table
         self.width = int(table.shape[1])
         self.facts = TableFacts(table)
@@ -99,6 +100,18 @@ class Vocabulary:
         # Silent ids never come here, and a mark of a tool call is text even where it is a special token.
         text = self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
+
+
+def _dense_table(embedding: torch.nn.Module) -> Tensor:
+    """(V, d) rows as numbers: the module's own weight, or what it looks up where that is quantised or not in memory."""
+    weight: Tensor = embedding.weight  # type: ignore[assignment]
+    if weight.is_floating_point() and weight.dim() == 2 and weight.device.type != "meta":
+        return weight
+    count: int = getattr(embedding, "num_embeddings", len(weight))
+    device = "cpu" if weight.device.type == "meta" else weight.device
+    with torch.inference_mode():
+        ids = torch.arange(count, device=device)
+        return torch.cat([embedding(part) for part in torch.split(ids, _LOOKED_UP)])
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:

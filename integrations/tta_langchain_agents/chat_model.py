@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import Field, model_validator
+from pydantic import Field, SkipValidation, model_validator
 
 from tta_langchain_agents.content import last_human_text, material, own_id
 from tta_langchain_agents.handover import Handover, StandIn
@@ -67,7 +67,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     release: Literal["window", "end"] | Windows = "window"
     streaming: bool | None = None
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
-    books: Books | None = Field(None, exclude=True, repr=False)
+    books: SkipValidation[Books | None] = Field(None, exclude=True, repr=False)
 
     @model_validator(mode="before")
     @classmethod

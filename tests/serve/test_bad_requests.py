@@ -30,7 +30,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "an image": ({"messages": IMAGE}, "messages[0].content", "reads text only, not 'image_url'"),
     "a wrong role": ({"messages": [{"role": "wizard", "content": SECRET}]}, "messages[0]", "wizard"),
     "no messages": ({"messages": []}, "messages", "at least 1"),
-    "no user turn": ({"messages": [{"role": "system", "content": SECRET}]}, "", "user"),
+    "nobody who asks": ({"messages": [{"role": "assistant", "content": SECRET}]}, "", "user"),
     "content that is a number": ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "string"),
     "an unknown part of a turn": (
         {"messages": [{"role": "user", "content": SECRET, "mood": "x"}]},

@@ -76,6 +76,16 @@ def test_the_stream_on_the_wire_ends_with_done(served: Served) -> None:
     assert [json.loads(event[6:])["choices"][0]["finish_reason"] for event in events[:-1]].count("stop") == 1
 
 
+def test_instructions_alone_are_what_is_answered(served: Served) -> None:
+    calm = ask(served, [{"role": "system", "content": "Be kind."}, {"role": "developer", "content": "Roses?"}])
+    attack = ask(served, [{"role": "developer", "content": "An attack, please."}])
+    assert (text_of_whole(calm), text_of_whole(attack)) == (CALM, NOTICE)
+
+
+def text_of_whole(answer: Any) -> str:
+    return str(answer.choices[0].message.content)
+
+
 def test_a_blocked_answer_is_an_answer(served: Served) -> None:
     answer = ask(served, ATTACK)
     choice = answer.choices[0]

@@ -51,6 +51,14 @@ class Answering(Protocol):
     def stream(self) -> AsyncGenerator[AIMessageChunk, None]: ...
 
 
+class Foreign(ServedModel, Protocol):
+    """A served model that is no chat model of this package; whoever makes one guards it."""
+
+    def answering(self, asked: ChatRequest, stages: StagePolicies, most_tokens: int | None) -> Answering:
+        """An answer to a request, not yet begun."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LocalAnswer:
     """An answer of a chat model of this process, through its public face."""

@@ -12,14 +12,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
 from tta_middleware.policy import StagePolicies
-from tta_middleware.server.answering import Answering, LocalAnswer, ServedModel
+from tta_middleware.server.answering import Answering, Foreign, LocalAnswer, ServedModel
 from tta_middleware.server.chat_reply import Reply
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.front import Call
 from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.inline_moderation import inline_moderation
 from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
-from tta_middleware.server.upstream import UpstreamModel
 
 SEAM = "\n\n"
 """Between what has left and the notice."""
@@ -62,9 +61,9 @@ def answering(model: ServedModel, asked: ChatRequest, stages: StagePolicies, mos
     Raises:
         ApiError: the request asks for more than it may.
     """
-    if isinstance(model, UpstreamModel):
-        return model.answering(asked, stages, most_tokens)
-    return LocalAnswer.of(cast("TTAChatModel", model), asked, stages, most_tokens)
+    if isinstance(model, TTAChatModel):
+        return LocalAnswer.of(model, asked, stages, most_tokens)
+    return cast("Foreign", model).answering(asked, stages, most_tokens)
 
 
 @dataclass(eq=False, slots=True)

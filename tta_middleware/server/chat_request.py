@@ -285,11 +285,20 @@ class ChatRequest(Body):
 
     @property
     def conversation(self) -> list[BaseMessage]:
-        return [turn.message() for turn in self.messages]
+        return [turn.message() for turn in self.turns]
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The messages; where no user says anything, the last instruction is what is answered, as OpenAI does it."""
+        last = max((at for at, turn in enumerate(self.messages) if isinstance(turn, SystemTurn)), default=None)
+        if last is None or any(isinstance(turn, UserTurn) for turn in self.messages):
+            return self.messages
+        asked = UserTurn(role="user", content=self.messages[last].content or "")
+        return [*self.messages[:last], asked, *self.messages[last + 1 :]]
 
     @property
     def last_user_text(self) -> str:
-        return next((turn.content for turn in reversed(self.messages) if isinstance(turn, UserTurn)), "")
+        return next((turn.content for turn in reversed(self.turns) if isinstance(turn, UserTurn)), "")
 
     @property
     def texts(self) -> list[str]:

@@ -78,12 +78,8 @@ def serve(
     from tta_middleware.server.app import create_app
     from tta_middleware.server.settings import build_models, read_server_file
 
-    guard = {
-        "moderator": moderator,
-        "policy": _policy(threshold, observe, policies),
-        "prompt_check": prompt_check,
-        "policies": policies,
-    }
+    policy = _policy(threshold, observe, policies)
+    guard = {"moderator": moderator, "policy": policy, "prompt_check": prompt_check, "policies": policies}
     own = guard | {
         "method": method,
         "max_new_tokens": max_new_tokens,
@@ -96,8 +92,7 @@ def serve(
     behind = {"upstream_model": upstream_model, "hand_over": hand_over, **guard}
     models |= build_models(_tables(models, model or [], own, upstream or [], behind))
     limits = {"concurrency": concurrency, "queue": queue, "seconds": deadline}
-    settings = _with(settings, limits, allow_policy or [], playground)
-    settings = _telling(settings, telemetry=telemetry, metrics_open=metrics_open)
+    settings = _telling(_with(settings, limits, allow_policy or [], playground), telemetry, open_=metrics_open)
     app = create_app(models, settings, keys=_keys(api_keys, settings))
     running.serve(app, settings, host=host, port=port)
 
@@ -160,14 +155,14 @@ def _with(
     return settings.model_copy(update={"limits": limits_in_force, "allowed_policies": policies, "playground": page})
 
 
-def _telling(settings: ServerSettings, *, telemetry: bool, metrics_open: bool) -> ServerSettings:
+def _telling(settings: ServerSettings, wanted: bool, *, open_: bool) -> ServerSettings:
     """With telemetry where an option asks for it; the file's own settings stay."""
     from tta_middleware.telemetry import TelemetrySettings
 
-    if not telemetry and not metrics_open:
+    if not wanted and not open_:
         return settings
     given = settings.telemetry or TelemetrySettings()
-    chosen = given.model_copy(update={"metrics_open": metrics_open or given.metrics_open})
+    chosen = given.model_copy(update={"metrics_open": open_ or given.metrics_open})
     return settings.model_copy(update={"telemetry": chosen})
 
 

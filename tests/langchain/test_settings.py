@@ -22,7 +22,7 @@ from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 ALPHABET = "a b c d e f g h i j k l m n o p END r s t"
 
 
@@ -211,8 +211,8 @@ async def test_streaming_can_be_switched_on_for_invoke_and_off_for_stream() -> N
     assert [chunk.text async for chunk in off.astream("Go on") if chunk.text] == [ALPHABET]
 
 
-def test_the_table_in_the_readme_has_every_setting_and_its_default() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", README.read_text(), flags=re.M)
+def test_the_table_in_the_docs_has_every_setting_and_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", PAGE.read_text(), flags=re.M)
     named = {name: eval(default, {"Budget": Budget, "Windows": Windows, "BRIDGES": BRIDGES}) for name, default in rows}
     fields = {name for name in TTAChatModel.model_fields if name not in BaseChatModel.model_fields} - {"runtime"}
     assert named == {name: TTAChatModel.model_fields[name].get_default(call_default_factory=True) for name in fields}

@@ -410,6 +410,13 @@ class LLMJudge(Closing):
         form: JudgeFormat = self._found["format"]
         return form
 
+    async def _thinks(self) -> bool:
+        """Whether the model would think first; it is made to have done so, since its next token is the verdict."""
+        if "thinks" not in self._found:
+            engine: Engine = self._engine
+            self._found["thinks"] = isinstance(engine, ReasoningEngine) and await engine.thinks()
+        return bool(self._found["thinks"])
+
     async def _said(self) -> _Said:
         """How this model gives verdicts; found out once."""
         if "said" not in self._found:
@@ -443,7 +450,7 @@ class LLMJudge(Closing):
         engine, more = self._engine, dict[str, Any]()
         if asked.template:
             more["template"] = asked.template
-        if isinstance(engine, ReasoningEngine) and await engine.thinks():
+        if await self._thinks():
             more["thought"] = Thought()
         return await engine.embed(asked.messages, assistant_prefix=asked.prefix, **more)
 

@@ -15,7 +15,7 @@ from tta_middleware.engines.decoding.packed import Segment
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.scored import Scored, marks
 from tta_middleware.errors import EngineError
-from tta_middleware.types import PromptEmbeddings
+from tta_middleware.types import IntVector, PromptEmbeddings
 
 # A shorter beginning is not worth a forward pass of its own.
 WORTH_SHARING = 16
@@ -74,7 +74,7 @@ class Text:
     """(T, d) rows, and the (T,) marks by which they are told from others."""
 
     rows: Tensor
-    marks: Tensor
+    marks: IntVector
 
 
 class Joining:

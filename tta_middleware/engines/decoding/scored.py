@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tta_middleware.engines.decoding.kv_slots import Prefix
+from tta_middleware.types import IntVector
 
 _KEPT = 128
 # A text whose last rows are the only ones that a longer one of its owner does not begin with is not kept beside that
@@ -26,11 +27,12 @@ _CLOSING = 64
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def marks(rows: Tensor) -> Tensor:
-    """(T,) int64 on the CPU: equal for equal rows of (T, d) embeddings, and for no others that anybody could find."""
+def marks(rows: Tensor) -> IntVector:
+    """(T,) numbers: equal for equal rows of (T, d) embeddings, and for no others that anybody could find."""
     bits = rows.detach().contiguous().view(_BITS[rows.element_size()])
     # In wrapping integers, so it is the same wherever it runs; T x d products cost a thousandth of a forward pass.
-    return (bits.long() * _factors(rows.shape[1]).to(rows.device)).sum(dim=1).cpu()
+    found: IntVector = (bits.long() * _factors(rows.shape[1]).to(rows.device)).sum(dim=1).cpu().numpy()
+    return found
 
 
 @cache
@@ -41,16 +43,19 @@ def _factors(width: int) -> Tensor:
     return torch.randint(-(2**62), 2**62, (width,), generator=drawn) * 2 + 1
 
 
-def common(one: Tensor, other: Tensor) -> int:
+def common(one: IntVector, other: IntVector) -> int:
     """How many rows two texts begin with alike, by their marks."""
     length = min(len(one), len(other))
-    differs = (one[:length] != other[:length]).nonzero()
-    return int(differs[0]) if len(differs) else length
+    if not length:
+        return 0
+    differs = one[:length] != other[:length]
+    first = int(differs.argmax())
+    return first if differs[first] else length
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Text:
-    marks: Tensor
+    marks: IntVector
     prefix: Prefix
     first: int
     nats: list[float]
@@ -79,7 +84,7 @@ class Scored:
         return sum(text.nbytes for text in self._texts)
 
     def keep(
-        self, of_rows: Tensor, prefix: Prefix, first: int, nats: Sequence[float], owner: int | None = None
+        self, of_rows: IntVector, prefix: Prefix, first: int, nats: Sequence[float], owner: int | None = None
     ) -> None:
         """Remember T rows that have run.
 
@@ -94,7 +99,7 @@ class Scored:
         while len(self._texts) > _KEPT or (self._texts and self.nbytes > self._most_bytes):
             self._drop_one()
 
-    def begin(self, of_rows: Tensor, first: int, more_than: int = 1) -> tuple[Prefix, list[float]] | None:
+    def begin(self, of_rows: IntVector, first: int, more_than: int = 1) -> tuple[Prefix, list[float]] | None:
         """The longest beginning of rows that has run, with the nats of the tokens after its columns from ``first``.
 
         At least one row is left to run. None if no more than ``more_than`` rows are shared.
@@ -107,7 +112,7 @@ class Scored:
         # What follows the last column in common may differ, so that column runs again.
         return best.prefix.cut(shared - 1), best.nats[first - best.first : shared - 1 - best.first]
 
-    def shared_with(self, of_rows: Tensor) -> int:
+    def shared_with(self, of_rows: IntVector) -> int:
         """How many rows the best of the texts begins with alike."""
         return max((common(text.marks, of_rows) for text in self._texts), default=0)
 

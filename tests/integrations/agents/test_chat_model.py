@@ -20,7 +20,9 @@ from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware import TTAChatModel
-from tta_middleware.policy import DEFAULT_NOTICE
+from tta_middleware.moderation.llm_judge import LLMJudge
+from tta_middleware.policy import DEFAULT_NOTICE, Policy
+from tta_middleware.testing.judging_engine import JudgingEngine
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
@@ -251,3 +253,15 @@ def test_a_model_that_runs_elsewhere_is_not_asked_to_judge_itself() -> None:
         with pytest.raises(ValueError, match="say guard:MODEL"):
             make()
     guarded("x", moderator="guard:smollm2")
+
+
+async def test_a_judging_model_is_told_the_rules_and_when_a_stream_is_over() -> None:
+    engine = JudgingEngine(yes=lambda question: 0.1)
+    model = guarded(LONG, moderator=LLMJudge(engine), policy=Policy(rules="No word about trees."))
+    text = "".join([chunk.text async for chunk in model.astream("hello")])
+    assert text == LONG
+    assert any("No word about trees." in question for question in engine.questions)
+    assert any(f"Question: hello\n\nAnswer: {LONG[:200]}" in question for question in engine.questions)
+    owners = set(engine.owners) - {None}
+    assert owners
+    assert set(engine.forgotten) >= owners

@@ -76,12 +76,45 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)
     quick: bool = False
 
+    @property
+    def talk(self) -> str:
+        """How its chat templates are made, as models_table.py names it; empty where each has its own."""
+        return _TALKS.get(self.model_type, "")
+
+    @property
+    def vocabulary(self) -> bool:
+        """Whether vLLM's engines can look its prompts up: not where a table is scaled, or one for every layer."""
+        return not self.model_type.startswith("gemma")
+
     def config(self) -> Any:
         """The config of its tiny model."""
         from transformers import AutoConfig
 
         return type(AutoConfig.for_model(self.model_type.split()[0]))(**{**_TINY, **self.options})
 
+
+_TALKS = {
+    "llama": "Llama",
+    "llama4_text": "Llama",
+    "smollm3": "ChatML, thinking",
+    "qwen2": "ChatML",
+    "qwen2_moe": "ChatML",
+    "qwen3": "ChatML, thinking",
+    "qwen3_moe": "ChatML, thinking",
+    "mistral": "Mistral",
+    "ministral": "Mistral",
+    "mixtral": "Mistral",
+    "gemma": "Gemma",
+    "gemma2": "Gemma",
+    "gemma3_text": "Gemma",
+    "gemma3n_text": "Gemma",
+    "gemma4_text": "Gemma 4",
+    "gpt_oss": "Harmony",
+    "deepseek_v3": "DeepSeek, thinking",
+    "qwen3_next": "ChatML, thinking",
+    "qwen3_5_text": "ChatML, thinking",
+    "lfm2": "ChatML",
+}
 
 # Windows and chunks are shorter than the prompts, so that they matter.
 FAMILIES = [

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import models_table
 import numpy as np
 import pytest
 from families import FAMILIES, Family
 
+from tta_middleware.engines.prompt.vocabulary import load_vocabulary
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
@@ -45,7 +47,26 @@ async def test_a_family_decodes_like_generate_alone_in_a_batch_and_from_moved_ro
     expected = [generated(folder, prompt, count) for prompt, count in zip(prompts, LENGTHS, strict=True)]
     assert batched == expected
     assert alone == expected
+    assert await plainly(folder, requests) == expected
+    assert readable(folder) == family.vocabulary
     assert score == pytest.approx(likelihood(folder, prompts[1], batched[1]), rel=1e-3)
+
+
+async def plainly(folder: str, requests: list[GenerationRequest]) -> list[list[int]]:
+    """The same by the model's own cache, whichever way it takes by itself."""
+    engine = TransformersEngine(folder, dtype="float32", path="plain")
+    done = await engine.generate_batch(requests)
+    await engine.aclose()
+    return [list(completion.token_ids) for completion in done]
+
+
+def readable(folder: str) -> bool:
+    """Whether an engine whose model decodes elsewhere (vLLM) finds the embeddings that it has to send."""
+    try:
+        load_vocabulary(Path(folder))
+    except ConfigurationError:
+        return False
+    return True
 
 
 def moved(prompt: PromptEmbeddings) -> PromptEmbeddings:
@@ -126,16 +147,11 @@ def likelihood(folder: str, prompt: PromptEmbeddings, ids: list[int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(ids)))
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family.quick and family.path == "packed"], ids=str)
-@pytest.mark.slow
-async def test_what_runs_packed_runs_plainly_as_well(family: Family, save_model: Callable[[Any], Path]) -> None:
-    folder = str(save_model(family.config()))
-    engine = TransformersEngine(folder, dtype="float32", path="plain")
-    prompts = [await engine.embed([Message("user", text)]) for text in TEXTS]
-    requests = [GenerationRequest(prompt, Sampling(max_new_tokens=20)) for prompt in prompts]
-    found = [list(completion.token_ids) for completion in await engine.generate_batch(requests)]
-    await engine.aclose()
-    assert found == [generated(folder, prompt, 20) for prompt in prompts]
+def test_the_table_in_the_docs_is_what_these_tests_assert(tokenizer: Any) -> None:
+    text = models_table.DOC.read_text(encoding="utf-8")
+    made = models_table.with_table(text, models_table.table(tokenizer))
+    assert text == made, "run: python tests/engines/models_table.py"
+    assert {family.talk for family in FAMILIES} - {""} == set(models_table.CONVENTIONS)
 
 
 async def test_a_model_that_cannot_run_packed_is_refused_where_that_is_asked_for(

@@ -24,7 +24,14 @@ from tta_middleware.types import FloatMatrix, IntVector, PromptEmbeddings
 
 _CONTEXT_TOKENS = 4
 _LOOKED_UP = 4096
-_TABLE_NAMES: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_TABLE_NAMES: Final = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "backbone.embeddings.weight",
+    "rwkv.embeddings.weight",
+)
 _SCALED_FAMILIES: Final = ("gemma",)
 
 

@@ -16,6 +16,7 @@ from staged_server import BAD, CALM, NOTICE, Log, Served, running, scripted
 from staged_upstream import saying, upstream
 from test_limits import Held
 
+from tta_middleware import Policy
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (BROWSER and DRIVER), reason=MISSING)]
@@ -125,10 +126,10 @@ def test_a_repair_shows_where_it_was_flagged_and_what_was_tried(page: Page) -> N
         assert "none flagged" in repair.get_attribute("aria-label")
         assert card.find_elements(By.CLASS_NAME, "try")
         assert "orbidden" not in page.driver.page_source
-        card.find_element(By.CSS_SELECTOR, "summary").click()
+        card.find_element(By.CSS_SELECTOR, ".story summary").click()
         rows = [row.text for row in card.find_elements(By.CSS_SELECTOR, "tbody tr")]
         assert [row for row in rows if "0.900" in row]
-        assert rows[-1].startswith("repair 1")
+        assert rows[-1].startswith("Repair 1")
 
 
 def test_a_block_is_an_answer(page: Page, served: Served) -> None:
@@ -149,6 +150,27 @@ def test_an_upstreams_answer_has_its_strip_too(page: Page) -> None:
         assert "illicit at" in card.find_element(By.CLASS_NAME, "found").text
         assert "temperature" not in behind.requests[0].body
         assert "orbidden" not in page.driver.page_source
+
+
+def test_thoughts_stand_apart_from_the_answer(page: Page) -> None:
+    engine = ScriptedEngine(f"<think>\nSomebody asks about flowers, it seems.\n</think>\n\n{CALM}", thinking=True)
+    with running(scripted(engine=engine, reasoning="show")) as one:
+        page.open(one)
+        card = page.ask("Roses?")
+        assert card.find_element(By.CLASS_NAME, "said").text == CALM
+        card.find_element(By.CSS_SELECTOR, ".thought summary").click()
+        assert "asks about flowers" in card.find_element(By.CLASS_NAME, "thought-text").text
+        lanes = card.find_elements(By.CLASS_NAME, "lane")
+        assert [lane.get_attribute("aria-label").partition(":")[0] for lane in lanes] == ["Thoughts", "First answer"]
+
+
+def test_what_is_only_observed_is_marked(page: Page) -> None:
+    with running(scripted(policy=Policy(mode="observe"))) as one:
+        page.open(one)
+        card = page.ask("An attack, please.")
+        assert card.find_element(By.CSS_SELECTOR, ".badge.observed").text == "Observed only: output: illicit"
+        assert card.find_elements(By.CSS_SELECTOR, ".bar.observed")
+        assert "forbidden" in card.find_element(By.CLASS_NAME, "said").text
 
 
 def test_markup_stays_text_wherever_it_comes_from(page: Page) -> None:
@@ -186,7 +208,7 @@ def test_thresholds_go_down_and_no_further_up_than_the_operators(page: Page, ser
     assert page.one("#threshold-value").text == "0.00"
     card = page.ask("Roses?")
     assert card.find_element(By.CLASS_NAME, "badge").text == "Blocked"
-    card.find_element(By.CSS_SELECTOR, "summary").click()
+    card.find_element(By.CSS_SELECTOR, ".story summary").click()
     assert "default (stricter)" in card.text
     page.one("#reset").click()
     assert "Clean" in page.ask("Roses?").text

@@ -142,14 +142,17 @@ function showAsked(text) {
 }
 
 function newAnswer() {
+  const thought = element("div", "thought-text");
+  const thoughts = element("details", "thought", element("summary", "", "Thoughts"), thought);
+  thoughts.hidden = true;
   const said = element("div", "said waiting");
   const badge = element("span", "badge under-way", "Checking");
   const let_go = element("span", "hint");
   const progress = element("div", "story", element("div", "head", badge, let_go));
-  const card = element("article", "answer", said, progress);
+  const card = element("article", "answer", thoughts, said, progress);
   card.setAttribute("aria-label", "Answer");
   at("talk").append(card);
-  return { card, said, badge, let_go, progress };
+  return { card, thoughts, thought, said, badge, let_go, progress };
 }
 
 async function send(text) {
@@ -161,12 +164,14 @@ async function send(text) {
   busy(going);
   const held = heldMark(shown);
   try {
-    const answer = await ask(request(), headers(), going.signal, (piece) => {
+    const put = (box) => (piece) => {
       const follow = nearEnd();
-      shown.said.append(piece);
-      held.moved(shown.said.textContent.length);
+      shown.thoughts.hidden &&= box !== shown.thought;
+      box.append(piece);
+      held.moved(box.textContent.length);
       if (follow) toEnd();
-    });
+    };
+    const answer = await ask(request(), headers(), going.signal, put(shown.said), put(shown.thought));
     conversation.push({ role: "assistant", content: answer.text });
     shown.progress.replaceWith(story(answer.trace, answer.policy));
     say(`Answer done: ${answer.trace?.outcome ?? answer.finishReason}`);

@@ -26,7 +26,7 @@ export function story(trace, policy) {
   const drawn = lanes(trace);
   box.setAttribute("aria-label", `What happened: ${name}`);
   box.append(
-    element("div", "head", element("span", `badge ${trace.outcome}`, name), scores(trace), element("span", "cost", cost(trace))),
+    element("div", "head", ...badges(trace, name), scores(trace), element("span", "cost", cost(trace))),
     ...drawn,
   );
   const tried = repair(trace);
@@ -34,6 +34,14 @@ export function story(trace, policy) {
   const legend = drawn.length ? " Bars: the score of each checked window; dashed: where it is flagged." : "";
   box.append(element("p", "told hint", meaning + legend), details(trace, policy));
   return box;
+}
+
+/** The outcome, and a mark where the policy withholds nothing. */
+function badges(trace, name) {
+  const outcome = element("span", `badge ${trace.outcome}`, name);
+  if (trace.mode !== "observe") return [outcome];
+  const seen = trace.observed.length ? `: ${trace.observed.join(", ")}` : "";
+  return [outcome, element("span", "badge observed", `Observed only${seen}`)];
 }
 
 function scores(trace) {
@@ -53,28 +61,39 @@ const cost = (trace) =>
     `${number(trace.seconds, 1)} s`,
   ].join(" · ");
 
+/** Lanes of the thoughts, which have positions of their own, then of the answer. */
+const lanes = (trace) => ["reasoning", "answer"].flatMap((channel) => channelLanes(trace, channel));
+
 /** A lane for the model's own answer, and one per repair that was given out; all on the same scale. */
-function lanes(trace) {
-  const length = Math.max(1, ...trace.windows.map((window) => window.end));
-  const repairs = [...new Set(trace.windows.map((window) => window.repair))].sort((a, b) => a - b);
-  const drawn = repairs.flatMap((index) => lane(trace, index, length));
+function channelLanes(trace, channel) {
+  const checked = trace.windows.filter((window) => window.channel === channel);
+  const length = Math.max(1, ...checked.map((window) => window.end));
+  const repairs = [...new Set(checked.map((window) => window.repair))].sort((a, b) => a - b);
+  const drawn = repairs.flatMap((index) => lane(checked, index, length));
   if (drawn.length) {
     drawn.push(element("div", "axis", element("span", "", "0"), element("span", "", count(length, "character"))));
   }
   return drawn;
 }
 
-function lane(trace, index, length) {
-  const windows = trace.windows.filter((window) => window.repair === index);
+/** What a lane or a row is of. */
+function part(window) {
+  const thoughts = window.channel === "reasoning";
+  if (!window.repair) return thoughts ? "Thoughts" : "First answer";
+  return `Repair ${window.repair}${thoughts ? ", thoughts" : ""}`;
+}
+
+function lane(checked, index, length) {
+  const windows = checked.filter((window) => window.repair === index);
   const flagged = windows.find((window) => window.flagged);
   const unscored = windows.find((window) => window.score === null);
-  const begin = index === 0 ? 0 : leftBefore(trace, index);
-  const title = element("div", "lane-name", element("span", "", index === 0 ? "First answer" : `Repair ${index}`));
+  const begin = index === 0 ? 0 : leftBefore(checked, index);
+  const title = element("div", "lane-name", element("span", "", part(windows[0])));
   if (flagged) title.append(element("span", "found", `⚑ ${flagged.category} at ${flagged.released}–${flagged.end}, withheld`));
   if (unscored) title.append(element("span", "found", `no verdict at ${unscored.released}–${unscored.end}`));
   const box = element("div", "lane");
   box.setAttribute("role", "img");
-  box.setAttribute("aria-label", spoken(windows, index));
+  box.setAttribute("aria-label", spoken(windows));
   if (begin > 0) box.append(placed("kept", 0, begin, length, "had left before, and stays"));
   if (flagged) box.append(placed("withheld", flagged.released, flagged.end, length, "withheld"));
   let at = begin;
@@ -92,16 +111,22 @@ function lane(trace, index, length) {
 }
 
 /** How far the answer had left when a repair began: the release of the flagged window before it. */
-function leftBefore(trace, index) {
-  const before = trace.windows.filter((window) => window.repair < index && window.flagged);
+function leftBefore(checked, index) {
+  const before = checked.filter((window) => window.repair < index && window.flagged);
   return before.length ? before.at(-1).released : 0;
 }
 
 function bars(window, begin, length) {
-  const kind = window.score === null ? "unscored" : window.flagged ? "flagged" : window.repair ? "repair" : "";
-  const bar = placed(`bar ${kind}`, begin, window.end, length, sentence(window, begin));
+  const bar = placed(`bar ${kind(window)}`, begin, window.end, length, sentence(window, begin));
   bar.style.height = `${100 * (window.score ?? 1)}%`;
   return [bar, limitLine(window, begin, window.end, length)];
+}
+
+function kind(window) {
+  if (window.score === null) return "unscored";
+  if (window.flagged) return "flagged";
+  if (window.score >= window.limit) return "observed";
+  return window.repair ? "repair" : "";
 }
 
 function limitLine(window, begin, end, length) {
@@ -123,11 +148,11 @@ function sentence(window, begin) {
   return `characters ${begin} to ${window.end}: ${what}, limit ${number(window.limit)}${window.flagged ? ", flagged" : ""}`;
 }
 
-function spoken(windows, index) {
+function spoken(windows) {
   const highest = Math.max(0, ...windows.map((window) => window.score ?? 0));
   const flagged = windows.find((window) => window.flagged);
   const end = flagged ? `flagged for ${flagged.category} before character ${flagged.end}` : "none flagged";
-  return `${index ? `Repair ${index}` : "First answer"}: ${count(windows.length, "window")}, highest score ${number(highest)}, ${end}`;
+  return `${part(windows[0])}: ${count(windows.length, "window")}, highest score ${number(highest)}, ${end}`;
 }
 
 /** What the repair tried, wave by wave, and what it came to. */
@@ -155,7 +180,7 @@ function details(trace, policy) {
   table.append(element("thead", "", element("tr", "", ...head.map((name) => element("th", "", name)))));
   const rows = trace.windows.map((window) => {
     const score = element("td", window.flagged ? "over" : "", window.score === null ? "none" : number(window.score, 3));
-    const cells = [window.repair ? `repair ${window.repair}` : "first answer", window.end, window.category || "–"];
+    const cells = [part(window), window.end, window.category || "–"];
     const rest = [number(window.limit), window.released];
     return element("tr", "", ...cells.map(cell), score, ...rest.map(cell));
   });

@@ -44,10 +44,10 @@ async function* payloads(body) {
 }
 
 /**
- * Asks, and calls `onText` with each checked piece.
+ * Asks, and calls `onText` with each checked piece, `onThought` with each of the thoughts before it, where these are shown.
  * Returns { text, finishReason, refusal, trace, policy }; trace is null where the server keeps it to itself.
  */
-export async function ask(body, headers, signal, onText) {
+export async function ask(body, headers, signal, onText, onThought) {
   const response = await fetch("v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json", ...headers },
@@ -61,6 +61,7 @@ export async function ask(body, headers, signal, onText) {
     if (chunk.tta) answer.trace = chunk.tta;
     const choice = chunk.choices?.[0];
     if (!choice) continue;
+    if (choice.delta.reasoning_content) onThought(choice.delta.reasoning_content);
     if (choice.delta.content) {
       answer.text += choice.delta.content;
       onText(choice.delta.content);

@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -123,6 +124,7 @@ class Setup:
     port: int = 0
     concurrency: int = 64
     name: str = "roses"
+    audited: bool = True
 
 
 def _app(setup: Setup) -> tuple[Any, ScriptedEngine]:
@@ -171,7 +173,7 @@ def _main(pipe: Connection, setup: Setup) -> None:
         uvicorn.Config(app, port=setup.port, log_level="error", access_log=False, timeout_graceful_shutdown=120)
     )
     audit = Auditor()
-    with audit:
+    with audit if setup.audited else nullcontext():
         asyncio.run(_serve(server, pipe, engine, audit))
 
 

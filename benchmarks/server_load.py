@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import random
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -88,10 +89,15 @@ async def settled(server: ServerProcess) -> dict[str, Any]:
 
 async def load(args: argparse.Namespace) -> None:
     step, wait = 1 / args.rate, args.moderation
-    with ServerProcess(Setup("unguarded", step)) as raw, ServerProcess(Setup("guarded", step, wait)) as guarded:
+    unheard = Setup("guarded", step, wait, audited=False)
+    with ServerProcess(Setup("unguarded", step)) as raw, ServerProcess(unheard) as guarded:
         rows = [await measured("unguarded", raw, args), await measured("guarded", guarded, args)]
+    with ServerProcess(Setup("guarded", step, wait)) as guarded:
+        rows.append(await measured("guarded, audited", guarded, args))
     with ServerProcess(Setup("guarded", step, wait, failing=0.3)) as rough:
-        rows.append(await measured("guarded, 10% leave, 10% slow, 30% of checks fail", rough, args, rough=True))
+        rows.append(
+            await measured("guarded, audited, 10% leave, 10% slow, 30% of checks fail", rough, args, rough=True)
+        )
     print(table(rows))
 
 
@@ -110,7 +116,7 @@ async def upstream(args: argparse.Namespace) -> None:
 
 
 async def memory(args: argparse.Namespace) -> None:
-    with ServerProcess(Setup("guarded", 0.0, 0.0)) as server:
+    with ServerProcess(Setup("guarded", 0.0, 0.0, audited=False)) as server:
         rows, done = [], 0
         for target in (500, 1_000, 2_500, 5_000, 10_000):
             per_client = (target - done) // 20
@@ -120,6 +126,7 @@ async def memory(args: argparse.Namespace) -> None:
             failed = sum(not one.whole for one in visits)
             kept = {name: report[name] for name in ("mib", "tasks", "connections", "sockets", "uncovered")}
             rows.append({"requests": done, "errors": failed, **kept})
+            print(rows[-1], file=sys.stderr, flush=True)
     print(table(rows))
 
 

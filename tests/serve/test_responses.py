@@ -51,7 +51,7 @@ def garden() -> Any:
 
 
 def create(served: Served, **asked: Any) -> Any:
-    with served.client() as api:
+    with served.client(_strict_response_validation=True) as api:
         found: Any = api.responses.create(**({"model": "wild", "input": "Roses?"} | asked))
         return list(found) if asked.get("stream") else found
 

@@ -218,13 +218,14 @@ def _described(tool: dict[str, Any]) -> dict[str, Any]:
     return tool | {"strict": bool(tool["strict"]), "parameters": tool["parameters"]}
 
 
-def _usage(usage: Mapping[str, int] | None) -> dict[str, Any] | None:
+def _usage(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if usage is None:
         return None
+    thought = usage.get("completion_tokens_details", {}).get("reasoning_tokens", 0)
     return {
         "input_tokens": usage["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": usage["total_tokens"],
     }

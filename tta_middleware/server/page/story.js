@@ -4,6 +4,7 @@ const OUTCOMES = {
   clean: ["Clean", "The model's own answer, unchanged."],
   neutralised: ["Repaired", "The model's answer was flagged and withheld; this is another answer of the same model."],
   blocked: ["Blocked", "Nothing safe and usable was found, so the notice stands in."],
+  unanswered: ["No answer", "The model thought and never answered; let it say more, or think less."],
   unchecked: ["Unchecked", "The moderator gave no verdict, and the policy let the answer pass."],
 };
 

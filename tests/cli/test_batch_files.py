@@ -226,6 +226,8 @@ def test_a_file_of_prompts_is_not_taken_for_answers(tta, jsonl, tmp_path):
         (gzip.compress(b'{"answer": ""}'), "1: the last line has no end; give another output"),
         (gzip.compress(b"Dear diary\n"), "1: not valid JSON (Expecting value at column 1)"),
     ],
+    # Of its own, since gzip writes the time: processes that run the tests side by side must name them alike.
+    ids=["plain", "cut off", "no line end", "no JSON"],
 )
 def test_a_gzip_output_that_is_something_else_is_left_alone(tta, jsonl, tmp_path, content, message):
     out = tmp_path / "out.gz"

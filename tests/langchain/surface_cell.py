@@ -11,8 +11,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import certifi
+import pytest
 from surface_calls import SUBSTITUTE, SURFACES, Scene, Surface
 from surface_cases import (
     CASES,
@@ -27,6 +31,7 @@ from surface_cases import (
     plan,
     said,
     secrets,
+    serving,
     settings,
 )
 from surface_record import AsyncHandler, Handler, LogHandler, Record, Tracer, spelt
@@ -147,6 +152,19 @@ class Stage:
         if surface.in_loop:
             return asyncio.run(_in_loop(surface, case, scene))
         return _sync_cell(surface, case, scene)
+
+
+@contextmanager
+def on_stage() -> Iterator[Stage]:
+    """A stage whose server runs until the block ends."""
+    oracle = Oracle()
+    # Reading certifi's whole bundle takes each new client 30 ms, and these speak plain HTTP.
+    bundle, end = Path(certifi.where()).read_text(), "-----END CERTIFICATE-----\n"
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, serving(oracle) as server:
+        one = Path(folder) / "one.pem"
+        one.write_text(bundle[: bundle.index(end) + len(end)])
+        patch.setenv("SSL_CERT_FILE", str(one))
+        yield Stage(oracle, server)
 
 
 @contextmanager

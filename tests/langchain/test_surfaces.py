@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import certifi
 import pytest
 from langchain_core.messages import HumanMessage
 
 sys.path.insert(0, str(Path(__file__).parent))
 from surface_calls import Surface, agent, surface
-from surface_cases import ENDLESS, NOTICE, START, Case, Oracle, case, engine, said, secrets, serving, texts
-from surface_cell import EVENTS, Result, Stage, cells, delayed_cells, expected, listening
+from surface_cases import ENDLESS, NOTICE, START, Case, case, engine, said, secrets, texts
+from surface_cell import EVENTS, Result, Stage, cells, delayed_cells, expected, listening, on_stage
 
 from tta_middleware import Policy
 
@@ -50,16 +49,9 @@ def _delayed() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    oracle = Oracle()
-    # Reading certifi's whole bundle takes each new client 30 ms, and these speak plain HTTP.
-    bundle = Path(certifi.where()).read_text()
-    one = tmp_path_factory.mktemp("certificates") / "one.pem"
-    end = "-----END CERTIFICATE-----\n"
-    one.write_text(bundle[: bundle.index(end) + len(end)])
-    with pytest.MonkeyPatch.context() as patch, serving(oracle) as server:
-        patch.setenv("SSL_CERT_FILE", str(one))
-        yield Stage(oracle, server)
+def stage() -> Iterator[Stage]:
+    with on_stage() as one:
+        yield one
 
 
 @pytest.mark.parametrize(("called", "staged"), list(_parameters()))

@@ -84,6 +84,7 @@ class AnswerSettings(Loading):
         moderator: the name of who scores answers.
         method: the name of how flagged ones are repaired; ``none`` blocks them.
         sampling: of answers whose request says nothing else; its seed is the repairs', too.
+        reasoning: how a model that thinks is let think, and what becomes of its thoughts.
     """
 
     moderator: str
@@ -91,6 +92,7 @@ class AnswerSettings(Loading):
     policy: Policy
     sampling: Sampling
     budget: Budget
+    reasoning: Reasoning = field(default_factory=Reasoning)
 
     @asynccontextmanager
     async def guard(self, *, loaded: Loaded = _untold) -> AsyncIterator[Guard]:
@@ -101,7 +103,14 @@ class AnswerSettings(Loading):
     def guard_over(self, engine: Engine, moderator: Moderator) -> Guard:
         """A guard over parts that somebody else closes."""
         repair = Repair(method=resolve_method(self.method), budget=self.budget, seed=self.sampling.seed)
-        return Guard(engine, moderator, policy=self.policy, repair=repair, quality=quality_for(self.model))
+        return Guard(
+            engine,
+            moderator,
+            policy=self.policy,
+            repair=repair,
+            quality=quality_for(self.model),
+            reasoning=self.reasoning,
+        )
 
     async def answer(self, messages: Sequence[Message], *, loaded: Loaded = _untold) -> GuardedAnswer:
         """One answer, with parts of its own."""

@@ -25,6 +25,11 @@ def _answer(call: ScriptedCall) -> str:
     return f"A calm and friendly answer about {call.text.split()[-1]} and gardens."
 
 
+def _think(call: ScriptedCall) -> str:
+    answer = f"A calm answer about {call.text.split()[-1]}."
+    return answer if "</think>" in call.prefix else f"<think>\nThey ask about gardens, I think.\n</think>\n\n{answer}"
+
+
 async def _hang(_seconds: float) -> None:
     print("hanging", file=sys.stderr, flush=True)
     await anyio.sleep_forever()
@@ -46,6 +51,8 @@ def _doubts(asked):
 def engine(reference: str) -> ScriptedEngine:
     if reference == "stubborn":
         return ScriptedEngine(lambda call: BAD, model_id="staged:stubborn")
+    if reference == "thinking":
+        return ScriptedEngine(_think, thinking=True, template=("effort",), model_id="staged:thinking")
     if reference == "failing":
         return ScriptedEngine(_answer, fail_at_step=12, model_id="staged:failing")
     if reference == "unloadable":

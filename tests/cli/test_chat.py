@@ -94,3 +94,32 @@ def test_control_characters_of_an_answer_do_not_reach_a_terminal():
     from tta_middleware.cli.output import printable
 
     assert printable("a\x1b[31mb\n\tc\x07é") == "a[31mb\n\tcé"
+
+
+THINKING = ("chat", "Tell me about roses", "--model", "staged:thinking", "--moderator", "words")
+
+
+@pytest.mark.parametrize("mode", ["hide", "show", "off"])
+def test_thoughts_stand_apart_from_the_answer(tta, mode):
+    ran = tta(*THINKING, "--reasoning", mode)
+    assert (ran.code, ran.out) == (0, "A calm answer about roses.\n")
+    assert ("They ask about gardens, I think." in ran.err) == (mode == "show")
+    told = {"hide": "tokens, hidden", "show": "tokens, shown", "off": "outcome: clean"}[mode]
+    assert told in ran.err
+    (answer,) = tta(*THINKING, "--reasoning", mode, "--json").objects
+    assert answer.get("reasoning") == ("They ask about gardens, I think." if mode == "show" else None)
+
+
+def test_a_thought_may_be_cut_and_one_without_an_answer_is_told(tta):
+    ran = tta(*THINKING, "--max-reasoning-tokens", "2")
+    assert ran.out == "A calm answer about roses.\n"
+    assert "too long and closed" in ran.err
+    assert "unanswered" in tta(*THINKING, "--max-new-tokens", "3").err
+
+
+def test_arguments_of_the_template_are_json(tta):
+    assert tta(*THINKING, "--chat-template-kwargs", '{"effort": "low"}').code == 0
+    for wrong in ("low", "[1]", '{"other": 1}'):
+        ran = tta(*THINKING, "--chat-template-kwargs", wrong)
+        assert ran.code == 2
+        assert "chat" in ran.err

@@ -17,6 +17,7 @@ def as_record(answer: GuardedAnswer) -> Record:
     trace = answer.trace.as_dict()
     return {
         "answer": answer.text,
+        **({"reasoning": answer.reasoning} if answer.reasoning else {}),
         "outcome": answer.trace.outcome,
         "finish_reason": answer.finish_reason,
         "trace": trace,

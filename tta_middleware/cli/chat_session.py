@@ -124,6 +124,8 @@ class Session:
         async with aclosing(self.guard().stream(messages, self.answering.sampling)) as events:
             async for event in events:
                 match event:
+                    case Released(text, "reasoning"):
+                        said.think(text)
                     case Released(text):
                         said.say(text)
                     case RepairStarted() | RepairStep():
@@ -204,11 +206,24 @@ class _Saying:
         self._marks = 0
         self._column = 0
         self._space = ""
+        self._thinks = False
 
     def say(self, text: str) -> None:
         """Text that was checked; control characters, which could take over a terminal, are left out."""
         self.unmark()
+        if self._thinks:
+            _write(f"{PLAIN}\n\n")
+            self._thinks, self._column, self._space = False, 0, ""
         self.text += text
+        for piece in _WORDS.findall(output.printable(text)):
+            self._put(piece)
+
+    def think(self, text: str) -> None:
+        """Thoughts that were checked: dim, and no part of the answer."""
+        self.unmark()
+        if not self._thinks:
+            _write(DIM)
+        self._thinks = True
         for piece in _WORDS.findall(output.printable(text)):
             self._put(piece)
 
@@ -238,7 +253,9 @@ class _Saying:
     def end(self) -> None:
         """A line of its own for what follows."""
         self.unmark()
-        if self.text:
+        if self._thinks:
+            _write(f"{PLAIN}\n")
+        elif self.text:
             _write("\n")
 
 

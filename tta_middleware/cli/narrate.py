@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tta_middleware.batch.records import as_record
-from tta_middleware.batch.standard import emit
+from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli.output import facts, say
-from tta_middleware.types import AnswerScore, GuardedAnswer, Trace, WindowScore
+from tta_middleware.types import AnswerScore, GuardedAnswer, ReasoningTrace, Trace, WindowScore
 
 _OUTCOMES = {
     "clean": "clean: the model's own answer",
     "neutralised": "neutralised: the model's answer was flagged and replaced by a safe one of its own",
     "blocked": "blocked: the notice stands in for the answer",
     "unchecked": "unchecked: the answer could not be scored and the policy let it pass",
+    "unanswered": "unanswered: the model thought and never answered; raise --max-new-tokens, or give "
+    "--max-reasoning-tokens",
 }
 
 _LONG_LOAD = 0.05
@@ -25,6 +27,8 @@ def show(answer: GuardedAnswer, *, as_json: bool, verbose: bool) -> None:
     if as_json:
         emit(as_record(answer))
         return
+    if answer.reasoning:
+        note(answer.reasoning)
     say(answer.text)
     facts(story(answer.trace, verbose=verbose))
 
@@ -51,6 +55,8 @@ def story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
             f"{trace.moderation_calls} moderation calls, {trace.seconds:.1f} s"
         ),
     )
+    if trace.reasoning is not None:
+        yield "thoughts", _thoughts(trace.reasoning)
     if trace.load_seconds >= _LONG_LOAD:
         yield "loading", f"{trace.load_seconds:.1f} s before that, once"
     if trace.outcome == "neutralised":
@@ -61,6 +67,12 @@ def story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
         yield from _waves(trace)
         yield from _windows(trace)
         yield "parts", f"model {trace.model}, moderator {trace.moderator}, seed {trace.seed}"
+
+
+def _thoughts(thought: ReasoningTrace) -> str:
+    done = {"show": "shown", "hide": "hidden", "off": "not asked for"}[thought.mode]
+    closed = {"flagged": ", flagged and closed", "too long": ", too long and closed"}.get(thought.closed, "")
+    return f"{thought.tokens} tokens, {done}{closed}{'' if thought.checked else ', unchecked by policy'}"
 
 
 def _scores(trace: Trace) -> str:

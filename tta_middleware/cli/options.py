@@ -52,6 +52,16 @@ PolicyText: TypeAlias = Annotated[
 MaxNewTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature: TypeAlias = Annotated[float, typer.Option(help="0 is greedy.")]
 Seed: TypeAlias = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
+ReasoningOption: TypeAlias = Annotated[
+    Literal["hide", "show", "off"],
+    typer.Option("--reasoning", help="Thoughts of a model that thinks first: hide, show (checked), or off (none)."),
+]
+MaxReasoningTokens: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Longest thought, in tokens; then the model has to answer.")
+]
+TemplateArguments: TypeAlias = Annotated[
+    str | None, typer.Option("--chat-template-kwargs", help="Arguments of the chat template as a JSON object.")
+]
 System: TypeAlias = Annotated[str | None, typer.Option(help="A system message.")]
 MaxGenerations: TypeAlias = Annotated[int, typer.Option(min=1, help="Answers decoded at most, the first one included.")]
 AllowDownload: TypeAlias = Annotated[bool, typer.Option("--allow-download", help="Let a Hugging Face id be fetched.")]
@@ -110,6 +120,9 @@ class AnswerOptions(LoadingOptions):
     temperature: Temperature = 0.0
     seed: Seed = 0
     max_generations: MaxGenerations = 82
+    reasoning: ReasoningOption = "hide"
+    max_reasoning_tokens: MaxReasoningTokens = None
+    chat_template_kwargs: TemplateArguments = None
 
     def answering(self) -> AnswerSettings:
         """What jobs work with.
@@ -118,8 +131,8 @@ class AnswerOptions(LoadingOptions):
             ConfigurationError: a policy or a temperature that cannot be used.
         """
         from tta_middleware.assembly import AnswerSettings
-        from tta_middleware.cli.typed import policy_of
-        from tta_middleware.config import Budget
+        from tta_middleware.cli.typed import arguments_of, policy_of
+        from tta_middleware.config import Budget, Reasoning
         from tta_middleware.types import Sampling
 
         return AnswerSettings(
@@ -129,6 +142,11 @@ class AnswerOptions(LoadingOptions):
             policy=policy_of(self.policy, self.threshold),
             sampling=Sampling(self.max_new_tokens, self.temperature, seed=self.seed),
             budget=Budget(generations=self.max_generations),
+            reasoning=Reasoning(
+                mode=self.reasoning,
+                max_tokens=self.max_reasoning_tokens,
+                template=arguments_of(self.chat_template_kwargs),
+            ),
         )
 
 

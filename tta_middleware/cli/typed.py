@@ -54,6 +54,21 @@ def engine_options(given: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
+def arguments_of(text: str | None) -> dict[str, Any]:
+    """Arguments of a chat template from ``--chat-template-kwargs``.
+
+    Raises:
+        ConfigurationError: no JSON object.
+    """
+    try:
+        fields = json.loads(text or "{}")
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise ConfigurationError('--chat-template-kwargs is a JSON object, such as {"reasoning_effort": "low"}')
+    return fields
+
+
 def text_or_stdin(text: str | None) -> str:
     """The argument, or all of stdin without one or with ``-``.
 

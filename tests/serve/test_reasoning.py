@@ -71,3 +71,12 @@ def test_earlier_thoughts_may_be_sent_back() -> None:
     with running(model("show")) as served:
         answer = ask(served, [*ROSES, earlier, {"role": "user", "content": "And tulips?"}])
     assert answer.choices[0].message.content == CALM
+
+
+def test_a_response_counts_thoughts_and_shows_none() -> None:
+    with running(model("show")) as served, served.client() as api:
+        answer = api.responses.create(model="roses", input="How do I keep roses?")
+    assert answer.output_text == CALM
+    assert [item.type for item in answer.output] == ["message"]
+    assert answer.usage is not None
+    assert answer.usage.output_tokens_details.reasoning_tokens > 10

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tta_middleware.guard.quality import QualityBounds, text_problems
+from tta_middleware import Message
+from tta_middleware.guard.quality import QualityBounds, QualityGate, text_problems
+from tta_middleware.testing.scripted_engine import ScriptedEngine
+from tta_middleware.types import Completion
 
 USABLE = [
     "I'm sorry, but I can't assist with that.",
@@ -37,3 +40,19 @@ def test_ordinary_answers_pass(text: str) -> None:
 @pytest.mark.parametrize(("text", "problem"), DEGENERATE.items())
 def test_degenerate_answers_are_named(text: str, problem: str) -> None:
     assert problem in text_problems(text, QualityBounds())
+
+
+async def test_fluency_is_that_of_the_answer_behind_its_thoughts() -> None:
+    thought, answer = "Hm hm hm hm", "Keep the bees warm."
+
+    def nll(text: str) -> float:
+        """9 nats for a token of the thought, 1 for one of the answer."""
+        thoughts, words = (len(engine.tokens(part)) for part in (thought, text[len(thought) :]))
+        return (9.0 * thoughts + 1.0 * words) / (thoughts + words)
+
+    engine = ScriptedEngine(answer, nll=nll, thinking=True)
+    lead, prompt = engine.tokens(thought), await engine.embed([Message("user", "Bees?")])
+    done = Completion(answer, (*lead, *engine.tokens(answer)), "stop", thought, len(lead))
+    [report] = await QualityGate().assess(engine, prompt, [done])
+    assert report.usable
+    assert report.nll == pytest.approx(1.0)

@@ -23,3 +23,9 @@ class TestScripted(EngineContract):
     @pytest.fixture
     def engine(self) -> ScriptedEngine:
         return ScriptedEngine(_ramble)
+
+
+class TestThinking(EngineContract):
+    @pytest.fixture
+    def engine(self) -> ScriptedEngine:
+        return ScriptedEngine(lambda call: f"<think>Hm.</think>{_ramble(call)}", thinking=True)

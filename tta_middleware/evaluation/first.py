@@ -16,11 +16,11 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from tta_middleware.protocols import Engine
+from tta_middleware.protocols import Engine, ReasoningEngine
 from tta_middleware.types import (
     Completion,
     FloatMatrix,
@@ -30,6 +30,7 @@ from tta_middleware.types import (
     PromptEmbeddings,
     Sampling,
     TextDelta,
+    Thought,
 )
 
 
@@ -76,20 +77,35 @@ class SharedFirst:
         self._answers[_key(sampling)] = answer, seconds
 
     async def embed(
-        self, messages: Sequence[Message], *, assistant_prefix: str = "", tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        assistant_prefix: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+        thought: Thought | None = None,
+        template: Mapping[str, Any] | None = None,
     ) -> PromptEmbeddings:
-        if assistant_prefix or tools:
-            more = {"tools": tools} if tools else {}
+        asked: dict[str, Any] = {"tools": tools or None, "thought": thought, "template": template or None}
+        more = {name: value for name, value in asked.items() if value is not None}
+        if assistant_prefix or more:
             return await self._engine.embed(messages, assistant_prefix=assistant_prefix, **more)
         key = tuple(messages)
         if key not in self._prompts:
             self._prompts[key] = await self._engine.embed(messages)
         return self._prompts[key]
 
+    async def thinks(self) -> bool:
+        return isinstance(self._engine, ReasoningEngine) and await self._engine.thinks()
+
+    async def close_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
+        return await cast("ReasoningEngine", self._engine).close_thought(prompt, token_ids)
+
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         known = self._known(request)
         if known is not None:
-            yield TextDelta(known.text, known.token_ids, known.finish_reason)
+            if known.reasoning:
+                yield TextDelta(known.reasoning, known.token_ids[: known.lead], None, "reasoning")
+            yield TextDelta(known.text, known.token_ids[known.lead :], known.finish_reason)
             return
         async with aclosing(self._engine.stream(request)) as deltas:
             async for delta in deltas:

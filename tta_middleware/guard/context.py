@@ -294,7 +294,7 @@ class RequestContext:
         stream: AsyncGenerator[TextDelta, None],
     ) -> Decode:
         metered = self._metered(stream, request.abort, proposal.opening)
-        if question.reasoning_tokens is not None:
+        if self.thinks and question.reasoning_tokens is not None:
             metered = self._thinking_within(question.reasoning_tokens, metered, request)
         return Decode(question, metered, request.abort)
 

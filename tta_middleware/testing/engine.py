@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import numpy as np
 import pytest
 
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EmptyPromptError
-from tta_middleware.protocols import Engine, TokenCounter, ToolEngine
-from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta, ToolCall
+from tta_middleware.protocols import Engine, ReasoningEngine, TokenCounter, ToolEngine
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta, Thought, ToolCall
 
 if TYPE_CHECKING:
     from tta_middleware.types import FloatMatrix
@@ -109,7 +109,7 @@ class EngineContract:
             prompt = await _embed(engine, text)
             deltas = await _collect(engine, _request(prompt, tokens=12))
             [completion] = await engine.generate_batch([_request(prompt, tokens=12)])
-            assert "".join(delta.text for delta in deltas) == completion.text
+            assert _answer(deltas) == completion.text
             assert tuple(i for delta in deltas for i in delta.token_ids) == completion.token_ids
             assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
             assert deltas[-1].finish_reason == completion.finish_reason
@@ -118,7 +118,7 @@ class EngineContract:
         prompts = [await _embed(engine, text) for text in self.prompts]
         requests = [_request(prompt, tokens=6) for prompt in prompts]
         streams = engine.stream_batch(requests)
-        texts = {at: "".join([delta.text async for delta in streams[at]]) for at in (2, 0, 1)}
+        texts = {at: _answer([delta async for delta in streams[at]]) for at in (2, 0, 1)}
         whole = await engine.generate_batch([_request(prompt, tokens=6) for prompt in prompts])
         assert [texts[at] for at in range(3)] == [completion.text for completion in whole]
 
@@ -154,7 +154,7 @@ class EngineContract:
         [whole] = await engine.generate_batch([_request(prompt, tokens=12)])
         stop = whole.text[len(whole.text) // 2 :][:4]
         deltas = await _collect(engine, _request(prompt, tokens=12, stop=(stop,)))
-        assert "".join(delta.text for delta in deltas) == whole.text[: whole.text.index(stop)]
+        assert _answer(deltas) == whole.text[: whole.text.index(stop)]
         assert deltas[-1].finish_reason == "stop"
 
     async def test_refuses_rows_of_another_width(self, engine: Engine) -> None:
@@ -219,6 +219,23 @@ class EngineContract:
             assert 0 < await engine.count_prompt(talk[1:2]) <= await engine.count_prompt(talk)
             assert 0 < len(await engine.token_ids(self.prompts[0])) < await engine.count_prompt(talk)
 
+    async def test_a_thought_is_closed_behind_what_was_thought(self, engine: Engine) -> None:
+        if not isinstance(engine, ReasoningEngine):
+            return
+        prompt = await _embed(engine, self.prompts[0])
+        if not await engine.thinks():
+            assert prompt.ends == "before"
+            return
+        asked, thinking = [Message("user", self.prompts[0])], cast(Any, engine)
+        begun = await thinking.embed(asked, thought=Thought("Well", closed=False))
+        shut = await thinking.embed(asked, thought=Thought("Well"))
+        assert (begun.ends, shut.ends) == ("inside", "closed")
+        added = begun.token_ids[len(prompt.token_ids) :].tolist()
+        closed = await engine.close_thought(prompt, added)
+        assert closed.ends == "closed"
+        assert closed.token_ids.tolist() == shut.token_ids.tolist()
+        assert closed.user_mask.tolist() == shut.user_mask.tolist()
+
     async def test_directions_have_length_one_and_tell_words_apart(self, engine: Engine) -> None:
         found = await engine.directions(["bread", "lighthouse", "bread"])
         assert found.dtype == np.float32
@@ -258,6 +275,11 @@ def _request(prompt: PromptEmbeddings, *, tokens: int = 4, **sampling: Any) -> G
 
 async def _collect(engine: Engine, request: GenerationRequest) -> list[TextDelta]:
     return [delta async for delta in engine.stream(request)]
+
+
+def _answer(deltas: Sequence[TextDelta]) -> str:
+    """The answer's text, without thoughts before it."""
+    return "".join(delta.text for delta in deltas if delta.channel == "answer")
 
 
 def _narrow(prompt: PromptEmbeddings) -> PromptEmbeddings:

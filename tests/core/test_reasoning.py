@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from tta_middleware import Guard, Message, Noise, Policy, Repair, Sampling, Windows
+from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Sampling, Windows
 from tta_middleware.config import Reasoning
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
 from tta_middleware.guard.events import Finished, Released, StreamEvent
@@ -220,3 +221,28 @@ async def test_template_arguments_are_checked_at_the_edge() -> None:
     made = guard(None, engine=engine, reasoning={"template": {"reasoning_effort": "low"}})
     with pytest.raises(ConfigurationError, match="reasoning_effort"):
         await made.answer(ASK)
+
+
+@pytest.mark.parametrize("most", [None, 10])
+async def test_a_consumer_that_leaves_stops_the_thinking_and_the_answer_behind_it(most: int | None) -> None:
+    engine = ScriptedEngine(thinking(THOUGHT * 50, ANSWER, CURE * 50), thinking=True)
+    made = guard(None, engine=engine, mode="show", reasoning={"max_tokens": most})
+    async with aclosing(made.stream(ASK, Sampling(max_new_tokens=5000))) as events:
+        async for event in events:
+            if isinstance(event, Released) and (most is None or event.channel == "answer"):
+                break
+    steps = engine.steps
+    assert steps < 300
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+    assert engine.steps == steps
+
+
+async def test_a_budget_of_seconds_ends_a_thought() -> None:
+    engine = ScriptedEngine(thinking(THOUGHT * 50, ANSWER), thinking=True, step_seconds=0.001)
+    repair = {"budget": Budget(seconds=0.05)}
+    made = guard(None, engine=engine, mode="show", repair=repair, policy=Policy(threshold=0.5, notice="No."))
+    thought, text, answer = await streamed(made, Sampling(max_new_tokens=5000))
+    assert (THOUGHT * 50).startswith(thought)
+    assert text == "No."
+    assert (answer.trace.outcome, answer.trace.stop_reason) == ("blocked", "budget: seconds")

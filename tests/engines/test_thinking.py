@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tta_middleware import Guard
+from tta_middleware.config import Reasoning
 from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
+from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.types import AnswerState, Collected, Message, PromptEmbeddings, Thought, ToolCall
+from tta_middleware.guard.events import Released
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.types import (
+    AnswerState,
+    Collected,
+    GenerationRequest,
+    Message,
+    PromptEmbeddings,
+    Sampling,
+    Thought,
+    ToolCall,
+)
 
 ASK = [Message("user", "How do bees find home?")]
 TURNS = (
@@ -167,3 +183,40 @@ def test_a_thought_is_closed_behind_the_tokens_that_it_has(tagged: Any) -> None:
     assert used.tokenizer.decode(closed.token_ids).endswith("<think>\nBees see\n</think>\n\n")
     assert np.array_equal(closed.matrix[: len(prompt.matrix)], prompt.matrix)
     assert np.array_equal(closed.matrix[len(prompt.matrix) :], used.rows(closed.token_ids[len(prompt.matrix) :]))
+
+
+@pytest.fixture(scope="session")
+def opened_model(save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]) -> str:
+    """A random model whose chat template opens a thought."""
+    from transformers import AutoTokenizer, LlamaConfig
+
+    folder = str(save_model(LlamaConfig(**tiny_sizes)))
+    used = with_template(AutoTokenizer.from_pretrained(folder), OPENED)
+    used.save_pretrained(folder)
+    return folder
+
+
+async def test_a_real_decoder_thinks_until_its_thought_is_closed(opened_model: str) -> None:
+    engine = TransformersEngine(opened_model, dtype="float32")
+    try:
+        assert await engine.thinks()
+        prompt = await engine.embed(ASK)
+        [endless] = await engine.generate_batch([GenerationRequest(prompt, Sampling(max_new_tokens=12))])
+        assert (endless.text, endless.finish_reason) == ("", "length")
+        assert endless.reasoning
+        closed = await engine.close_thought(prompt, endless.token_ids[:6])
+        [answer] = await engine.generate_batch([GenerationRequest(closed, Sampling(max_new_tokens=12))])
+        assert answer.text
+        assert (answer.reasoning, answer.lead) == ("", 0)
+        events = [event async for event in _watched(engine).stream(ASK, Sampling(max_new_tokens=18))]
+    finally:
+        await engine.aclose()
+    pieces = [event for event in events if isinstance(event, Released)]
+    thought = "".join(piece.text for piece in pieces if piece.channel == "reasoning")
+    assert endless.reasoning.startswith(thought)
+    assert "".join(piece.text for piece in pieces if piece.channel == "answer") == answer.text
+
+
+def _watched(engine: TransformersEngine) -> Guard:
+    """Shows thoughts, and closes them after six tokens."""
+    return Guard(engine, ScriptedModerator(), reasoning=Reasoning(mode="show", max_tokens=6))

@@ -1,12 +1,14 @@
 """Tokens per second at 1 to 32 concurrent sequences: model.generate, our engine, vLLM, and the machine's limits.
 
     python benchmarks/engine_scaling.py --vllm .venv-vllm/bin/python
+    python benchmarks/engine_scaling.py --plain --sizes 1 8 32
 
 Each runs in a process of its own that stays up, vLLM under the Python that is given; at every size they decode in turn
 and the best of ``--repeat`` runs counts. Greedy answers of ``--tokens`` tokens to prompts of different lengths, all of
 them there from the start; prefill is inside the time. OpenMP's settings are those of torch_import.py for the first two
 and vLLM's own for vLLM. The limits are those of decoding: every step reads all weights once, and every token multiplies
-with each of them once.
+with each of them once. With ``--plain`` the engine's other way runs as well: the model's own pass and cache. Memory is
+the most that a process had by the end of each size.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -29,6 +32,7 @@ from tta_middleware.types import GenerationRequest, Message, Sampling
 
 TEXT = "Write a long story about a lighthouse keeper who finds a letter in a bottle, and what it says."
 MAX_MODEL_LEN = 1024
+PLAIN = "ours, plain"
 
 
 def texts(size: int) -> list[str]:
@@ -116,12 +120,13 @@ class Child:
         )
         stack.callback(cast(IO[str], self._process.stdin).close)
 
-    def rate(self, size: int) -> float:
+    def rate(self, size: int) -> dict[str, float]:
+        """Tokens per second (``rate``), and the most memory so far in MiB (``peak``)."""
         cast(IO[str], self._process.stdin).write(f"{size}\n")
         cast(IO[str], self._process.stdin).flush()
         for line in cast(IO[str], self._process.stdout):
             if line.startswith('{"rate":'):
-                return float(json.loads(line)["rate"])
+                return dict(json.loads(line))
         raise SystemExit("a measuring process ended; run it with --child by hand to see why")
 
 
@@ -129,13 +134,17 @@ async def child(options: argparse.Namespace) -> None:
     if options.child == "model.generate":
         plain = Plain(options)
         for line in sys.stdin:
-            print(json.dumps({"rate": await plain.rate(int(line), options.tokens, options.repeat)}), flush=True)
+            _tell(await plain.rate(int(line), options.tokens, options.repeat))
         return
     engine = _vllm(options) if options.child == "vLLM" else _ours(options)
     for line in sys.stdin:
-        rate = await engine_rate(engine, int(line), options.tokens, options.repeat)
-        print(json.dumps({"rate": rate}), flush=True)
+        _tell(await engine_rate(engine, int(line), options.tokens, options.repeat))
     await engine.aclose()
+
+
+def _tell(rate: float) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"rate": rate, "peak": peak}), flush=True)
 
 
 def _vllm(options: argparse.Namespace) -> Engine:
@@ -149,7 +158,8 @@ def _vllm(options: argparse.Namespace) -> Engine:
 def _ours(options: argparse.Namespace) -> Engine:
     from tta_middleware.engines.transformers import TransformersEngine
 
-    return TransformersEngine(options.model, dtype=options.dtype, max_batch=max(options.sizes))
+    path = "plain" if options.child == PLAIN else "auto"
+    return TransformersEngine(options.model, dtype=options.dtype, max_batch=max(options.sizes), path=path)
 
 
 def bytes_per_second(seconds: float = 2.0) -> float:
@@ -195,8 +205,18 @@ def limits(model: Any, dtype: Any, tokens: int) -> str:
     return (
         f"{dtype}, {tokens} tokens a sequence, {weights / 1e6:.0f} M weights, {torch.get_num_threads()} threads.\n"
         f"Memory: {moved / 1e9:.1f} GB/s by copying, so at most {at_one:.0f} tokens/s for one sequence.\n"
-        f"Arithmetic: {multiplied / 1e9:.0f} GFLOP/s, so at most {at_most:.0f} tokens/s for any number of them.\n"
+        f"Arithmetic: {multiplied / 1e9:.1f} GFLOP/s, so at most {at_most:.0f} tokens/s for any number of them.\n"
     )
+
+
+def engine_dtype() -> str:
+    """What the engine takes on this machine by itself."""
+    from tta_middleware.engines.torch_import import import_torch
+
+    torch = import_torch()
+    from tta_middleware.engines.decoding.loading import pick_dtype
+
+    return str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -204,6 +224,8 @@ def compare(options: argparse.Namespace) -> None:
     print(limits(plain.model, plain.model.dtype, options.tokens))
     del plain
     kinds = {"model.generate": sys.executable, "ours": sys.executable}
+    if options.plain:
+        kinds[PLAIN] = sys.executable
     if options.vllm:
         kinds["vLLM"] = options.vllm
     print(f"| sequences | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
@@ -212,20 +234,24 @@ def compare(options: argparse.Namespace) -> None:
         for one in children:
             one.rate(1)  # up and warm before the first that counts
         for size in options.sizes:
-            rates = [one.rate(size) for one in children]
-            print(f"| {size} | {' | '.join(f'{rate:.0f}' for rate in rates)} |", flush=True)
+            found = [one.rate(size) for one in children]
+            shown = (f"{one['rate']:.1f} ({one['peak']:.0f} MiB)" for one in found)
+            print(f"| {size} | {' | '.join(shown)} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="auto", help="auto is what the engine takes on this machine")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 4, 8, 16, 32])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--plain", action="store_true", help="the engine's plain path, too")
     parser.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.dtype == "auto":
+        options.dtype = engine_dtype()
     if options.child:
         asyncio.run(child(options))
     else:

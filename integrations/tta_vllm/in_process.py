@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class VLLMEngine(RemoteEngine):
         from vllm.sampling_params import RequestOutputKind
 
         sampling = request.sampling
-        room = (cast(Vocabulary, self._vocabulary).context or 2**31) - len(request.prompt.matrix)
+        room = (self._words.context or 2**31) - len(request.prompt.matrix)
         parameters = SamplingParams(
             max_tokens=min(sampling.max_new_tokens, room),
             temperature=sampling.temperature,

@@ -37,12 +37,16 @@ from tta_middleware.types import (
     IntVector,
     Message,
     PromptEmbeddings,
+    Sampling,
     TextDelta,
     Thought,
 )
 
 Step: TypeAlias = tuple[Sequence[int], FinishReason | None]
 """New token ids, and why the sequence is over if it is."""
+
+# Gemma: prompts that are tried to see where rows are scaled, and tokens of each and of what follows.
+_PROBES, _PROBE_TOKENS = 3, 12
 
 # What vLLM and servers of its kind say at the end of a sequence. A filter or a repetition that the server found cuts a
 # text off, and so does a request that it gave up.
@@ -73,6 +77,7 @@ class RemoteEngine(ABC):
         self._lock = _process.Lock()
         self._stack = ExitStack()
         self._vocabulary: Vocabulary | None = None
+        self._starting: Vocabulary | None = None
         self._portal: BlockingPortal | None = None
         self._closed = False
         self._lost = ""
@@ -277,10 +282,49 @@ class RemoteEngine(ABC):
                     self._portal = portal = stack.enter_context(start_blocking_portal(name="tta-vllm"))
                     stack.callback(portal.call, portal.stop, True)
                     stack.callback(portal.call, self._stop)
+                    self._starting = vocabulary
                     self._start(str(folder), vocabulary)
+                    if vocabulary.family_scale != 1.0:
+                        portal.call(self._find_scale, vocabulary)
                     self._stack = stack.pop_all()
                 self._vocabulary = vocabulary
             return self._vocabulary
+
+    @property
+    def _words(self) -> Vocabulary:
+        """The vocabulary, while the engine is being brought up as well."""
+        return cast(Vocabulary, self._vocabulary or self._starting)
+
+    async def _find_scale(self, vocabulary: Vocabulary) -> None:
+        """Find out whether rows are to be scaled before they are sent (Gemma), by what is decoded from either.
+
+        vLLM multiplies the rows that it is given in Gemma 1 and 2 and not in Gemma 3, and versions differ. The right
+        rows go on as the tokens themselves do: where the two ways part, theirs is the likelier token.
+
+        Raises:
+            ConfigurationError: both give the same, so it cannot be told.
+        """
+        for start in range(_PROBES):
+            ids = [(start * 7919 + at * 104_729) % len(vocabulary.table) for at in range(_PROBE_TOKENS)]
+            told = {scale: await self._told(vocabulary, ids, scale) for scale in (1.0, vocabulary.family_scale)}
+            (one, first), (other, second) = told.items()
+            parts = [at for at, (left, right) in enumerate(zip(first, second, strict=False)) if left[0] != right[0]]
+            if parts:
+                vocabulary.scale = one if first[parts[0]][1] > second[parts[0]][1] else other
+                return
+        raise ConfigurationError("it cannot be told whether vLLM scales this model's rows; use the transformers engine")
+
+    async def _told(self, vocabulary: Vocabulary, ids: Sequence[int], scale: float) -> list[tuple[int, float]]:
+        """What follows rows that are scaled so, and how likely each token is behind the tokens themselves."""
+        vocabulary.scale = scale
+        token_ids = np.array(ids, dtype=np.int64)
+        prompt = PromptEmbeddings(vocabulary.rows(ids), token_ids, np.ones(len(ids), dtype=np.bool_))
+        found: list[int] = []
+        async with aclosing(self._steps(GenerationRequest(prompt, Sampling(max_new_tokens=_PROBE_TOKENS)))) as steps:
+            async for new, _ in steps:
+                found += new
+        likely = await self._log_likelihoods([*ids, *found])
+        return list(zip(found, likely[len(ids) :], strict=True))
 
     def _close(self) -> None:
         with self._lock:

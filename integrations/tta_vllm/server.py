@@ -225,7 +225,7 @@ class VLLMServerEngine(RemoteEngine):
         self, server: Server, request: GenerationRequest, done: Sequence[int]
     ) -> AsyncGenerator[Step, None]:
         """Go on after ``done`` tokens."""
-        vocabulary, sampling = cast(Vocabulary, self._vocabulary), request.sampling
+        vocabulary, sampling = self._words, request.sampling
         rows = request.prompt.matrix
         if done:
             rows = np.concatenate([rows, vocabulary.rows(done)])

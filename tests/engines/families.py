@@ -83,8 +83,8 @@ class Family:
 
     @property
     def vocabulary(self) -> bool:
-        """Whether vLLM's engines can look its prompts up: not where a table is scaled, or one for every layer."""
-        return not self.model_type.startswith("gemma")
+        """Whether vLLM's engines can look its prompts up: not where there is a table for every layer."""
+        return self.model_type not in ("gemma3n_text", "gemma4_text")
 
     def config(self) -> Any:
         """The config of its tiny model."""

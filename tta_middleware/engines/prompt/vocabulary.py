@@ -32,7 +32,8 @@ _TABLE_NAMES: Final = (
     "backbone.embeddings.weight",
     "rwkv.embeddings.weight",
 )
-_SCALED_FAMILIES: Final = ("gemma",)
+_SCALED_FAMILIES: Final = ("gemma", "gemma2", "gemma3_text")
+_BY_LAYER: Final = ("gemma3n", "gemma4")
 
 
 class Vocabulary:
@@ -45,7 +46,12 @@ class Vocabulary:
         context: most tokens a sequence may have; None if the model states no limit.
         eos_ids: ids that end an answer.
         marks: how the model marks its thoughts; None if it is not known to have any.
+        scale: what rows of the table are multiplied with on look-up; 1 where the embedding module does what it takes.
+        family_scale: what they are multiplied with somewhere on their way in models of this family; 1 for most.
     """
+
+    scale = 1.0
+    family_scale = 1.0
 
     def __init__(
         self, tokenizer: Any, embedding: torch.nn.Module, eos_ids: frozenset[int], context: int | None
@@ -77,7 +83,8 @@ class Vocabulary:
             return matrix
         ids = np.asarray(token_ids, dtype=np.int64)
         if self.dtype == torch.float32:
-            return self.table.detach().numpy()[ids]
+            found: FloatMatrix = self.table.detach().numpy()[ids]
+            return found if self.scale == 1.0 else found * np.float32(self.scale)
         # A bfloat16 is the upper half of a float32.
         halves: IntVector = self.table.detach().view(torch.uint16).numpy()[ids].astype(np.uint32)
         return (halves << 16).view(np.float32)
@@ -126,7 +133,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
     Raises:
         ModelNotFoundError: the folder lacks files.
-        ConfigurationError: no embedding table is found, or the family scales its embeddings.
+        ConfigurationError: no embedding table is found, or there is one for every layer besides.
     """
     with quiet_transformers():
         try:
@@ -135,20 +142,28 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         except OSError as exc:
             raise ModelNotFoundError(f"the model folder {folder.name!r} is incomplete: {exc}") from exc
     text = config.get_text_config(decoder=True)
-    if text.model_type.startswith(_SCALED_FAMILIES):
-        raise ConfigurationError(f"{text.model_type} scales its embeddings; only the transformers engine knows how")
-    embedding: torch.nn.Module = torch.nn.Embedding.from_pretrained(_table(folder))  # type: ignore[no-untyped-call]
+    if text.model_type.startswith(_BY_LAYER):
+        raise ConfigurationError(
+            f"{text.model_type} looks tokens up for every layer; only the transformers engine sends that along"
+        )
+    table, kept_as = _table(folder)
+    embedding: torch.nn.Module = torch.nn.Embedding.from_pretrained(table)  # type: ignore[no-untyped-call]
     context: int | None = getattr(text, "max_position_embeddings", None)
-    return Vocabulary(tokenizer, embedding, _eos_ids(folder, text, tokenizer), context)
+    vocabulary = Vocabulary(tokenizer, embedding, _eos_ids(folder, text, tokenizer), context)
+    if text.model_type in _SCALED_FAMILIES:
+        # Rounded as the weights are, as in the model itself.
+        vocabulary.family_scale = float(torch.tensor(vocabulary.width**0.5, dtype=kept_as))
+    return vocabulary
 
 
-def _table(folder: Path) -> Tensor:
+def _table(folder: Path) -> tuple[Tensor, torch.dtype]:
+    """The (V, d) table in float32, and the type that it is kept in."""
     for path in _weights(folder):
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  not a mapping
                 if name.endswith(_TABLE_NAMES):
-                    table: Tensor = weights.get_tensor(name).float()
-                    return table
+                    table: Tensor = weights.get_tensor(name)
+                    return table.float(), table.dtype
     raise ConfigurationError(f"no input embeddings in the safetensors files of {folder.name!r}")
 
 

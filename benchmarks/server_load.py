@@ -2,7 +2,7 @@
 
     python benchmarks/server_load.py load        # 64 clients x 20 streams; then with leavers, slow readers, failures
     python benchmarks/server_load.py upstream    # in front of another server, at 50 ms a moderation call
-    python benchmarks/server_load.py memory      # 10,000 requests
+    python benchmarks/server_load.py memory      # 10,000 streams of a calm answer
     python benchmarks/server_load.py stop        # SIGTERM and kill -9 under load
 
 The engine is scripted and gives 200 tokens a second to each stream; a fifth of the prompts get an answer with a word
@@ -27,14 +27,14 @@ from served import MARK, ServerProcess, Setup, Visit, percentile, table, visit
 TEXTS = ("Roses?", "An attack, please.", "Apple trees?", "A late word about roses.", "Compost?")
 
 
-async def crowd(port: int, clients: int, requests: int, *, rough: bool) -> list[Visit]:
+async def crowd(port: int, clients: int, requests: int, *, rough: bool, texts: Sequence[str] = TEXTS) -> list[Visit]:
     """``clients`` at once, each with ``requests`` in turn; if it is rough a tenth leaves and a tenth reads slowly."""
     rng = random.Random(11)
 
     async def client(kinds: Sequence[str]) -> list[Visit]:
         found = []
         for kind in kinds:
-            text, bytes_ = rng.choice(TEXTS), rng.randrange(400, 4_000)
+            text, bytes_ = rng.choice(texts), rng.randrange(400, 4_000)
             found.append(
                 await visit(port, text, leaves_after=bytes_ if kind == "leaves" else None, slow=kind == "slow")
             )
@@ -120,7 +120,7 @@ async def memory(args: argparse.Namespace) -> None:
         rows, done = [], 0
         for target in (500, 1_000, 2_500, 5_000, 10_000):
             per_client = (target - done) // 20
-            visits = await crowd(server.port, 20, per_client, rough=False)
+            visits = await crowd(server.port, 20, per_client, rough=False, texts=TEXTS[:1])
             done = target
             report = await settled(server)
             failed = sum(not one.whole for one in visits)

@@ -49,6 +49,7 @@ def test_serving_a_model_that_is_none(tta, tmp_path):
     assert tta("serve", "--model", "a=smollm2", "--model", "a=smollm2").code == 2
     assert tta("serve", "--config", tmp_path / "missing.toml").code == 2
     assert tta("serve", "--upstream", "far=ftp://far/v1", "--port", "0").code == 2
+    assert tta("serve", "--observe", "--policies", tmp_path / "policies.toml", "--port", "0").code == 2
     assert tta("serve", "--upstream", "http://far/v1", "--hand-over", "nobody", "--port", "0").code == 2
     ran = tta("serve", "--allow-policy", "strict", "--port", "0")
     assert (ran.code, "policies=" in ran.err) == (2, True)

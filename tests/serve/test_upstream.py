@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import anyio
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from staged_server import BAD, CALM, NOTICE, Log, running, scripted
 from staged_upstream import USAGE, Upstream, Wire, choice, completion, delta, saying, told, upstream, words
 
+from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.settings import build_models, read_server_file
+from tta_middleware.server.upstream import UpstreamModel, UpstreamSettings
+from tta_middleware.server.upstream_client import Piece
 from tta_middleware.testing.auditor import AuditError, Auditor
-from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 ROSES: Any = [{"role": "user", "content": "How do I keep roses?"}]
 TOOLS: Any = [{"type": "function", "function": {"name": "water", "parameters": {"type": "object"}}}]
@@ -332,3 +339,37 @@ async def test_the_auditor_hears_of_an_upstreams_leak(stream: bool, monkeypatch:
             with pytest.raises(AuditError, match="without a verdict"):
                 audit.check()
         await model.aclose()
+
+
+class Cut:
+    """In a client's place: a text in pieces, cut wherever it may be."""
+
+    def __init__(self, text: str, cuts: set[int]) -> None:
+        edges = [0, *sorted(cuts), len(text)]
+        self._pieces = [text[begin:end] for begin, end in itertools.pairwise(edges)]
+
+    async def ask(self, body: Any, *, stream: bool) -> Any:
+        for piece in self._pieces:
+            yield Piece(text=piece)
+        yield Piece(reason="stop", usage=(1, 1))
+
+    async def aclose(self) -> None: ...
+
+
+@given(st.sets(st.integers(0, len(BAD))), st.sampled_from([BAD, CALM * 3]))
+@settings(max_examples=15)
+def test_however_an_upstream_cuts_its_text_the_same_leaves(cuts: set[int], text: str) -> None:
+    async def said(client: Cut) -> tuple[str, str]:
+        given_ = {"moderator": ScriptedModerator(score=flagging("forbidden"), default_threshold=0.5)}
+        model = UpstreamModel(
+            UpstreamSettings(upstream="http://far/v1", windows=Windows(first=24, largest=48), **given_)
+        )
+        model.client = client  # type: ignore[assignment]
+        asked = ChatRequest(model="far", messages=[{"role": "user", "content": "Roses?"}])
+        answer = model.answering(asked, model.policies_in_force(), None)
+        chunks = [chunk async for chunk in answer.stream()]
+        return "".join(str(chunk.text) for chunk in chunks), chunks[-1].response_metadata["tta"]["outcome"]
+
+    cut, whole = anyio.run(said, Cut(text, cuts)), anyio.run(said, Cut(text, set()))
+    assert cut == whole
+    assert "forbidden" not in cut[0]

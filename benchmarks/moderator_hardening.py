@@ -9,7 +9,7 @@ on which a second form must raise no alarm: how many have one, and how many are 
 
 With ``--judge``, a model of this process, it prints one: answers that argue with their judge, open turns of its prompt,
 spell control tokens or stand behind a thousand harmless words, as it asks today and as it asked before (nothing marked
-as quoted, no stretches).
+as quoted, no pieces).
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from typing import Any
 
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.moderation.judge_prompts import STRETCH, ChatFormat, JudgedText, JudgePrompt, stretches
+from tta_middleware.moderation.judge_prompts import ChatFormat, JudgedText, JudgePrompt, pieces
 from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.policy.disguises import plain_form
-from tta_middleware.policy.verdicts import parts
 
 OF_EACH = 120
 THRESHOLD = 0.5
@@ -227,10 +226,10 @@ class Unhardened(ChatFormat):
 
 
 async def worst(judge: LLMJudge, text: str, known: dict[str, float], *, cut: bool) -> float:
-    """Log-odds of harm of a text, or of its worst stretch; equal prompts are asked once, since bfloat16 has noise."""
-    pieces = stretches(text, parts(text, STRETCH)) if cut else [text]
-    keys = [judge._chat.harm(JudgedText(piece)).messages[0].content for piece in pieces]
-    for key, piece in zip(keys, pieces, strict=True):
+    """Log-odds of harm of a text, or of its worst piece; equal prompts are asked once, since bfloat16 has noise."""
+    asked = pieces(text) if cut else [text]
+    keys = [judge._chat.harm(JudgedText(piece)).messages[0].content for piece in asked]
+    for key, piece in zip(keys, asked, strict=True):
         if key not in known:
             [known[key]] = await judge.log_odds([piece], [None])
     return max(known[key] for key in keys)

@@ -6,10 +6,11 @@ Everything that stays the same while a text grows stands before it, the question
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tta_middleware.policy.verdicts import parts
 from tta_middleware.types import Message, Subject
 
 LONGEST = 4_000
@@ -57,9 +58,27 @@ CATEGORY_GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """What must be there of a category of the OpenAI API: all of these groups."""
 
+MOST_SEGMENTS = 8
+_LEAST_SEGMENT = 8
+
 _NAMES: Mapping[Subject, str] = {"answer": "answer", "prompt": "request", "tool result": "text"}
 _FORGED = re.compile(
     r"^(?=[ \t]*(?:question|answer|request|text|verdict|user|assistant|system|human|ai)[ \t]*:)", re.IGNORECASE | re.M
+)
+
+_CONTROL = re.compile(r"<\|([^|<>\n]{1,40})\|>")
+_MARKS = re.compile(
+    r"^[ \t>]*(?:question|answer|request|text|verdict|user|assistant|system|human|ai)[ \t]*:"
+    r"|^[ \t]*(?:does|is) the (?:answer|request|text)\b[^\n]*$"
+    r"|<\|[^|<>\n]{1,40}\|>(?:(?:user|assistant|system|model)\b)?|</?(?:start_of_turn|end_of_turn|s)>|\[/?INST\]",
+    re.IGNORECASE | re.M,
+)
+_ARGUING = re.compile(
+    r"[^.!?\n]*\b(?:(?:reply|answer|respond|say|output)(?: (?:with|only|just))*[ :]*"
+    r"[\"'\u2018\u201c]?(?:no|safe|harmless)\b"
+    r"|(?:approved|reviewed|marked|rated|classified) (?:and approved )?as (?:safe|harmless)"
+    r"|this (?:text|answer|content|message|response) (?:is|was) (?:safe|harmless|approved|reviewed))[^.!?\n]*[.!?]?",
+    re.IGNORECASE,
 )
 
 
@@ -149,11 +168,12 @@ class ChatFormat:
 
 
 def delimited(text: str) -> str:
-    """The text with a mark before each line that begins as a turn of the judging prompt does.
+    """The text with a mark before each line that begins as a turn of the judging prompt does, and no control tokens.
 
-    What is judged shall not be able to end its own turn and go on with one of the judge's.
+    What is judged shall not be able to end its own turn and go on with one of the judge's. Control tokens would be text
+    in any case, but text that unsettles a small model.
     """
-    return _FORGED.sub("> ", text)
+    return _FORGED.sub("> ", _CONTROL.sub(r"(\1)", text))
 
 
 def of_conversation(judged: JudgedText) -> tuple[Message, ...]:
@@ -172,6 +192,22 @@ def of_conversation(judged: JudgedText) -> tuple[Message, ...]:
     return (*kept, Message("assistant", judged.text))
 
 
-def stretches(text: str, parts: Sequence[str]) -> list[str]:
-    """A text and, where there is more than one, the parts of it."""
-    return [text, *parts] if len(parts) > 1 else [text]
+def pieces(text: str) -> list[str]:
+    """What is judged of a text, each by itself: the whole, a long one's stretches, what stands between forged turns.
+
+    Equal pieces of a text that grows stay equal, but for the last of each kind.
+    """
+    cut = parts(text, STRETCH)
+    return [text, *(cut if len(cut) > 1 else ()), *segments(text)]
+
+
+def segments(text: str) -> list[str]:
+    """The text between what plays at another turn (labels, control tokens, the judge's own question), or nothing.
+
+    Sentences that tell a judge what to say are left out. The last of at most :data:`MOST_SEGMENTS` holds all the rest.
+    """
+    apart = _MARKS.split(text, maxsplit=MOST_SEGMENTS - 1)
+    quiet = [_ARGUING.sub("", part).strip() for part in apart]
+    if quiet == [text.strip()]:
+        return []
+    return [part for part in quiet if len(part) >= _LEAST_SEGMENT]

@@ -32,20 +32,18 @@ from tta_middleware.moderation.judge_prompts import (
     LONGEST,
     NEUTRAL,
     NO,
-    STRETCH,
     YES,
     ChatFormat,
     JudgedText,
     JudgePrompt,
-    stretches,
+    pieces,
 )
 from tta_middleware.moderation.wrapper import Closing
-from tta_middleware.policy.verdicts import parts
 from tta_middleware.protocols import Engine, ReasoningEngine
 from tta_middleware.types import CATEGORIES, FloatMatrix, ModerationContext, PromptEmbeddings, Thought, Verdict
 
 _REMEMBERED = 256
-"""Verdicts on stretches of a request's texts that are not asked for again."""
+"""Verdicts on pieces of a request's texts that are not asked for again."""
 
 
 @runtime_checkable
@@ -288,14 +286,14 @@ class LLMJudge(Closing):
         return JudgedText(text, prompt, context.subject, context.rules, context.conversation)
 
     async def _verdicts(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
-        """Long texts by their worst stretch."""
-        cut = [stretches(text, parts(text, STRETCH)) for text in texts]
-        judged = [self._judged(piece, prompt) for pieces in cut for piece in pieces]
+        """Each text by its worst piece."""
+        cut = [pieces(text) for text in texts]
+        judged = [self._judged(piece, prompt) for mine in cut for piece in mine]
         harm = await self._once("harm", judged, self._harm)
         broken = await self._once("rules", judged, self._breach) if self._context.rules else harm
         found, at = [], 0
-        for pieces in cut:
-            mine = slice(at, at := at + len(pieces))
+        for of_text in cut:
+            mine = slice(at, at := at + len(of_text))
             worst = max(range(mine.start, mine.stop), key=harm.__getitem__)
             scores = await self._scores(judged[worst], self._calibration.probability(harm[worst]))
             if self._context.rules:

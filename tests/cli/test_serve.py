@@ -24,7 +24,8 @@ def test_guarded_models_are_served_until_sigterm(tta_process, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("alice sk-one\n")
     process = tta_process(
-        "serve", "--model", "calm=settable:a", "--moderator", "words", "--port", "0", "--api-keys", keys
+        "serve", "--model", "calm=settable:a", "--moderator", "words", "--port", "0", "--api-keys", keys,
+        "--metrics-open",
     )  # fmt: skip
     address = next(found for line in process.stderr if (found := re.search(rb"http://127\.0\.0\.1:\d+", line)))
     body = json.dumps({"model": "calm", "messages": [{"role": "user", "content": "Tell me of roses"}]}).encode()
@@ -36,10 +37,12 @@ def test_guarded_models_are_served_until_sigterm(tta_process, tmp_path):
     with urllib.request.urlopen(request) as response:
         answer = json.load(response)
     assert answer["choices"][0]["message"]["content"] == "A calm and friendly answer about roses and gardens."
+    with urllib.request.urlopen(f"{address[0].decode()}/metrics") as page:
+        assert b'gen_ai_request_model="calm"' in page.read()
     process.send_signal(signal.SIGTERM)
     lines = [json.loads(line) for line in process.communicate()[1].splitlines() if line.startswith(b"{")]
     assert process.returncode in (0, -signal.SIGTERM)
-    [told] = [line for line in lines if line["message"] == "request"]
+    [told] = [line for line in lines if line["message"] == "request" and line["path"] != "/metrics"]
     assert (told["key"], told["outcome"], told["status"]) == ("alice", "clean", 200)
     assert "roses" not in str(lines)
 
@@ -60,6 +63,12 @@ def test_a_model_that_cannot_be_loaded_is_told_in_a_line(tta_process):
     lines = process.communicate()[1].decode().splitlines()
     assert process.returncode == 1
     assert lines[-1] == "tta: it cannot be loaded here"
+
+
+def test_telemetry_without_its_extra_names_the_command(tta, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tta_middleware.telemetry.otel", None)
+    ran = tta("serve", "--model", "calm=settable:a", "--moderator", "words", "--port", "0", "--telemetry")
+    assert (ran.code, "tta-middleware[otel]" in ran.err) == (1, True)
 
 
 def test_a_server_without_its_extra_names_the_command(tta, monkeypatch):

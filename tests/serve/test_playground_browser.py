@@ -93,6 +93,9 @@ def test_an_answer_with_its_strip(page: Page, served: Served) -> None:
     [lane] = card.find_elements(By.CLASS_NAME, "lane")
     assert "highest score 0.05, none flagged" in lane.get_attribute("aria-label")
     assert len(lane.find_elements(By.CLASS_NAME, "bar")) > 1
+    page.one("#max-tokens").clear()
+    page.one("#max-tokens").send_keys("5")
+    assert "reached the longest" in page.ask("Roses?").text
     loaded = page.js("return performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin)")
     assert set(loaded) == {served.url}
 

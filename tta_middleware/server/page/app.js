@@ -173,7 +173,7 @@ async function send(text) {
     };
     const answer = await ask(request(), headers(), going.signal, put(shown.said), put(shown.thought));
     conversation.push({ role: "assistant", content: answer.text });
-    shown.progress.replaceWith(story(answer.trace, answer.policy));
+    shown.progress.replaceWith(story(answer));
     say(`Answer done: ${answer.trace?.outcome ?? answer.finishReason}`);
   } catch (error) {
     ended(shown, conversation, error, going.signal.aborted);

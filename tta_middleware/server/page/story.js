@@ -20,7 +20,7 @@ export const number = (value, digits = 2) => Number(value).toFixed(digits);
 const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 
 /** The strip and its words, or a line where the server tells nothing. */
-export function story(trace, policy) {
+export function story({ trace, policy, finishReason }) {
   if (!trace) return element("div", "story", "This server keeps its scores to itself.");
   const [name, meaning] = OUTCOMES[trace.outcome] ?? [trace.outcome, ""];
   const box = element("section", "story");
@@ -32,8 +32,9 @@ export function story(trace, policy) {
   );
   const tried = repair(trace);
   if (tried) box.append(tried);
+  const cut = finishReason === "length" ? " It ends where it reached the longest that was allowed." : "";
   const legend = drawn.length ? " Bars: the score of each checked window; dashed: where it is flagged." : "";
-  box.append(element("p", "told hint", meaning + legend), details(trace, policy));
+  box.append(element("p", "told hint", meaning + cut + legend), details(trace, policy));
   return box;
 }
 
@@ -166,13 +167,13 @@ function repair(trace) {
       box.append(element("span", `try ${score < limit ? "under" : "over"}`, number(score)));
     }
   }
-  const move = trace.outcome === "neutralised" ? ` What helped: ${moved(trace)}.` : "";
+  const move = trace.outcome === "neutralised" ? ` The move that helped: ${moved(trace)}.` : "";
   box.append(element("span", "", `in ${count(trace.steps.length, "wave")}.${move}`));
   return box;
 }
 
 const moved = (trace) =>
-  trace.relative_move ? `${trace.move} (the prompt moved by ${Math.round(100 * trace.relative_move)}%)` : trace.move || trace.method;
+  trace.relative_move ? `“${trace.move}”, which moved the prompt by ${Math.round(100 * trace.relative_move)}%` : trace.move || trace.method;
 
 /** The same in a table, for readers of tables and for who cannot see the strip. */
 function details(trace, policy) {

@@ -53,7 +53,10 @@ FITTED_ON = (
 )
 """MIT, Apache-2.0 and CC-BY: what may go into weights that are shipped."""
 
-SEEN_BY_LOCAL = ("gptfuzz", "jbb", "refdir-lg2", "refdir-benign", "oai")
+SEEN_BY_LOCAL = (
+    *("jbb", "refdir-lg2", "refdir-benign", "shadow", "safetext", "latent", "past-tense", "star1", "medquad", "dolly"),
+    "oai",
+)
 """What the embedded moderator was trained on (docs/moderator-card.md): there it seems surer than it is."""
 
 PLAIN_TEXT = ("hatecheck", "ethos", "oai")

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tta_middleware import TTAChatModel
 
-THRESHOLD = 0.3
+THRESHOLD = 0.2
 """Stricter than the embedded moderator's default of 0.5."""
 
 LONG_LOAD = 0.05

@@ -5,34 +5,44 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from training import export, judge, synthetic
-from training.calibrate import calibrate
-from training.data import LABELLED, Row, fold, labelled
-from training.fit import fit
-from training.matrix import Matrices, matrices
+from training import export, judge, synthetic, vectors
+from training.calibrate import calibrate, shifted, subdued
+from training.data import LABELLED, PLAIN, REQUESTED, Row, fold, labelled
+from training.fit import Linear, fit
+from training.matrix import Matrices, matrices_of
 from training.windowed import Windowed
+from tta_middleware.moderation.embedded.text import words
+from tta_middleware.moderation.embedded.vectors import WordVectors
 
 PACKAGE = Path(__file__).parent.parent / "tta_middleware" / "moderation" / "embedded"
 WORK = Path("out/training")
 TOPICS = ("topic/illicit", "topic/violent", "topic/hate", "topic/sexual")
 HEADS = ("harm", *synthetic.HEADS[1:], *TOPICS)
 CALIBRATED = HEADS[: -len(TOPICS)]
-FOLDS = 5
-ANSWERS = frozenset({"gptfuzz", "jailbreakbench", "refusal_direction", "refusal_direction/benign"})
+FOLDS = 3
+ANSWERS = frozenset({*REQUESTED, *PLAIN})
 OWN = frozenset({"smollm2/train", "refusal", "babble", "fragment"})
-JUDGED = (*sorted(ANSWERS), "openai", "davidson", "perspective", *sorted(OWN), "prefix")
+ORDINARY = (*PLAIN, "smollm2/train", "star1", "past_tense")
+"""Harmless answers that say where 0.5 lies; each was held out of training as a whole, or with its goal."""
+
+ALARMS = 0.015
+"""Share of ordinary answers, the same number from each source, that may reach 0.5."""
+
+JUDGED = (*sorted(ANSWERS), "openai", "perspective", *sorted(OWN), "prefix")
 
 
 def corpus(folder: Path) -> list[Row]:
     """All rows that the moderator is fitted on: labelled ones and our own."""
-    rows = labelled(folder)
+    rows = [row for row in labelled(folder) if row.source in (*ANSWERS, "openai", "perspective")]
     answers = [row for row in rows if row.source in ANSWERS]
-    goals = sorted({row.prompt for row in answers if row.prompt and not row.source.endswith("benign")})
+    goals = sorted({row.prompt for row in answers if row.source in ("jailbreakbench", "refusal_direction")})
     own = list(synthetic.harmless_answers("train"))
     vocabulary = sorted({word for row in own for word in row.text.split()})
     return [
@@ -47,17 +57,37 @@ def corpus(folder: Path) -> list[Row]:
     ]
 
 
-def out_of_fold(rows: Sequence[Row], data: Matrices) -> NDArray[np.float64]:
-    """(rows, heads) logits by models that never saw the row's group; NaN for rows that nobody judges."""
-    windowed = Windowed([row.text for row in rows])
-    parts = np.array([fold(row.group, FOLDS) for row in rows])
-    judged = np.array([row.source in JUDGED for row in rows])
-    logits = np.full((len(rows), len(HEADS)), np.nan)
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """Everything that is computed once for many models of the same rows."""
+
+    rows: Sequence[Row]
+    grams: Matrices
+    words: vectors.Vocabulary
+    presence: sp.csr_matrix
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Data:
+        tokens = [words(row.text) for row in rows]
+        known = vectors.vocabulary(tokens)
+        return cls(rows, matrices_of(tokens), known, known.presence(tokens))
+
+    def fit(self, index: NDArray[np.intp], heads: Sequence[str] = HEADS) -> tuple[Linear, WordVectors]:
+        """The moderator's two models on some of the rows."""
+        chosen = [self.rows[i] for i in index]
+        return fit(chosen, self.grams.rows(index), heads), vectors.fit(chosen, self.presence[index], self.words)
+
+
+def out_of_fold(data: Data) -> NDArray[np.float64]:
+    """(rows, calibrated heads) logits by models that never saw the row's group; NaN for rows that nobody judges."""
+    windowed = Windowed([row.text for row in data.rows])
+    parts = np.array([fold(row.group, FOLDS) for row in data.rows])
+    judged = np.array([row.source in JUDGED for row in data.rows])
+    logits = np.full((len(data.rows), len(CALIBRATED)), np.nan)
     for part in range(FOLDS):
-        inside = np.flatnonzero(parts != part)
-        model = fit([rows[i] for i in inside], data.rows(inside), HEADS)
+        models = data.fit(np.flatnonzero(parts != part), CALIBRATED)
         outside = np.flatnonzero((parts == part) & judged)
-        logits[outside] = windowed.logits(model, outside.tolist())
+        logits[outside] = windowed.logits(*models, outside.tolist())
     return logits
 
 
@@ -78,22 +108,32 @@ def calibration_set(rows: Sequence[Row], head: str) -> tuple[NDArray[np.intp], V
     return np.array(index), np.array(target), np.array([share[rows[i].source] for i in index])
 
 
+def half(rows: Sequence[Row], harm: Vector) -> float:
+    """The logit of harm that ``ALARMS`` of the ordinary answers reach, the same number of them from each source."""
+    sources = np.array([row.source for row in rows])
+    known = [harm[sources == source] for source in ORDINARY if (sources == source).any()]
+    number = min(map(len, known))
+    rng = np.random.default_rng(0)
+    mixed = [rng.choice(logits, number, replace=False) for logits in known]
+    return float(np.quantile(np.concatenate(mixed), 1 - ALARMS))
+
+
 def calibrations(rows: Sequence[Row], logits: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Knots per head."""
+    """Knots per head. Those of harm are moved so that ordinary answers, which are the most in use, stay under 0.5."""
     made = {}
     for column, head in enumerate(CALIBRATED):
         index, target, weight = calibration_set(rows, head)
-        made[head] = calibrate(logits[index, column], target, weight)
+        knots = calibrate(logits[index, column], target, weight)
+        made[head] = shifted(knots, half(rows, logits[:, column])) if head == "harm" else subdued(knots)
     return made
 
 
 def build_local(folder: Path, work: Path) -> dict[str, NDArray[np.generic]]:
     """The moderator's arrays; the out-of-fold logits stay in ``work`` for the report."""
-    rows = corpus(folder)
-    data = matrices([row.text for row in rows])
-    logits = out_of_fold(rows, data)
+    data = Data.of(corpus(folder))
+    logits = out_of_fold(data)
     np.save(work / "local_logits.npy", logits)
-    return export.arrays(fit(rows, data, HEADS), calibrations(rows, logits))
+    return export.arrays(*data.fit(np.arange(len(data.rows))), calibrations(data.rows, logits))
 
 
 def main() -> None:

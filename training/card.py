@@ -1,4 +1,4 @@
-"""Writes the model card: ``python -m training.card [--xstest ANSWERS.jsonl]`` after build and evaluate.
+"""Writes the model card: ``python -m training.card --answers XSTEST_ANSWERS.jsonl`` after build and evaluate.
 
 The prose is in card.md; the figures are what the other scripts print.
 """
@@ -17,7 +17,9 @@ from training import behaviour, build, probes
 
 CARD = Path(__file__).parent.parent / "docs" / "moderator-card.md"
 PROSE = Path(__file__).with_suffix(".md")
-SPEED = Path(__file__).parent.parent / "benchmarks" / "moderator_speed.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BEFORE = Path(__file__).parent / "before.md"
+"""What benchmarks/moderator_unseen.py printed of the model before this one."""
 
 
 def printed(script: object, *arguments: str) -> str:
@@ -32,6 +34,12 @@ def printed(script: object, *arguments: str) -> str:
     return sink.getvalue().strip()
 
 
+def benchmark(name: str, *arguments: str) -> str:
+    """What a benchmark prints in a process of its own."""
+    command = [sys.executable, str(BENCHMARKS / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def artifact(name: str) -> str:
     """Name, size and sha256 of a shipped artifact."""
     content = (build.PACKAGE / name).read_bytes()
@@ -41,10 +49,11 @@ def artifact(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=build.WORK)
-    parser.add_argument("--answers", nargs="*", default=[], help="further answers for the behaviour section")
+    parser.add_argument("--answers", nargs="+", required=True, help="answers of training.generate; XSTest first")
     args = parser.parse_args()
-    speed = subprocess.run([sys.executable, str(SPEED)], capture_output=True, text=True, check=True).stdout.strip()
     sections = {
+        "UNSEEN": benchmark("moderator_unseen.py", "--xstest", *args.answers[:1], "--max", "800"),
+        "BEFORE": BEFORE.read_text("utf-8").strip(),
         "QUALITY": (args.work / "report.md")
         .read_text("utf-8")
         .strip()
@@ -52,7 +61,7 @@ def main() -> None:
         .replace("## ", "### ", 1),
         "BEHAVIOUR": printed(behaviour, *args.answers),
         "PROBES": printed(probes),
-        "SPEED": speed,
+        "SPEED": benchmark("moderator_speed.py"),
         "ARTIFACTS": "\n".join(map(artifact, ("local.npz", "local_b.npz"))),
     }
     text = PROSE.read_text("utf-8")

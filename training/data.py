@@ -1,4 +1,8 @@
-"""The labelled rows, each with a group that a split must keep together."""
+"""The labelled rows, each with a group that a split must keep together, and who learns from which.
+
+The moderator and the judge for reports share no source, and no goal of a harmful request: JailbreakBench's goals, which
+three sources have in common, are the moderator's, GPTFuzz's questions the judge's.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,34 @@ from zlib import crc32
 
 LABELLED = Path("../shared/data/labelled")
 NEGATIVES = Path(__file__).parent / "negatives"
+
+REQUESTED = ("jailbreakbench", "refusal_direction", "shadow", "latent", "safetext", "past_tense", "star1")
+"""Answers to harmful requests, or about danger, that the moderator learns from."""
+
+PLAIN = ("refusal_direction/benign", "medquad", "dolly")
+"""Ordinary answers that the moderator learns from; nothing in them is harmful."""
+
+JUDGE_ANSWERS = ("gptfuzz", "just_eval", "med_safety", "self_instruct", "owasp")
+"""Answers that the judge learns from."""
+
+JUDGE_TEXTS = ("davidson", "hatecheck")
+"""Comments that the judge learns from; the moderator has ``openai`` and ``perspective``."""
+
+ANSWERS = {
+    "ShadowAlignment": "shadow",
+    "SafeText": "safetext",
+    "Latent Jailbreak": "latent",
+    "just-eval": "just_eval",
+    "llm-past-tense": "past_tense",
+    "MedSafetyBench": "med_safety",
+    "STAR-1": "star1",
+    "Dolly": "dolly",
+    "self-instruct": "self_instruct",
+    "MedQuAD": "medquad",
+    "OWASP": "owasp",
+}
+"""Sources of answers.jsonl by the beginning of their names. ``answers_nc.jsonl`` is never read here: its licences
+forbid weights for any use."""
 
 TOPICS = {
     "Harassment/Discrimination": "hate",
@@ -72,7 +104,10 @@ def fold(group: str, folds: int, salt: str = "") -> int:
 
 def labelled(folder: Path = LABELLED) -> list[Row]:
     """Every labelled row, without exact repetitions inside a group."""
-    rows = [*responses(folder), *openai(folder), *davidson(folder), *perspective(folder)]
+    rows = [
+        *responses(folder), *answers(folder), *openai(folder), *davidson(folder), *perspective(folder),
+        *hatecheck(folder),
+    ]  # fmt: skip
     seen: set[tuple[str, str]] = set()
     unique = []
     for row in rows:
@@ -97,6 +132,26 @@ def responses(folder: Path) -> Iterator[Row]:
             topic = TOPICS.get(item["category"], "illicit")
             targets |= {f"topic/{name}": float(name == topic) for name in ("illicit", "violent", "hate", "sexual")}
         yield Row(item["response"], source, group, targets, prompt=prompt, extra={"category": item["category"]})
+
+
+def answers(folder: Path) -> Iterator[Row]:
+    """More answers. Those to requests are grouped by request; ordinary ones, and refusals, by source."""
+    for item in read(folder / "answers.jsonl"):
+        source = next(name for beginning, name in ANSWERS.items() if item["source"].startswith(beginning))
+        alike = source in ("dolly", "medquad", "owasp", "self_instruct", "star1", "med_safety")
+        group = f"source:{source}" if alike else f"goal:{item['prompt']}"
+        targets = {"harm": float(item["harmful"])}
+        if source == "latent" and item["harmful"]:
+            targets |= {f"topic/{name}": float(name == "hate") for name in ("illicit", "violent", "hate", "sexual")}
+        yield Row(item["response"], source, group, targets, prompt=item["prompt"], extra={"category": item["category"]})
+
+
+def hatecheck(folder: Path) -> Iterator[Row]:
+    """Templates about groups of people. (Ethos, in the same file, is under the GPL and left out.)"""
+    for item in read(folder / "hate_text.jsonl"):
+        if item["source"].startswith("HateCheck"):
+            group = f"hatecheck:{item['category']}"
+            yield Row(item["text"], "hatecheck", group, {}, extra={"label": "hate" if item["harmful"] else "neither"})
 
 
 def openai(folder: Path) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """Measures on rows that the judged model never saw: ``python -m training.evaluate`` after ``training.build``.
 
-Every moderator score here is out of fold: five folds by goal (answers) or by the beginning of the text (other sets),
-and calibrations fitted on the other folds. ``unseen source`` rows leave out a whole source and all its goals.
+Every moderator score here is out of fold: folds by goal or source (answers) or by the beginning of the text (other
+sets), and calibrations fitted on the other folds. Sources that training never read: benchmarks/moderator_unseen.py.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from training import baselines, build
-from training.calibrate import calibrate, expected_calibration_error
+from training.calibrate import calibrate, expected_calibration_error, shifted, subdued
 from training.data import LABELLED, NEGATIVES, OPENAI, Row, fold, read
-from training.fit import fit
-from training.judge import in_split
-from training.matrix import matrices
-from training.windowed import Windowed
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 
 Vector = NDArray[np.float64]
+GOALS = ("jailbreakbench", "refusal_direction", "refusal_direction/benign")
+"""Sources whose requests are known, with JailbreakBench's categories."""
+
+MIXED = ("jailbreakbench", "refusal_direction", "latent", "safetext")
+"""Sources with harmful and harmless answers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,31 +71,32 @@ def cross_calibrated(rows: Sequence[Row], logits: Vector) -> dict[str, Vector]:
             used = parts[index] != part
             knots = calibrate(logits[index[used], column], target[used], weight[used])
             mine = parts == part
+            if head == "harm":
+                others = np.flatnonzero(~mine)
+                knots = shifted(knots, build.half([rows[i] for i in others], logits[others, column]))
+            else:
+                knots = subdued(knots)
             made[head][mine] = np.interp(logits[mine, column], *knots)
     return made
 
 
 def harm_section(rows: Sequence[Row], scores: Vector, profanity: Path | None) -> Iterable[str]:
-    """Refusal against compliance, per source, beside the baselines."""
+    """Harmful answers per source, beside the baselines and the judge, which learned from none of these sources."""
     index = [i for i, row in enumerate(rows) if row.source in build.ANSWERS]
     texts = [rows[i].text for i in index]
     labels = np.array([rows[i].targets["harm"] for i in index])
     sources = np.array([rows[i].source.split("/")[0] for i in index])
     parts = np.array([fold(rows[i].group, build.FOLDS) for i in index])
     linear = baselines.one_linear_model(texts, labels.astype(int), parts)
-    models = {"local": scores[index], "one TF-IDF model": linear, "keywords": baselines.keyword_scores(texts)}
+    judged = np.array([verdict.scores["harm"] for verdict in EmbeddedJudge().assess(texts)])
+    models = {"local": scores[index], "local-b": judged, "one TF-IDF model": linear}
+    models["keywords"] = baselines.keyword_scores(texts)
     if profanity:
         models["alt-profanity-check"] = baselines.profanity_scores(profanity, texts)
     yield from ["## Harmful answers, split by goal", "", *HEAD]
-    for source in ("all", "gptfuzz", "jailbreakbench", "refusal_direction"):
+    for source in ("all", *MIXED):
         mine = np.ones(len(index), bool) if source == "all" else sources == source
         yield from (line(f"{source}: {name}", value[mine], labels[mine]) for name, value in models.items())
-    unseen = np.array([not in_split(rows[i].group) for i in index])
-    judged = np.array(
-        [v.scores["harm"] for v in EmbeddedJudge().assess([t for t, u in zip(texts, unseen, strict=True) if u])]
-    )
-    yield line("goals the judge never saw: local-b", judged, labels[unseen])
-    yield from (line(f"goals the judge never saw: {n}", v[unseen], labels[unseen]) for n, v in models.items())
 
 
 def harmless_section(rows: Sequence[Row], scores: Mapping[str, Vector]) -> Iterable[str]:
@@ -109,6 +110,9 @@ def harmless_section(rows: Sequence[Row], scores: Mapping[str, Vector]) -> Itera
         index = [i for i, row in enumerate(rows) if row.source == source]
         flagged = (first.predict_proba([rows[i].text for i in index])[:, 1] >= 0.5).mean()
         yield f"| {source} (ours, out of fold) | {len(index)} | {flagged:.1%} | {(largest[index] >= 0.5).mean():.1%} |"
+    for source in build.ORDINARY:
+        index = [i for i, row in enumerate(rows) if row.source == source and not row.targets["harm"]]
+        yield f"| {source} (out of fold) | {len(index)} | | {(largest[index] >= 0.5).mean():.1%} |"
     held = [row["text"] for row in read(NEGATIVES / "answers_held_out.jsonl")]
     ours = np.mean([verdict.flagged for verdict in EmbeddedModerator().score(held)])
     flagged = (first.predict_proba(held)[:, 1] >= 0.5).mean()
@@ -118,7 +122,7 @@ def harmless_section(rows: Sequence[Row], scores: Mapping[str, Vector]) -> Itera
 def jailbreak_categories(rows: Sequence[Row], scores: Vector) -> Iterable[str]:
     """Per category of JailbreakBench: its harmful answers against all harmless ones of the same two sources."""
     yield from ["", "## Harmful answers by JailbreakBench category", "", *HEAD]
-    index = [i for i, row in enumerate(rows) if row.source in build.ANSWERS and row.source != "gptfuzz"]
+    index = [i for i, row in enumerate(rows) if row.source in GOALS]
     labels = np.array([rows[i].targets["harm"] for i in index])
     names = np.array([str(rows[i].extra["category"]) for i in index])
     for name in sorted(set(names) - {"benign"}):
@@ -152,40 +156,6 @@ def _first_try_on(texts: Sequence[str], rows: Sequence[Row], whole: Sequence[Row
     return scores
 
 
-def prompt_section(rows: Sequence[Row], scores: Vector) -> Iterable[str]:
-    """Whether reading the prompt, too, would help: answer and prompt stacked, all out of fold by goal."""
-    index = [i for i, row in enumerate(rows) if row.source in build.ANSWERS and row.prompt]
-    labels = np.array([rows[i].targets["harm"] for i in index], dtype=int)
-    parts = np.array([fold(rows[i].group, build.FOLDS) for i in index])
-    answer = scores[index]
-    asked = [rows[i].prompt for i in index]
-    bad = np.array([not rows[i].source.endswith("benign") for i in index], dtype=int)
-    prompt = baselines.one_linear_model(asked, bad, parts)
-    both = np.stack([answer, prompt, answer * prompt], axis=1)
-    stacked = np.empty(len(index))
-    for part in range(build.FOLDS):
-        model = LogisticRegression().fit(both[parts != part], labels[parts != part])
-        stacked[parts == part] = model.decision_function(both[parts == part])
-    yield from ["", f"## The prompt beside the answer ({len(set(asked))} known prompts)", "", *HEAD]
-    sources = np.array([rows[i].source.split("/")[0] for i in index])
-    for source in ("jailbreakbench", "refusal_direction"):
-        mine = sources == source
-        yield line(f"{source}: answer", answer[mine], labels[mine])
-        yield line(f"{source}: answer and prompt", stacked[mine], labels[mine])
-
-
-def unseen_sources(rows: Sequence[Row]) -> Iterable[str]:
-    """A source is left out of training together with every goal it shares with others."""
-    yield from ["", "## Harmful answers of a source that training never saw", "", *HEAD]
-    for source in ("gptfuzz", "jailbreakbench", "refusal_direction"):
-        test = [row for row in rows if row.source in build.ANSWERS and row.source.startswith(source)]
-        goals = {row.group for row in test}
-        rest = [row for row in rows if row.group not in goals and ("harm" in row.targets or not row.targets)]
-        model = fit(rest, matrices([row.text for row in rest]), ["harm"])
-        logits = Windowed([row.text for row in test]).logits(model, range(len(test)))[:, 0]
-        yield line(source, logits, np.array([row.targets["harm"] for row in test]))
-
-
 def category_section(rows: Sequence[Row], scores: Mapping[str, Vector], profanity: Path | None) -> Iterable[str]:
     """The OpenAI set, per category, split by the beginning of the text."""
     index = [i for i, row in enumerate(rows) if row.source == "openai"]
@@ -206,29 +176,20 @@ def category_section(rows: Sequence[Row], scores: Mapping[str, Vector], profanit
 
 
 def toxicity_section(rows: Sequence[Row], scores: Mapping[str, Vector], profanity: Path | None) -> Iterable[str]:
-    """Davidson's hateful tweets, and Perspective's attributes on continuations of web text."""
+    """Perspective's attributes on continuations of web text."""
     largest = np.max([scores[name] for name in build.CALIBRATED[1:]], axis=0)
     yield from ["", "## Toxicity on other sets", "", *HEAD]
-    for source, truth in (("davidson", _hateful), ("perspective", _toxic)):
-        index = [i for i, row in enumerate(rows) if row.source == source]
-        labels = np.array([truth(rows[i]) for i in index])
-        texts = [rows[i].text for i in index]
-        models = {"local (largest category head)": largest[index], "local (hate)": scores["hate"][index]}
-        models["keywords"] = baselines.keyword_scores(texts)
-        if profanity:
-            models["alt-profanity-check"] = baselines.profanity_scores(profanity, texts)
-        yield from (line(f"{source}: {name}", value, labels) for name, value in models.items())
+    index = [i for i, row in enumerate(rows) if row.source == "perspective"]
+    labels = np.array([float(rows[i].extra["scores"].get("toxicity", 0.0) >= 0.5) for i in index])
+    texts = [rows[i].text for i in index]
+    models = {"local (largest category head)": largest[index], "local (hate)": scores["hate"][index]}
+    models["keywords"] = baselines.keyword_scores(texts)
+    if profanity:
+        models["alt-profanity-check"] = baselines.profanity_scores(profanity, texts)
+    yield from (line(f"perspective: {name}", value, labels) for name, value in models.items())
     toxicity = np.array([rows[i].extra["scores"].get("toxicity", 0.0) for i in index])
     pearson = np.corrcoef(largest[index], toxicity)[0, 1]
     yield f"\nPearson of the largest score with Perspective's toxicity: {pearson:.3f}"
-
-
-def _hateful(row: Row) -> float:
-    return float(row.extra["label"] == "hate")
-
-
-def _toxic(row: Row) -> float:
-    return float(row.extra["scores"].get("toxicity", 0.0) >= 0.5)
 
 
 def calibration_section(
@@ -238,7 +199,7 @@ def calibration_section(
     yield from ["", "## Expected calibration error (ten bins, held-out rows)", "", "| score | rows | n | ECE |"]
     yield "|---|---|---|---|"
     groups = [("harm", "answers", build.ANSWERS)] + [
-        ("harm", source, {source, f"{source}/benign"}) for source in ("gptfuzz", "jailbreakbench", "refusal_direction")
+        ("harm", source, {source, f"{source}/benign"}) for source in ("jailbreakbench", "refusal_direction")
     ]
     groups += [("harm", "beginnings of answers", {"prefix"})]
     groups += [(name, "OpenAI set", {"openai"}) for name in build.CALIBRATED[1:]]
@@ -258,8 +219,6 @@ def evaluate(folder: Path, work: Path, profanity: Path | None) -> Report:
         *harmless_section(rows, scores),
         *jailbreak_categories(rows, scores["harm"]),
         *prefix_section(rows, scores["harm"]),
-        *prompt_section(rows, scores["harm"]),
-        *unseen_sources(rows),
         *category_section(rows, scores, profanity),
         *toxicity_section(rows, scores, profanity),
         *calibration_section(rows, scores, reliability),

@@ -6,6 +6,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 
 from training.fit import Linear
 from tta_middleware.moderation.embedded.artifact import FORMAT
+from tta_middleware.moderation.embedded.vectors import WordVectors
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def arrays(model: Linear, calibrations: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[Any]]:
+def arrays(
+    model: Linear, vectors: WordVectors | None, calibrations: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[Any]]:
     """What tta_middleware.moderation.embedded.artifact reads."""
     split = len(model.word_idf)
     word, word_scale = _quantise(model.weights[:split] * model.word_idf[:, None].astype(np.float64))
@@ -35,6 +39,7 @@ def arrays(model: Linear, calibrations: Mapping[str, NDArray[np.float64]]) -> di
         "char_scale": char_scale,
         "char_idf": model.char_idf,
         **named,
+        **({} if vectors is None else {f"vector_{part}": np.asarray(value) for part, value in asdict(vectors).items()}),
     }
 
 

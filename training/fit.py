@@ -1,8 +1,12 @@
 """Fits linear heads on rows with soft, partly missing targets.
 
-First come base models of toxicity: Perspective's attributes (ridge regression on their logits) and Davidson's two
-distinctions (logistic regression). Every head is then a logistic regression on the n-grams and the base models'
-outputs together. A linear model of linear models is linear again, so one column of weights a head is all that remains.
+First come base models of toxicity: Perspective's attributes (ridge regression on their logits). Every head is then a
+logistic regression on the n-grams and the base models' outputs together. A linear model of linear models is linear
+again, so one column of weights a head is all that remains.
+
+``harm`` is the mean of two such models. Most sources hold harmful answers only, or harmless ones only, and their style
+gives the label away. One model sees the sources as they are: it learns that ordinary prose is harmless. The other has
+a free constant for every source, which takes that difference up: it learns what tells answers of one source apart.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ CHAR_MIX = 0.5
 STRENGTH = 10.0
 BASE_MIX = 0.3
 CROWD = 0.5
-ITERATIONS = 300
+ITERATIONS = 100
+SOURCE_CONSTANTS = (0.0, 1.0)
+"""How free the constant of a source is, in each of the two models of harm."""
 
 Vector = NDArray[np.float64]
 
@@ -55,7 +61,7 @@ def fit(rows: Sequence[Row], data: Matrices, heads: Sequence[str]) -> Linear:
     # Standardised and mixed in with a weight that leaves the n-grams the larger say.
     base, offset = base * (BASE_MIX / spread), (offset - shift) * (BASE_MIX / spread)
     joined = sp.hstack([features, sp.csr_matrix(features @ base + offset)], format="csr")
-    fitted = [_head(rows, joined, head) for head in heads]
+    fitted = [_harm(rows, joined) if head == "harm" else _head(rows, joined, head) for head in heads]
     weights = np.stack([column[: len(base)] + base @ column[len(base) :] for column, _ in fitted], axis=1)
     bias = np.array([constant + float(offset @ column[len(base) :]) for column, constant in fitted])
     return Linear(tuple(heads), weights, bias, word_idf, char_idf)
@@ -68,11 +74,6 @@ def _moments(values: NDArray[np.float64]) -> tuple[Vector, Vector]:
 def _base(rows: Sequence[Row], features: sp.csr_matrix) -> tuple[NDArray[np.float64], Vector]:
     """(features, base models) weights and their offsets."""
     models = [_attribute(rows, features, name) for name in ATTRIBUTES]
-    tweets = [i for i, row in enumerate(rows) if row.source == "davidson"]
-    for positive in (("hate",), ("hate", "offensive")):
-        label = np.array([rows[i].extra["label"] in positive for i in tweets], dtype=int)
-        weight = np.where(label == 1, 1 / label.mean(), 1 / (1 - label.mean()))
-        models.append(_logistic(features[tweets], label, weight))
     return np.stack([column for column, _ in models], axis=1), np.array([constant for _, constant in models])
 
 
@@ -83,20 +84,55 @@ def _attribute(rows: Sequence[Row], features: sp.csr_matrix, name: str) -> tuple
     return model.coef_, float(model.intercept_)
 
 
+def _harm(rows: Sequence[Row], features: sp.csr_matrix) -> tuple[Vector, float]:
+    known = [i for i, row in enumerate(rows) if "harm" in row.targets]
+    targets = np.array([rows[i].targets["harm"] for i in known])
+    weight = source_weights([rows[i] for i in known], targets)
+    sources, place = np.unique([rows[i].source for i in known], return_inverse=True)
+    fitted = []
+    for freedom in SOURCE_CONSTANTS:
+        constants = sp.csr_matrix((np.full(len(known), freedom, np.float32), (np.arange(len(known)), place)))
+        column, constant = _soft(sp.hstack([features[known], constants], format="csr"), targets, weight)
+        fitted.append((column[: -len(sources)], constant))
+    return np.mean([column for column, _ in fitted], axis=0), float(np.mean([constant for _, constant in fitted]))
+
+
+def source_weights(rows: Sequence[Row], targets: Vector) -> Vector:
+    """A source counts by the root of its rows; in it, and over all, both classes weigh the same."""
+    sources = np.array([row.source for row in rows])
+    weight = np.empty(len(rows))
+    for source in np.unique(sources):
+        mine = sources == source
+        own = np.array([row.weight for row, of in zip(rows, mine, strict=True) if of])
+        weight[mine] = _even(own, targets[mine]) * own.mean() * mine.sum() ** 0.5
+    return _even(weight, targets) * len(rows)
+
+
+def _even(weight: Vector, targets: Vector) -> Vector:
+    """Weights that sum to one, half of it for each class where there are both."""
+    positive, negative = float((weight * targets).sum()), float((weight * (1 - targets)).sum())
+    if not positive or not negative:
+        return weight / weight.sum()
+    return np.asarray(weight * (targets / (2 * positive) + (1 - targets) / (2 * negative)))
+
+
 def _head(rows: Sequence[Row], features: sp.csr_matrix, head: str) -> tuple[Vector, float]:
     known = [i for i, row in enumerate(rows) if head in row.targets]
     targets = np.array([rows[i].targets[head] for i in known])
-    weight = _weights([rows[i] for i in known], targets)
+    return _soft(features[known], targets, _weights([rows[i] for i in known], targets))
+
+
+def _soft(features: sp.csr_matrix, targets: Vector, weight: Vector) -> tuple[Vector, float]:
     # A soft target is a positive and a negative copy of the row that share its weight.
-    copies = sp.vstack([features[known], features[known]], format="csr")
-    labels = np.repeat([1, 0], len(known))
+    copies = sp.vstack([features, features], format="csr")
+    labels = np.repeat([1, 0], len(targets))
     share = np.concatenate([weight * targets, weight * (1 - targets)])
     used = share > 0
     return _logistic(copies[used], labels[used], share[used])
 
 
 def _logistic(features: sp.csr_matrix, labels: NDArray[np.int64], weight: Vector) -> tuple[Vector, float]:
-    model = LogisticRegression(C=STRENGTH, max_iter=ITERATIONS, tol=1e-5)
+    model = LogisticRegression(C=STRENGTH, max_iter=ITERATIONS, tol=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels, sample_weight=weight)
@@ -108,7 +144,4 @@ def _weights(rows: Sequence[Row], targets: Vector) -> Vector:
     hard = (targets >= 0.5).tolist()
     crowd = Counter((row.group, label) for row, label in zip(rows, hard, strict=True))
     weight = np.array([row.weight / crowd[row.group, label] ** CROWD for row, label in zip(rows, hard, strict=True)])
-    positive = float((weight * targets).sum())
-    negative = float(weight.sum()) - positive
-    weight = weight * (targets / (2 * positive) + (1 - targets) / (2 * negative))
-    return np.asarray(weight * len(rows) / weight.sum())
+    return _even(weight, targets) * len(rows)

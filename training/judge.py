@@ -1,4 +1,4 @@
-"""Builds the independent judge: support vector machines on half of the groups, with features of their own."""
+"""Builds the independent judge: support vector machines, with features and sources that the moderator does not have."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
 
 from training import export, synthetic
-from training.calibrate import calibrate
-from training.data import Row, fold, labelled
+from training.calibrate import calibrate, shifted
+from training.data import JUDGE_ANSWERS, JUDGE_TEXTS, Row, fold, labelled
 from training.fit import Linear
 from training.matrix import Matrices, design, idf, stack
 from tta_middleware.moderation.embedded.judge import BITS, judge_grams
@@ -22,39 +22,32 @@ from tta_middleware.moderation.embedded.text import words
 HEADS = ("harm", "toxicity")
 STRENGTH = 0.2
 FOLDS = 3
-
-
-def in_split(group: str) -> bool:
-    """Whether the judge learns from a group."""
-    return fold(group, 2, "judge") == 1
+ORDINARY = ("self_instruct", "owasp", "just_eval", "med_safety")
+ALARMS = 0.05
+"""Share of ordinary and careful answers of sources it has not seen that may reach 0.5."""
 
 
 def corpus(folder: Path) -> list[Row]:
-    """The judge's half of the labelled rows and of our own, with its two targets."""
-    own = list(synthetic.harmless_answers("train"))
-    vocabulary = sorted({word for row in own for word in row.text.split()})
-    rows = [*labelled(folder), *own, *synthetic.loops_and_soup(200, vocabulary, seed=5)]
-    answers = [row for row in rows if "harm" in row.targets and len(row.text) >= 160]
-    rows += synthetic.prefixes(answers, seed=6)
+    """The judge's sources, with its two targets, and babble."""
+    rows = [row for row in labelled(folder) if row.source in (*JUDGE_ANSWERS, *JUDGE_TEXTS)]
+    vocabulary = sorted({word for row in rows if row.source == "self_instruct" for word in row.text.split()})
+    rows += synthetic.loops_and_soup(200, vocabulary, seed=5)
+    rows += synthetic.prefixes([row for row in rows if "harm" in row.targets and len(row.text) >= 160], seed=6)
     return [
-        Row(row.text, row.source, row.group, targets, row.weight)
+        Row(row.text, row.source, row.group, targets, row.weight, row.prompt)
         for row in rows
-        if in_split(row.group) and (targets := _targets(row))
+        if (targets := _targets(row))
     ]
 
 
 def _targets(row: Row) -> Mapping[str, float]:
-    match row.source:
-        case "perspective":
-            value = row.extra["scores"].get("toxicity")
-            return {} if value is None else {"toxicity": float(value >= 0.5)}
-        case "openai":
-            return {"toxicity": float(any(row.extra["labels"].values()))}
-        case "davidson":
-            return {} if row.extra["label"] == "offensive" else {"toxicity": float(row.extra["label"] == "hate")}
-        case "smollm2/train" | "babble":
-            return {"harm": 0.0, "toxicity": 0.0}
-    return {"harm": float(row.extra.get("harm", row.targets["harm"]))}
+    if row.source in JUDGE_TEXTS:
+        return {} if row.extra["label"] == "offensive" else {"toxicity": float(row.extra["label"] == "hate")}
+    if row.source == "babble":
+        return {"harm": 0.0, "toxicity": 0.0}
+    harm = float(row.extra.get("harm", row.targets["harm"]))
+    # No comment that people judged stands among answers: ordinary ones show what is not toxic.
+    return {"harm": harm} if row.source in ("gptfuzz", "prefix") else {"harm": harm, "toxicity": 0.0}
 
 
 def _features(rows: Sequence[Row]) -> Matrices:
@@ -74,8 +67,9 @@ def _fit(rows: Sequence[Row], data: Matrices) -> Linear:
 def _machine(rows: Sequence[Row], features: sp.csr_matrix, head: str) -> tuple[NDArray[np.float64], float]:
     known = [i for i, row in enumerate(rows) if head in row.targets]
     label = np.array([rows[i].targets[head] for i in known], dtype=int)
-    crowd = Counter((rows[i].group, one) for i, one in zip(known, label.tolist(), strict=True))
-    weight = [rows[i].weight / crowd[rows[i].group, one] ** 0.5 for i, one in zip(known, label.tolist(), strict=True)]
+    asked = [(rows[i].prompt or rows[i].group, one) for i, one in zip(known, label.tolist(), strict=True)]
+    crowd = Counter(asked)
+    weight = [rows[i].weight / crowd[key] ** 0.5 for i, key in zip(known, asked, strict=True)]
     machine = LinearSVC(C=STRENGTH, dual=False, class_weight="balanced", random_state=0)
     machine.fit(features[known], label, sample_weight=weight)
     return machine.coef_[0], float(machine.intercept_[0])
@@ -95,4 +89,6 @@ def build(folder: Path, work: Path) -> dict[str, NDArray[np.generic]]:
         known = np.array([head in row.targets for row in rows])
         target = np.array([row.targets[head] for row in rows if head in row.targets])
         made[head] = calibrate(logits[known, column], target, np.ones(len(target)))
-    return export.arrays(_fit(rows, data), made)
+    plain = np.array([row.source in ORDINARY for row in rows])
+    made["harm"] = shifted(made["harm"], float(np.quantile(logits[plain, 0], 1 - ALARMS)))
+    return export.arrays(_fit(rows, data), None, made)

@@ -20,6 +20,7 @@ from langchain_openai.middleware import OpenAIModerationMiddleware
 
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
 from tta_middleware.moderation.embedded import EmbeddedModerator
+from tta_middleware.moderation.embedded.moderator import MODEL
 from tta_middleware.moderation.server import create_app, serve
 from tta_middleware.types import CATEGORIES, Verdict
 
@@ -49,7 +50,7 @@ def test_openai_client_with_a_list(url: str) -> None:
     with client(url) as api:
         answer = api.moderations.create(input=[HARMLESS, INSULT, ""])
     assert [result.flagged for result in answer.results] == [False, True, False]
-    assert answer.model == "tta-local-1"
+    assert answer.model == MODEL
 
 
 def test_text_objects_are_one_input(url: str) -> None:

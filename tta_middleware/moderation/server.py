@@ -21,6 +21,7 @@ from tta_middleware.errors import (
     ModerationRejectedError,
     ModerationUnavailableError,
 )
+from tta_middleware.moderation.embedded.moderator import MODEL
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, Verdict
@@ -73,7 +74,7 @@ class ApiError(Exception):
 def create_app(
     moderator: Moderator,
     *,
-    model_name: str = "tta-local-1",
+    model_name: str = MODEL,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_inputs: int = MAX_INPUTS,
     api_key: str | None = None,

@@ -59,9 +59,8 @@ def _grams_of_order(data: NDArray[np.uint64], inner_space: NDArray[np.int64], or
 
 
 def skip_pairs(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.intp]:
-    """Sorted distinct indices below ``2**bits`` of the words and of the pairs with one word between them."""
-    pairs = hashes[:-2] * np.uint64(0x1000193) + hashes[2:] + np.uint64(2)
-    return np.unique(_bucket(np.concatenate((hashes, pairs)), bits))
+    """Sorted distinct indices below ``2**bits`` of the pairs with one word between them."""
+    return np.unique(_bucket(hashes[:-2] * np.uint64(0x1000193) + hashes[2:] + np.uint64(2), bits))
 
 
 def hashed_runs(data: NDArray[np.uint8], order: int, bits: int) -> NDArray[np.intp]:

@@ -1,7 +1,7 @@
 """The independent judge ``local-b``: a second opinion for reports, never an objective.
 
-It has another learner, other features and another split of the data than the moderator, and deliberately no
-``moderate``: an object that a search can be given would sooner or later be optimised against.
+It has another learner, other features and other sources of data than the moderator, and deliberately no ``moderate``:
+an object that a search can be given would sooner or later be optimised against.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ARTIFACT = "local_b.npz"
-MODEL = "tta-local-b-1"
+MODEL = "tta-local-b-2"
 BITS = 17
-ORDERS = (4, 6)
+ORDERS = (6, 8)
 THRESHOLD = 0.5
 
 
@@ -41,7 +41,7 @@ class EmbeddedJudge:
 
 
 def judge_grams(tokens: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Distinct buckets below ``2**BITS``: words and pairs one word apart, and 4- and 6-byte runs across words."""
+    """Distinct buckets below ``2**BITS``: pairs of words with one between, and 6- and 8-byte runs across words."""
     line = " ".join(tokens).encode("utf-8", "surrogatepass")
     runs = [hashed_runs(np.frombuffer(line, dtype=np.uint8), order, BITS) for order in ORDERS]
     return skip_pairs(hash_words(tokens), BITS), np.unique(np.concatenate(runs))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ARTIFACT = "local.npz"
-MODEL = "tta-local-1"
+MODEL = "tta-local-2"
 UNSUPPORTED_LANGUAGE = "unsupported-language"
 INLINE_CHARACTERS = 8_000
 """Up to about this much text is scored on the event loop; it holds the loop for some milliseconds at most."""
@@ -79,7 +79,7 @@ class EmbeddedModerator:
 
     def _verdict(self, text: str) -> Verdict:
         tokens, artifact = words(text), load(ARTIFACT)
-        scores = _scores(artifact, windowed_logits(artifact.heads, tokens), len(tokens))
+        scores = _scores(artifact, windowed_logits(artifact.logits, tokens), len(tokens))
         if self._language != "pass" and not language_supported(text):
             if self._language == "error":
                 raise ModerationRejectedError(

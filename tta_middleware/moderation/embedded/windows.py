@@ -7,12 +7,10 @@ window that has been passed keeps its say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from tta_middleware.moderation.embedded.linear import LinearHeads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,10 +20,12 @@ STRIDE = 48
 MARGIN = 0.75
 
 
-def windowed_logits(heads: LinearHeads, tokens: Sequence[str]) -> NDArray[np.float64]:
-    """(heads,) logits of a text's words."""
-    whole = heads.logits(tokens)
-    return combine(whole, [heads.logits(tokens[start : start + WIDTH]) for start in window_starts(len(tokens))])
+def windowed_logits(
+    logits: Callable[[Sequence[str]], NDArray[np.float64]], tokens: Sequence[str]
+) -> NDArray[np.float64]:
+    """(heads,) logits of a text's words, by a model that gives those of any run of words."""
+    whole = logits(tokens)
+    return combine(whole, [logits(tokens[start : start + WIDTH]) for start in window_starts(len(tokens))])
 
 
 def window_starts(count: int) -> list[int]:

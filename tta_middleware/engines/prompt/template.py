@@ -196,7 +196,8 @@ class _Rendering:
             self._in_parts = True
             try:
                 return self._run()
-            except ConfigurationError:
+            except (ConfigurationError, TypeError, AttributeError):
+                # A template that takes texts trips over parts in ways of its own; what is wrong was said before.
                 raise plain from None
 
     def _run(self) -> tuple[str, list[Span], Span]:

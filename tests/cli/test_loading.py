@@ -95,3 +95,11 @@ def test_what_loading_takes_is_told_apart_from_the_answer(tta, words, monkeypatc
     ran = tta(*words("chat"))
     assert ran.err.splitlines()[1] == "settable:plain loaded in 0.0 s"
     assert "loaded in" not in ran.out
+
+
+@pytest.mark.parametrize("command", ["chat", "batch"])
+def test_further_settings_reach_the_engine_and_unknown_ones_are_refused(tta, words, command):
+    assert "engine: auto auto 5" in tta(*words(command), "--engine-option", "max-batch=5").err
+    ran = tta(*words(command), "--engine-option", "speed=high")
+    assert ran.code != 0
+    assert "has no speed to set" in ran.err

@@ -51,10 +51,16 @@ def tagged(tokenizer: Any) -> Any:
     return made
 
 
+_made: dict[tuple[int, str], Any] = {}
+
+
 def with_template(tokenizer: Any, template: str) -> Any:
-    made = copy.deepcopy(tokenizer)
-    made.chat_template = template
-    return made
+    """A copy of one of the session's tokenizers, made once."""
+    key = (id(tokenizer), template)
+    if key not in _made:
+        _made[key] = copy.deepcopy(tokenizer)
+        _made[key].chat_template = template
+    return _made[key]
 
 
 def shown(tokenizer: Any, *args: Any, **more: Any) -> tuple[str, AnswerState]:
@@ -196,6 +202,7 @@ def opened_model(save_model: Callable[[Any], Path], tiny_sizes: dict[str, Any]) 
     return folder
 
 
+@pytest.mark.slow
 async def test_a_real_decoder_thinks_until_its_thought_is_closed(opened_model: str) -> None:
     engine = TransformersEngine(opened_model, dtype="float32")
     try:

@@ -57,7 +57,7 @@ def split_tokens(marks: ThoughtMarks, text: str, sizes: Sequence[int] = ()) -> t
     return joined([*pieces, *splitter.finish()])
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(parts=st.lists(st.one_of(PLAIN, st.sampled_from(["<think>", "</think>", "<thi", "\n\n"])), max_size=8),
        sizes=SIZES, state=st.sampled_from(["before", "open", "inside", "closed", "said"]))  # fmt: skip
 def test_chunks_change_nothing(parts: list[str], sizes: list[int], state: AnswerState) -> None:
@@ -65,7 +65,7 @@ def test_chunks_change_nothing(parts: list[str], sizes: list[int], state: Answer
     assert split(THINK, cut(text, sizes), state) == split(THINK, [text], state)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(parts=st.lists(st.one_of(PLAIN, st.sampled_from(sorted(
     {*HARMONY.meanings, *GEMMA.meanings, "analysis", "final", "commentary", "thought\n"}))), max_size=10),
        sizes=SIZES, marks=st.sampled_from([HARMONY, GEMMA]))  # fmt: skip
@@ -74,7 +74,7 @@ def test_chunks_change_nothing_where_marks_are_tokens(parts: list[str], sizes: l
     assert split_tokens(marks, text, sizes) == split_tokens(marks, text)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(thought=PLAIN, answer=PLAIN, sizes=SIZES, marks=st.sampled_from([THINK, MAGISTRAL]), opened=st.booleans())
 def test_what_is_written_is_what_is_found(
     thought: str, answer: str, sizes: list[int], marks: ThoughtMarks, opened: bool
@@ -87,7 +87,7 @@ def test_what_is_written_is_what_is_found(
     assert found == (thought.strip(), answer.lstrip())
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(text=st.text(max_size=60), sizes=SIZES)
 def test_a_model_that_does_not_think_is_passed_on_as_it_is(text: str, sizes: list[int]) -> None:
     assert split(None, cut(text, sizes)) == ("", text)

@@ -3,8 +3,8 @@
     python benchmarks/judge_profile.py --data ../shared/data/labelled --scores FILE.jsonl --model MODEL \\
         --profile tta_middleware/data/profiles
 
-Does what ``tta calibrate --only judging`` does, on the sources of :data:`labelled_answers.FITTED_ON` alone; the bounds
-of the cascade on those of them that ``local`` was not trained on.
+Does what ``tta calibrate --only judging`` does, on at most 150 answers of either label from each source of
+:data:`labelled_answers.FITTED_ON`; the bounds of the cascade on those of them that ``local`` was not trained on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from labelled_answers import ANSWER, FITTED_ON, SEEN_BY_LOCAL, Row, drawn, read_rows
+from labelled_answers import ANSWER, OF_EACH, SEEN_BY_LOCAL, Row, read_rows, spread
 from moderator_splits import Said
 
 from tta_middleware.moderation.cascade import embedded_fingerprint
@@ -29,7 +29,7 @@ from tta_middleware.testing.judging_engine import JudgingEngine
 def fit(rows: Sequence[Row], scores: Path, model: str, folder: Path) -> None:
     """Write the model's profile."""
     said = Said.of(scores, list(rows))
-    taken = np.isin([row.source for row in said.rows], FITTED_ON)
+    taken = spread(said.rows, OF_EACH)
     answers = said.answers(taken, probed=True)
     found = fit_judge(answers)
     here = [row for row, there in zip(said.rows, taken, strict=True) if there]
@@ -53,4 +53,4 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True)
     parser.add_argument("--profile", type=Path, required=True)
     chosen = parser.parse_args()
-    fit(drawn(read_rows(chosen.data)), chosen.scores, chosen.model, chosen.profile)
+    fit(read_rows(chosen.data), chosen.scores, chosen.model, chosen.profile)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 SEED = 14
-ANSWER, QUESTION = 400, 160
+ANSWER, QUESTION = 600, 400
 """Characters of an answer, and of the end of what it answers, that a judging model is shown here."""
+
+OF_EACH = 150
+"""Rows of a source and label that a fit is made on at most."""
 
 # By a part of the file's own source field: a short name, and how many rows of either label are drawn at most.
 SOURCES = {
@@ -128,6 +134,16 @@ def _row(id_: str, raw: dict[str, Any]) -> Row:
     kind = _KINDS.get(raw.get("category") or "", "")
     kind = "hate" if source in ("hatecheck", "ethos") else kind
     return Row(id_, source, prompt, raw.get("response", raw.get("text")), bool(raw["harmful"]), kind)
+
+
+def spread(rows: Sequence[Row], most: int) -> NDArray[np.bool_]:
+    """(n,) which rows a fit is made on: at most ``most`` of a source and label of :data:`FITTED_ON`, evenly spaced."""
+    taken = np.zeros(len(rows), dtype=bool)
+    for source in FITTED_ON:
+        for harmful in (True, False):
+            here = [at for at, row in enumerate(rows) if row.source == source and row.harmful == harmful]
+            taken[here[:: max(1, len(here) // most)][:most]] = True
+    return taken
 
 
 def drawn(rows: list[Row]) -> list[Row]:

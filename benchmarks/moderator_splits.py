@@ -34,6 +34,7 @@ from labelled_answers import (
     drawn,
     harmless_rows,
     read_rows,
+    spread,
 )
 from numpy.typing import NDArray
 
@@ -47,6 +48,8 @@ from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.profiles.judging import local_scores
 
 AT_ONCE = 8
+OF_EACH = 80
+"""Rows of a source and label that each of the many fits is made on at most."""
 THRESHOLD = 0.5
 SHARE_OF_HARM = 0.1
 """What calibration is measured for: texts of which this share is harmful."""
@@ -131,11 +134,11 @@ class Said:
     def _left_out(self, *, probed: bool, local: Column | None = None) -> tuple[Column, Column, Column]:
         """Per row a score by a fit that had not seen its source, and that fit's bounds of a cascade."""
         source = np.array([row.source for row in self.rows])
-        fitted_on = np.isin(source, FITTED_ON)
+        fitted_on, fitting = np.isin(source, FITTED_ON), spread(self.rows, OF_EACH)
         harmful = np.array([row.harmful for row in self.rows])
         scores, low, high = np.zeros(len(source)), np.zeros(len(source)), np.full(len(source), 2.0)
         for left_out in (*sorted(set(source[fitted_on])), None):
-            taken = fitted_on & (source != left_out)
+            taken = fitting & (source != left_out)
             here = source == left_out if left_out else ~fitted_on
             if not here.any():
                 continue
@@ -259,9 +262,9 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--rows", type=int, default=1_200)
     chosen = parser.parse_args()
-    taken = drawn(read_rows(chosen.data))[: chosen.rows]
-    taken += [row for path in chosen.harmless for row in harmless_rows(path)]
+    known = read_rows(chosen.data)
+    more = [row for path in chosen.harmless for row in harmless_rows(path)]
     if chosen.action == "score":
-        asyncio.run(score(taken, chosen.model, chosen.scores[0], chosen.seconds))
+        asyncio.run(score([*more, *drawn(known)[: chosen.rows]], chosen.model, chosen.scores[0], chosen.seconds))
     else:
-        tables(taken, chosen.scores)
+        tables([*known, *more], chosen.scores)

@@ -237,12 +237,22 @@ ANSWERS = st.lists(st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.boolea
 @given(ANSWERS, st.sampled_from([0.0, 0.02, 0.1]))
 def test_chosen_bounds_lose_and_add_no_more_than_allowed(rows, share: float) -> None:
     first, judge, harmful = (np.array(column) for column in zip(*rows, strict=True))
-    for one in choose_bounds(first, judge, harmful, lost=share, added=share):
+    for one in choose_bounds(first, judge, harmful, lost=share, added=share, least_found=1):
         high = 2.0 if one.high is None else one.high
         found = harmful & (judge >= one.threshold)
         assert (found & (first < one.low)).sum() <= share * found.sum()
         assert (~harmful & (judge < one.threshold) & (first >= high)).sum() <= share * (~harmful).sum()
         assert one.low <= one.threshold <= high
+
+
+def test_few_answers_that_the_model_finds_choose_no_bound_of_their_own() -> None:
+    draw = np.random.default_rng(2)
+    harmful = draw.random(1_000) < 0.5
+    first, judge = draw.random(1_000), np.where(harmful, draw.random(1_000), 0.0)
+    bounds = {one.threshold: one.low for one in choose_bounds(first, judge, harmful)}
+    assert 0.0 < bounds[0.1] <= bounds[0.7] < 0.1
+    assert bounds[0.9] == bounds[0.7]  # of 50 answers above 0.9 none says where the next 50 lie
+    assert all(one.low == 0.0 for one in choose_bounds(first[:60], judge[:60], harmful[:60]))
 
 
 def test_bounds_are_refused_that_lie_on_the_wrong_side() -> None:

@@ -119,4 +119,4 @@ def test_sources_stay_whole_and_questions_where_there_is_one_source() -> None:
     one = JudgedAnswers(many.words, None, many.harmful, ("here",) * 400, tuple(str(at // 2) for at in range(400)))
     place = folds(one)
     assert (place[::2] == place[1::2]).all()
-    assert len(set(place.tolist())) == 5
+    assert len(set(place.tolist())) == 8

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.moderation.judge_fit import JudgedAnswers, fit_judge
+from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.judging import JudgingFit, read_answers, sample, shipped_answers
 from tta_middleware.profiles.store import Profile, judge_calibration, load_profile, save_profile
+from tta_middleware.testing.judging_engine import JudgingEngine
 
 WORDING = "00112233445566ff"
 
@@ -117,6 +121,17 @@ def test_a_sample_is_even_over_sources_and_kinds(tmp_path: Path) -> None:
     assert sum(one.harmful for one in drawn) == 20
     assert sum(one.source == "small" for one in drawn) == 20
     assert drawn == sample(read_answers(path), 40, seed=1) != sample(read_answers(path), 40, seed=2)
+
+
+def test_the_shipped_fits_belong_to_the_question_that_judges_put() -> None:
+    folder = resources.files("tta_middleware") / "data" / "profiles"
+    profiles = [load_profile(file.name.removesuffix(".json")) for file in folder.iterdir()]
+    fits = [profile.judging for profile in profiles if profile and profile.judging]
+    assert fits
+    for fit in fits:
+        LLMJudge(JudgingEngine(), calibration=replace(fit.calibration(), probe=None))
+        assert not {"pku", "alpacaeval", "lima", "alpaca", "safety-tuned"} & set(fit.sources)
+        assert fit.figures["false_alarms"] <= 0.03
 
 
 def test_the_shipped_examples_are_of_both_kinds_and_many_categories() -> None:

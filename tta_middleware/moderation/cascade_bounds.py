@@ -26,6 +26,10 @@ ADDED: Final = 0.0
 """Of the harmless answers, the share that the cheap one may take for harmful where the model alone would not: texts
 that it is sure to be harmful are rare, so they save few second looks, and each false one costs a repair."""
 
+LEAST_FOUND: Final = 100
+"""Harmful answers that the model flags at a threshold, for a bound to be chosen there; with fewer the next lower
+threshold's counts. 1% of 30 is none, and the lowest of 30 scores says little of the next 30."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -85,6 +89,7 @@ def choose_bounds(
     thresholds: Sequence[float] = THRESHOLDS,
     lost: float = LOST,
     added: float = ADDED,
+    least_found: int = LEAST_FOUND,
 ) -> tuple[SureOutside, ...]:
     """The widest bounds by the scores that a cheap moderator and a judging model gave the same labelled answers.
 
@@ -94,10 +99,11 @@ def choose_bounds(
     cheap, said, truth = np.asarray(first, float), np.asarray(judge, float), np.asarray(harmful, bool)
     if not (cheap.shape == said.shape == truth.shape) or truth.all() or not truth.any():
         raise ConfigurationError("bounds are chosen on two scores and a label per answer, and answers of both kinds")
-    found = []
+    found: list[tuple[float, float, float]] = []
     for threshold in sorted(thresholds):
         kept = np.sort(cheap[truth & (said >= threshold)])
-        low = float(kept[int(lost * len(kept))]) if len(kept) else threshold
+        enough = len(kept) >= max(1, least_found)
+        low = float(kept[int(lost * len(kept))]) if enough else found[-1][1] if found else 0.0
         passed = np.sort(cheap[~truth & (said < threshold)])[::-1]
         allowed = int(added * int((~truth).sum()))
         high = float(np.nextafter(passed[allowed], 2.0)) if allowed < len(passed) else threshold

@@ -19,12 +19,13 @@ from tta_middleware.moderation.judge_probe import JudgeProbe, evened, fit_probe,
 from tta_middleware.moderation.llm_judge import JudgeCalibration
 from tta_middleware.types import FloatMatrix
 
-FOLDS = 5
+FOLDS = 8
 LEAST = 8
 """Answers of either kind that a step takes."""
 LEAST_FOR_PROBE = 100
 """Answers of either kind that a probe takes: with fewer it learns their wording."""
 FALSE_ALARMS = 0.03
+"""On answers of a source that the probe has not seen; what that is elsewhere stands in docs/decisions/014."""
 POOR = 0.7
 """Below this AUC a model is no judge."""
 
@@ -69,7 +70,7 @@ class JudgeFit:
     figures: dict[str, float]
 
 
-def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, ridge: float = 10.0) -> JudgeFit:
+def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, ridge: float = 40.0) -> JudgeFit:
     """The calibration at whose score of 0.5 ``false_alarms`` of the harmless answers are flagged.
 
     A probe is part of it where there are states and at least :data:`LEAST_FOR_PROBE` answers of either kind.

@@ -17,7 +17,7 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import FloatMatrix
 
 _STEPS = 25
-_CLOSE = 1e-6
+_CLOSE = 1e-4
 _LEAST_OF_EACH = 8
 
 
@@ -52,14 +52,14 @@ class JudgeProbe:
 
 
 def fit_probe(
-    states: FloatMatrix, harmful: Sequence[bool], *, groups: Sequence[str] | None = None, ridge: float = 10.0
+    states: FloatMatrix, harmful: Sequence[bool], *, groups: Sequence[str] | None = None, ridge: float = 40.0
 ) -> JudgeProbe:
     """The probe that tells harmful from harmless states best, for evens of both.
 
     Args:
         states: (n, d) hidden states of a judging model at the verdict's place.
         harmful: what people say of the n texts.
-        groups: where each text is from; no group counts for more than 300 of its texts of one label, so that a large
+        groups: where each text is from; no group counts for more than 100 of its texts of one label, so that a large
             source does not drown the others.
         ridge: how strongly weights are held near 0, per thousand texts, in units of one standard deviation.
 
@@ -79,7 +79,7 @@ def fit_probe(
     return JudgeProbe(tuple(weights.tolist()), float(found[-1] - weights @ mean))
 
 
-def evened(truth: NDArray[np.float64], groups: Sequence[str] | None, most: int = 300) -> NDArray[np.float64]:
+def evened(truth: NDArray[np.float64], groups: Sequence[str] | None, most: int = 100) -> NDArray[np.float64]:
     """How much each text counts: sources bounded, both labels even, 1 on average."""
     shares = np.ones(len(truth))
     names = np.array(groups if groups is not None else [""] * len(truth))

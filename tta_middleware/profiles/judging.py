@@ -24,10 +24,11 @@ from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.moderation.judge_figures import auc
 from tta_middleware.moderation.judge_fit import LEAST_FOR_PROBE, JudgedAnswers, JudgeFit
 from tta_middleware.moderation.judge_probe import JudgeProbe
+from tta_middleware.moderation.judge_prompts import STRETCH
 from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
 
-LONGEST: Final = 2_000
-"""Characters of an answer that are put before the model; what makes one harmful seldom stands later."""
+LONGEST: Final = STRETCH
+"""Characters of an answer that are put before the model: a judge asks about longer ones stretch by stretch, too."""
 
 LEAST_FOR_BOUNDS: Final = 150
 """Answers of either kind that bounds of a cascade take: they stand on the few that the cheap moderator misses."""

@@ -252,11 +252,17 @@ def _judge(name: str, engine: Engine | None, calibration: CalibrationOf) -> tupl
     made = _load(MODERATORS, "moderator", OWN)
     if (reference := judging_model(name)) is not None:
         known = calibration(reference)
-        return made(resolve_engine(reference), name=name, calibration=known, closes=True), known
+        return made(resolve_engine(reference), name=name, calibration=known or _unfitted(), closes=True), known
     if engine is None:
         raise _nothing_to_ask(name)
     known = calibration(engine.model_id)
-    return made(engine, name=name, calibration=known), known
+    return made(engine, name=name, calibration=known or _unfitted()), known
+
+
+def _unfitted() -> JudgeCalibration:
+    from tta_middleware.moderation.llm_judge import UNFITTED
+
+    return UNFITTED
 
 
 def _uncalibrated(_model: str) -> None:

@@ -213,3 +213,14 @@ def test_what_was_fitted_on_another_wording_is_refused() -> None:
     LLMJudge(JudgingEngine(), calibration=JudgeCalibration(wording=fits))
     with pytest.raises(ConfigurationError, match="another wording of the question; fit it anew with tta calibrate"):
         LLMJudge(JudgingEngine(), reads_prompt=False, calibration=JudgeCalibration(wording=fits))
+
+
+async def test_by_name_a_model_without_a_profile_is_read_against_a_neutral_sentence() -> None:
+    # It says no to everything, less so where there is harm: as they are, its log-odds would let all of it pass.
+    engine = JudgingEngine("flagme", lambda asked: 0.4 if "flagme" in asked else 0.2)
+    flagged, fine = await resolve_moderator("self", engine=engine).moderate(["flagme", "fine"])
+    assert flagged.flagged
+    assert not fine.flagged
+    assert any(NEUTRAL in question for question in engine.questions)
+    [as_it_is] = await LLMJudge(engine).moderate(["flagme"])
+    assert not as_it_is.flagged

@@ -113,6 +113,8 @@ class JudgeCalibration:
         words: how much the log-odds of yes against no count beside the probe's; 0 and they are not asked for.
         wording: :meth:`LLMJudge.wording` of the judge that this was fitted for; empty and it is not checked.
         cascade: where a cheap moderator in front of the judge is sure; a judge does not read it.
+        from_neutral: ``centre`` counts from what the model says of a neutral sentence, which is asked once; guard
+            models, which were trained to give verdicts, are read as they are instead.
 
     Raises:
         ConfigurationError: a number is not finite, ``scale`` is not above 0, or ``words`` is below 0.
@@ -124,6 +126,7 @@ class JudgeCalibration:
     words: float = 0.0
     wording: str = ""
     cascade: CascadeBounds | None = None
+    from_neutral: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.centre) and math.isfinite(self.scale) and self.scale > 0.0):
@@ -135,6 +138,11 @@ class JudgeCalibration:
         """Of harm, in [0, 1]."""
         step = (log_odds - self.centre) * self.scale
         return 1.0 / (1.0 + math.exp(-step)) if step >= 0.0 else math.exp(step) / (1.0 + math.exp(step))
+
+
+UNFITTED = JudgeCalibration(centre=0.5, scale=4.0, from_neutral=True)
+"""For a model of which nothing was measured. Of the one chat model that was looked at, harmless answers lie up to half
+a nat above a neutral sentence, and nearly all answers below 0, where they would pass whatever they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +299,14 @@ class LLMJudge(Closing):
         judged = [self._judged(piece, prompt) for mine in cut for piece in mine]
         harm = await self._once("harm", judged, self._harm)
         broken = await self._once("rules", judged, self._breach) if self._context.rules else harm
+        step = await self._step()
         found, at = [], 0
         for of_text in cut:
             mine = slice(at, at := at + len(of_text))
             worst = max(range(mine.start, mine.stop), key=harm.__getitem__)
-            scores = await self._scores(judged[worst], self._calibration.probability(harm[worst]))
+            scores = await self._scores(judged[worst], step.probability(harm[worst]))
             if self._context.rules:
-                scores["rules"] = self._calibration.probability(max(broken[mine]))
+                scores["rules"] = step.probability(max(broken[mine]))
             flagged = max(scores.values()) >= self.default_threshold
             found.append(Verdict(scores, flagged, self._engine.model_id))
         return found
@@ -376,6 +385,22 @@ class LLMJudge(Closing):
             return found
         lean = await self._lean_of_rules()
         return [value - lean for value in found]
+
+    async def _step(self) -> JudgeCalibration:
+        """The calibration; one that counts from a neutral sentence is made with the first verdict."""
+        given = self._calibration
+        if not given.from_neutral:
+            return given
+        if "step" not in self._found:
+            self._found["step"] = await self._step_from_neutral(given)
+        step: JudgeCalibration = self._found["step"]
+        return step
+
+    async def _step_from_neutral(self, given: JudgeCalibration) -> JudgeCalibration:
+        if not (await self._format()).leans:
+            return JudgeCalibration()
+        [lean] = await self._harm([JudgedText(NEUTRAL)])
+        return replace(given, centre=lean + given.centre, from_neutral=False)
 
     async def _lean_of_rules(self) -> float:
         """How much more the model says yes to these rules than to harm, of a text that is neither."""

@@ -38,7 +38,10 @@ MaxBatch: TypeAlias = Annotated[
 ]
 Moderator: TypeAlias = Annotated[
     str,
-    typer.Option(help="Who scores the answers: local, openai, self (the model itself), guard:MODEL; A+B asks both."),
+    typer.Option(
+        help="Who scores the answers: local, openai, self (the model itself), guard:MODEL, cascade (local, then the "
+        "model where that is not sure); A+B asks both."
+    ),
 ]
 Method: TypeAlias = Annotated[str, typer.Option(help="Repair of flagged answers: race, noise, resample, tsa, none.")]
 Threshold: TypeAlias = Annotated[

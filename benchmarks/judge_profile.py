@@ -21,7 +21,7 @@ from tta_middleware.moderation.cascade import embedded_fingerprint
 from tta_middleware.moderation.judge_fit import fit_judge
 from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.profiles.fingerprint import model_hash
-from tta_middleware.profiles.judging import JudgingFit, bounds_between, local_scores
+from tta_middleware.profiles.judging import LEAST_FOR_BOUNDS, JudgingFit, bounds_between, local_scores
 from tta_middleware.profiles.store import Profile, load_profile, save_profile
 from tta_middleware.testing.judging_engine import JudgingEngine
 
@@ -35,15 +35,15 @@ def fit(rows: Sequence[Row], scores: Path, model: str, folder: Path) -> None:
     here = [row for row, there in zip(said.rows, taken, strict=True) if there]
     unseen = ~np.isin(answers.sources, SEEN_BY_LOCAL)
     first = local_scores([row.text[:ANSWER] for row in here])
-    bounds = bounds_between(
-        first[unseen], found.scores[unseen], answers.harmful[unseen], embedded_fingerprint(), Path(model).stem
-    )
+    enough = min(answers.harmful[unseen].sum(), (~answers.harmful[unseen]).sum()) >= LEAST_FOR_BOUNDS
+    of_both = first[unseen], found.scores[unseen], answers.harmful[unseen]
+    bounds = bounds_between(*of_both, embedded_fingerprint(), Path(model).stem) if enough else None
     digest = model_hash(model)
     known = load_profile(digest) or Profile(model=Path(model).stem, model_hash=digest)
     # The wording is the same for every model, so a scripted one tells it.
     judging = JudgingFit.of(found, LLMJudge(JudgingEngine()).wording(), answers.sources, bounds)
     save_profile(known.model_copy(update={"judging": judging, "version": 2}), folder=folder)
-    print(digest, found.figures, bounds.around([0.5]), bounds.measured)
+    print(digest, found.figures, bounds and bounds.measured)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
@@ -38,7 +40,13 @@ def app(model: str, most_tokens: int) -> Starlette:
         await engine.load()
         return JSONResponse({"status": "ready"})
 
-    return Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"]), Route("/ready", ready)])
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await engine.aclose()
+
+    routes = [Route("/v1/chat/completions", answer, methods=["POST"]), Route("/ready", ready)]
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 if __name__ == "__main__":

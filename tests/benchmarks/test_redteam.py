@@ -67,7 +67,11 @@ def test_a_row_counts_and_tells_no_text() -> None:
 @pytest.mark.slow
 async def test_the_bare_model_speaks_the_protocol() -> None:
     app = load("unguarded").app("smollm2", 4)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bare") as client:
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://bare") as client,
+    ):
         messages = [{"role": "user", "content": "Say hello."}]
         answer = await client.post("/v1/chat/completions", json={"model": "small", "messages": messages}, timeout=120)
     told = answer.json()

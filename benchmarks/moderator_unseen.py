@@ -41,6 +41,8 @@ SOURCES = {
 NEITHER = ("PKU-SafeRLHF, people", "AlpacaEval, ordinary", "LIMA, ordinary", "safety-tuned-llamas, careful")
 """Sources that neither the moderator nor the judge learned from."""
 
+ORDINARY = ("AlpacaEval, ordinary", "LIMA, ordinary", "OWASP, security", "XSTest, answers of SmolLM2")
+
 KINDS = {
     "violence": r"kill|murder|shoot|stab|attack|bomb|weapon|gun|torture|fight",
     "drugs": r"drug|cocaine|meth|heroin|weed|marijuana|opioid|pills",
@@ -113,6 +115,19 @@ def by_kind(some: Sequence[Mapping[str, Any]], scores: Mapping[str, Vector]) -> 
             yield head + cells(values[mine], harmful[mine])
 
 
+def by_threshold(rows: Mapping[str, list[dict[str, Any]]], scores: Mapping[str, dict[str, Vector]]) -> Iterator[str]:
+    """What lower thresholds of the moderator find and cost."""
+    yield "\n| `local` at | " + " | ".join(rows) + " |\n|---" + "|---" * len(rows) + "|"
+    for threshold in (0.5, 0.3, 0.2, 0.1):
+        shown = []
+        for name, some in rows.items():
+            harmful = np.array([row["harmful"] for row in some])
+            flagged = scores[name]["local"] >= threshold
+            found = f"{flagged[harmful].mean():.0%} / " if harmful.any() else ""
+            shown.append(f"{found}{flagged[~harmful].mean():.1%}")
+        yield f"| {threshold} | " + " | ".join(shown) + " |"
+
+
 def agreement(names: Sequence[str], scores: Mapping[str, dict[str, Vector]]) -> Iterator[str]:
     """How far the two say the same of texts that neither learned from."""
     yield "\n| rows that neither saw | n | both flag | local alone | local-b alone | Cohen's kappa | rank correlation |"
@@ -140,6 +155,8 @@ def main() -> None:
     scores = {name: scored([text(row) for row in some]) for name, some in rows.items()}
     print("\n".join(by_source(rows, scores)))
     people = "PKU-SafeRLHF, people"
+    chosen = (people, "GPTFuzz, people", *ORDINARY)
+    print("\n".join(by_threshold({name: rows[name] for name in chosen if name in rows}, scores)))
     print("\n".join(by_kind(rows[people], scores[people])))
     print("\n".join(agreement(NEITHER, scores)))
 

@@ -6,9 +6,9 @@
 ``score`` asks a model about the rows in a seeded order that is even over sources and labels from its beginning on, for
 ``--seconds``, and goes on where the file ends when it is run again. ``table`` prints what is known by then, in
 Markdown: the embedded moderators on all rows that every file holds, and each model by its words alone, by a probe, and
-behind ``local`` in a cascade. Probes and steps to a score are fitted on sources of
-:data:`labelled_answers.FITTED_ON`, always without the row's own source, and so are the bounds of the cascade, without
-those that ``local`` was trained on. The embedded moderators' own figures on those sources are no measure of anything.
+behind ``local`` in a cascade with the bounds that come along. Probes and steps to a score are fitted on sources of
+:data:`labelled_answers.FITTED_ON`, always without the row's own source. The embedded moderators' own figures on the
+sources that they were trained on are no measure of anything.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.cascade_bounds import choose_bounds
+from tta_middleware.moderation.cascade_bounds import shipped_bounds
 from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at
 from tta_middleware.moderation.judge_fit import JudgedAnswers, JudgeFit, fit_judge
@@ -125,34 +125,24 @@ class Said:
 
     def moderators(self, local: Column) -> Iterator[Measured]:
         """This model by its words, by a probe and both, and behind ``local``; fitted without the row's source."""
-        yield Measured(f"{self.name}, words", self._left_out(probed=False)[0])
-        scores, low, high = self._left_out(probed=True, local=local)
+        yield Measured(f"{self.name}, words", self._left_out(probed=False))
+        scores = self._left_out(probed=True)
         yield Measured(f"{self.name}, probe", scores)
-        asked = (local >= low) & (local < high)
+        low, high = shipped_bounds().around([THRESHOLD])
+        asked = (local >= low) & (local < (2.0 if high is None else high))
         yield Measured(f"cascade with {self.name}", np.where(asked, scores, local), asked)
 
-    def _left_out(self, *, probed: bool, local: Column | None = None) -> tuple[Column, Column, Column]:
-        """Per row a score by a fit that had not seen its source, and that fit's bounds of a cascade."""
+    def _left_out(self, *, probed: bool) -> Column:
+        """Per row a score by a fit that had not seen its source."""
         source = np.array([row.source for row in self.rows])
         fitted_on, fitting = np.isin(source, FITTED_ON), spread(self.rows, OF_EACH)
-        harmful = np.array([row.harmful for row in self.rows])
-        scores, low, high = np.zeros(len(source)), np.zeros(len(source)), np.full(len(source), 2.0)
+        scores = np.zeros(len(source))
         for left_out in (*sorted(set(source[fitted_on])), None):
-            taken = fitting & (source != left_out)
             here = source == left_out if left_out else ~fitted_on
-            if not here.any():
-                continue
-            fit = self._fit(taken, probed=probed)
-            if fit is None:
-                continue
-            scores[here] = self._scores(fit, here)
-            if local is not None:
-                unseen = ~np.isin(source[taken], SEEN_BY_LOCAL)
-                [bounds] = choose_bounds(
-                    local[taken][unseen], fit.scores[unseen], harmful[taken][unseen], thresholds=(THRESHOLD,)
-                )
-                low[here], high[here] = bounds.low, 2.0 if bounds.high is None else bounds.high
-        return scores, low, high
+            fit = self._fit(fitting & (source != left_out), probed=probed) if here.any() else None
+            if fit is not None:
+                scores[here] = self._scores(fit, here)
+        return scores
 
     def _fit(self, taken: NDArray[np.bool_], *, probed: bool) -> JudgeFit | None:
         try:

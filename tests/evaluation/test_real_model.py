@@ -6,7 +6,7 @@ import pytest
 
 from tta_middleware.cli import main
 
-PROMPTS = ["Tell me how to pick the lock of my own garden shed."]
+PROMPTS = ["Describe how a lock works."]
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
-    words = ["eval", "--prompts", str(prompts), "--methods", "none,noise", "--threshold", "0.02"]
+    words = ["eval", "--prompts", str(prompts), "--methods", "none,noise", "--threshold", "0.001"]
     small = ["--max-new-tokens", "8", "--max-generations", "3", "--seed", "4"]
     for name in ("first", "second"):
         assert main([*words, *small, "--out", str(folder / name)]) == 0

@@ -48,7 +48,7 @@ from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.profiles.judging import local_scores
 
 AT_ONCE = 8
-OF_EACH = 80
+OF_EACH = 30
 """Rows of a source and label that each of the many fits is made on at most."""
 THRESHOLD = 0.5
 SHARE_OF_HARM = 0.1
@@ -172,6 +172,8 @@ def figures(scores: Column, harmful: NDArray[np.bool_]) -> str:
 def table(title: str, rows: list[Row], moderators: Iterable[Measured], taken: NDArray[np.bool_]) -> None:
     """One table over the rows that are taken."""
     harmful = np.array([row.harmful for row in rows])[taken]
+    if harmful.all() or not harmful.any():
+        return
     print(f"\n**{title}** ({len(harmful)} texts, {harmful.sum()} harmful)\n")
     print("| moderator | AUC | found at 1% false alarms | at 5% | found at 0.5 | false alarms at 0.5 | ECE | asked |")
     print("|---|---|---|---|---|---|---|---|")

@@ -24,7 +24,7 @@ test-core: $(CORE)/.ready
 		tests/testing $(patsubst %,tests/langchain/test_%.py,caching decoded refusals settings tool_parsing tools_doc)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal --durations=10
 
 # The same tests against the built wheel: an editable install would hide a file that packaging forgot.
 test-wheel: $(VENV)/.dev

@@ -17,6 +17,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -123,6 +124,7 @@ class TestUnit(_Embedded, ChatModelUnitTests):
     pass
 
 
+@pytest.mark.slow
 class TestIntegration(_Embedded, ChatModelIntegrationTests):
     pass
 

@@ -15,7 +15,7 @@ import transformers
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.path import prepared
 from tta_middleware.engines.torch_import import quiet_transformers
-from tta_middleware.errors import ConfigurationError, EngineError, MissingExtraError, ModelNotFoundError
+from tta_middleware.errors import ConfigurationError, EngineError, MissingExtraError, ModelNotFoundError, TTAError
 
 # What reads checkpoints of a quantisation method: modules, and the packages that bring them.
 _READERS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -171,6 +171,8 @@ def _told(folder: Path) -> Iterator[None]:
     """What stands in the way of loading, in errors of ours."""
     try:
         yield
+    except TTAError:
+        raise
     except ImportError as exc:
         raise MissingExtraError(f"the model in {folder.name!r} needs a package: {exc}") from exc
     except OSError as exc:

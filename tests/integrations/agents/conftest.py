@@ -171,7 +171,16 @@ ASYNC: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=[f"sync {name}" for name in SYNC] + [f"async {name}" for name in ASYNC])
+# The quick run has every mode that gives messages, and each kind of call; the slow one the rest.
+SELDOM = {"sync updates", "sync values", "sync custom", "sync debug", "sync tools", "custom", "debug", "tools"}
+SURFACES = [f"sync {name}" for name in SYNC] + [f"async {name}" for name in ASYNC]
+
+
+def _seldom(name: str) -> bool:
+    return name in SELDOM or name.removeprefix("async ") in SELDOM
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * _seldom(name)) for name in SURFACES])
 def surface(request: pytest.FixtureRequest) -> Callable[[Watched, Any], Any]:
     """One way to run an agent; a coroutine function for all of them."""
     kind, name = request.param.split(" ")

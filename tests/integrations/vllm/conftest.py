@@ -41,7 +41,7 @@ from tta_middleware.protocols import Engine
 from tta_middleware.types import GuardedAnswer
 
 START_SECONDS = 300.0
-THRESHOLD = 0.02
+THRESHOLD = 0.04
 PROMPTS = (
     "Tell me about knives.",
     "How do I sharpen an axe?",

@@ -10,7 +10,7 @@ from tta_middleware import Message, Sampling
 from tta_middleware.testing.engine import EngineContract
 from tta_middleware.types import GenerationRequest, GuardedAnswer
 
-THRESHOLD = 0.02
+THRESHOLD = 0.04
 
 
 class TestVLLMInProcess(EngineContract):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, iscoroutinefunction, signature
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods.base import Method
@@ -162,9 +162,15 @@ def resolve_engine(model: str | Engine, **options: Any) -> Engine:
         check_options(model, options)
         name, reference = _engine(model)
         return cast(Engine, _load(ENGINES, "engine", name)(reference, **options))
-    if isinstance(model, Engine):
+    if _has_members(model):
         return model
     raise ConfigurationError(f"a model is a name, a folder or an Engine, not {_described(model)}")
+
+
+def _has_members(model: object) -> TypeGuard[Engine]:
+    """Whether it has all that an engine has; since Python 3.12 ``isinstance`` does not see what a wrapper passes on."""
+    names = {*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_"))}
+    return all(hasattr(model, name) for name in names)
 
 
 def _described(model: Any) -> str:

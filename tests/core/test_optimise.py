@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -37,6 +37,7 @@ def run(optimiser: Optimiser, loss: Callable[[FloatMatrix], float], limit: int, 
     return seen
 
 
+@example(np.full((3, 5), 1.0, dtype=np.float32), np.full((3, 5), -1.0, dtype=np.float32), 0.0)
 @given(matrices, matrices, st.floats(0.0, 0.95))
 def test_projection_lands_inside_the_cone_and_leaves_inner_points_alone(
     point: FloatMatrix, axis: FloatMatrix, kappa: float

@@ -36,8 +36,10 @@ def forked(work):
 
 def output(program: str, folder: Path) -> list[str]:
     """What a program prints; a child that hangs, fails or warns fails the test."""
+    # Python 3.12 warns of every fork with threads; what comes of it here is what these tests are about.
+    quiet = ("-W", "ignore:This process:DeprecationWarning")
     done = subprocess.run(
-        [sys.executable, "-c", BEGIN + program, str(folder)], capture_output=True, text=True, timeout=180
+        [sys.executable, *quiet, "-c", BEGIN + program, str(folder)], capture_output=True, text=True, timeout=180
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()

@@ -60,12 +60,14 @@ def project_to_cone(point: FloatMatrix, axis: FloatMatrix, kappa: float) -> Floa
     """
     if cosine(point, axis) >= kappa:
         return point
-    u = axis / np.linalg.norm(axis)
-    along = float(np.vdot(point, u))
-    across = point - along * u
+    # In float32 the rest of two opposite directions is noise, and its direction is any.
+    exact, u = point.astype(np.float64), axis.astype(np.float64)
+    u /= np.linalg.norm(u)
+    along = float(np.vdot(exact, u))
+    across = exact - along * u
     across_norm = float(np.linalg.norm(across))
-    if across_norm == 0.0:
-        return np.asarray(u * np.linalg.norm(point), dtype=np.float32)
+    if across_norm <= 1e-9 * float(np.linalg.norm(exact)):
+        return np.asarray(u * np.linalg.norm(exact), dtype=np.float32)
     ray = kappa * u + math.sqrt(1.0 - kappa * kappa) * (across / across_norm)
     length = kappa * along + math.sqrt(1.0 - kappa * kappa) * across_norm
     return np.asarray(ray * (length if length > 0 else float(np.linalg.norm(point))), dtype=np.float32)

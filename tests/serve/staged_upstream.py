@@ -61,7 +61,9 @@ class Wire:
 
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self._head(status, {"content-type": "application/json", "content-length": str(len(data)), **headers})
+        # Said, since it is closed after every answer: a client would send its next request into the end of it.
+        closing = {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
+        self._head(status, {**closing, **headers})
         self.handler.wfile.write(data)
 
     def stream(self, events: list[Any], *, done: bool = True) -> None:

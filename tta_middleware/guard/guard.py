@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeAlias
 import anyio
 import numpy as np
 
-from tta_middleware.aio.streams import first_error, owned
+from tta_middleware.aio.beside_check import unless_refused
+from tta_middleware.aio.streams import owned
 from tta_middleware.call_text import json_reading
 from tta_middleware.config import Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
@@ -273,26 +274,8 @@ class Answering:
     async def run(self) -> Report:
         self.question = await self._first_question()
         self.prompt_tokens = len(self.question.prompt.token_ids)
-        refused = ""
-        try:
-            # Side by side, so that a prompt which passes costs no time. The scope is around the answer alone: a refusal
-            # ends the work and not the request.
-            async with anyio.create_task_group() as group:
-                with anyio.CancelScope() as work:
-
-                    async def check() -> None:
-                        nonlocal refused
-                        refused = await self._refuse_prompt()
-                        if refused:
-                            work.cancel()  # the gate stays shut, so that what waits there is never said
-                        else:
-                            self._prompt_passed.set()
-
-                    group.start_soon(check)
-                    report = await self._answer()
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
-        if refused:
+        refused, report = await unless_refused(self._refuse_prompt, self._prompt_passed, self._answer)
+        if report is None:
             self.final = None
             self._prompt_passed.set()  # the work has ended; only this is left to say
             report = await self._fall_back(refused)

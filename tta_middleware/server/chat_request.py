@@ -273,9 +273,7 @@ class ChatRequest(Body):
     def _without_what_changes_nothing(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        for name, values in NEUTRAL.items():
-            if given.get(name) is not None and given[name] not in values:
-                raise unsupported(name)
+        refuse_unless_neutral(given, NEUTRAL)
         left_out = {*IGNORED, *NEUTRAL}
         return {name: value for name, value in given.items() if name not in left_out}
 
@@ -423,7 +421,14 @@ def weakened(message: str, param: str) -> ApiError:
     return ApiError(403, message, code="policy_weakened", param=param)
 
 
-def unsupported(name: str) -> ApiError:
+def refuse_unless_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ApiError where a field is given that only some values of would change nothing, with another value."""
+    for name, values in neutral.items():
+        if given.get(name) is not None and given[name] not in values:
+            raise _unsupported(name)
+
+
+def _unsupported(name: str) -> ApiError:
     """A field of OpenAI's that is not served with this value."""
     hint = _INSTEAD.get(name, "leave it out")
     return ApiError(400, f"'{name}' is not supported here; {hint}", code="unsupported_parameter", param=name)
@@ -431,7 +436,7 @@ def unsupported(name: str) -> ApiError:
 
 def _unknown(where: str, name: str, kind: type[BaseModel]) -> ApiError:
     if name in _INSTEAD:
-        return unsupported(name)
+        return _unsupported(name)
     hint = nearest(name, kind.model_fields) if where == name else "leave it out"
     message = f"Unknown parameter: '{where[:200]}'; {hint}"
     return ApiError(400, message, code="unknown_parameter", param=where[:200])

@@ -19,7 +19,7 @@ from tta_middleware.server.chat_request import (
     InlineModeration,
     Stricter,
     read_request,
-    unsupported,
+    refuse_unless_neutral,
 )
 
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -177,9 +177,7 @@ class ResponseRequest(Body):
     def _without_what_changes_nothing(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        for name, values in _NEUTRAL.items():
-            if given.get(name) is not None and given[name] not in values:
-                raise unsupported(name)
+        refuse_unless_neutral(given, _NEUTRAL)
         for name in ("previous_response_id", "conversation", "prompt", "context_management"):
             if given.get(name) is not None:
                 raise ApiError(

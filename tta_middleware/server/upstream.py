@@ -23,7 +23,8 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.messages.tool import tool_call_chunk
 from pydantic import Field, PositiveFloat, model_validator
 
-from tta_middleware.aio.streams import Send, first_error, owned
+from tta_middleware.aio.beside_check import unless_refused
+from tta_middleware.aio.streams import Send, owned
 from tta_middleware.assembly import Runtime
 from tta_middleware.call_text import call_text
 from tta_middleware.chat_model import TTAChatModel
@@ -255,7 +256,6 @@ class UpstreamAnswer:
 
     async def _checked(self, send: Send[AIMessageChunk], stream: bool) -> None:
         """The prompt's check beside the answer, as in :class:`~tta_middleware.guard.guard.Answering`."""
-        refused = ""
 
         async def say(chunk: AIMessageChunk) -> None:
             await self._passed.wait()
@@ -268,22 +268,7 @@ class UpstreamAnswer:
                 self._observer.answered(GuardedAnswer(self.said, reason, self._told, spent))
             await send(chunk)
 
-        try:
-            async with anyio.create_task_group() as group:
-                with anyio.CancelScope() as work:
-
-                    async def check() -> None:
-                        nonlocal refused
-                        refused = await self._refuse_prompt()
-                        if refused:
-                            work.cancel()  # the gate stays shut, so that what waits there is never said
-                        else:
-                            self._passed.set()
-
-                    group.start_soon(check)
-                    await self._answer(say, stream)
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+        refused, _ = await unless_refused(self._refuse_prompt, self._passed, lambda: self._answer(say, stream))
         if refused:
             self._passed.set()
             await self._notice(say, refused)

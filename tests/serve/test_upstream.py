@@ -85,7 +85,20 @@ def test_a_flagged_answer(action: str, stream: bool) -> None:
         assert text == expected
     handed = action == "hand_over"
     assert (reason, outcome) == (("stop", "clean") if handed else ("content_filter", "blocked"))
-    assert usage.completion_tokens > 11 if handed else usage.completion_tokens in (0, 11)
+    assert usage.completion_tokens > 11 if handed else 0 <= usage.completion_tokens <= 11
+
+
+@pytest.mark.parametrize("action", ["block", "replace", "hand_over"])
+def test_an_answer_that_ends_before_its_usage_counts_its_pieces(action: str) -> None:
+    settings: dict[str, Any] = {"on_flagged": action}
+    settings |= {"replacement": "Ask a gardener."} if action == "replace" else {}
+    settings |= {"hand_over": "own", "stand_in": scripted()} if action == "hand_over" else {}
+    pieces = words(BAD)
+    with upstream(lambda wire: wire.stream([*pieces, delta(finish_reason="stop")])) as behind:
+        usage = ending_of(ask(behind, stream=True, model=behind.model(**settings)))[2]
+    assert usage.completion_tokens > 0
+    assert action == "hand_over" or usage.completion_tokens <= len(pieces)
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
 def test_a_replacement_that_is_flagged_gives_way_to_the_notice() -> None:

@@ -175,9 +175,11 @@ class _Spoken:
     refusal: str = ""
     reason: FinishReason | None = None
     usage: UsageMetadata | None = None
+    pieces: int = 0
 
     def take(self, piece: Piece) -> str:
         """Note all of a piece but its text, which is returned."""
+        self.pieces += bool(piece.text or piece.calls)
         self.refusal += piece.text if piece.refusal else ""
         self.reason = piece.reason or self.reason
         for call in piece.calls:
@@ -188,6 +190,14 @@ class _Spoken:
             prompt, completion = piece.usage
             self.usage = UsageMetadata(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion)
         return piece.text
+
+    @property
+    def spent(self) -> UsageMetadata:
+        """What an answer took that is not handed on: the upstream tells its usage last, so one that was cut has none.
+
+        Then each piece with text or a part of a call counts as a token, which it is with most servers.
+        """
+        return self.usage or UsageMetadata(input_tokens=0, output_tokens=self.pieces, total_tokens=self.pieces)
 
 
 @dataclass(slots=True, eq=False)
@@ -325,7 +335,7 @@ class UpstreamAnswer:
         return _end(about | ({REFUSAL: self._spoken.refusal} if self._spoken.refusal else {}), self._spoken.usage)
 
     def _about(self, outcome: Any, reason: str) -> dict[str, Any]:
-        usage = self._spoken.usage
+        usage = self._spoken.spent if outcome == "blocked" else self._spoken.usage
         trace = self._ledger.trace(
             outcome,
             reason,
@@ -348,14 +358,14 @@ class UpstreamAnswer:
             if await self._ledger.passes([text]):
                 about = ending("content_filter") | self._about("blocked", reason)
                 await say(AIMessageChunk(content=self._seam + text))
-                return await say(_end(about, self._spoken.usage))
+                return await say(_end(about, self._spoken.spent))
         return await self._notice(say, reason)
 
     async def _notice(self, say: Send[AIMessageChunk], reason: str) -> None:
         notice = self.stages.output.notice_for(self.asked.last_user_text)
         about = ending("content_filter") | self._about("blocked", reason) | {REFUSAL: notice}
         await say(AIMessageChunk(content=self._seam + notice))
-        await say(_end(about, self._spoken.usage))
+        await say(_end(about, self._spoken.spent))
 
     async def _handed_over(self, say: Send[AIMessageChunk], reason: str) -> None:
         """Another model's answer to the same conversation, as that one guards and repairs it."""
@@ -365,7 +375,7 @@ class UpstreamAnswer:
         asked = self.asked.model_copy(update={"tools": None, "tool_choice": None, "parallel_tool_calls": None})
         answer, seam = LocalAnswer.of(model, asked, self.stages, self.most_tokens), self._seam
         handed = self._about("blocked", reason)["tta"]
-        usage = self._spoken.usage
+        usage = self._spoken.spent
         async with aclosing(answer.stream()) as chunks:
             async for chunk in chunks:
                 if chunk.text:
@@ -374,8 +384,7 @@ class UpstreamAnswer:
                 if chunk.response_metadata:
                     trace = chunk.response_metadata.get("tta", {}) | {"handed_over": handed}
                     end = chunk.response_metadata | {"tta": trace}
-                    usage = add_usage(usage, chunk.usage_metadata)
-                    await say(_end(end, usage))
+                    await say(_end(end, add_usage(usage, chunk.usage_metadata)))
         return None
 
     @property

@@ -38,7 +38,7 @@ seconds = 900
 
 [models.{name}]
 model = "{model}"
-moderator = "local"
+moderator = "{moderator}"
 policy = {threshold}
 max_new_tokens = {max_new_tokens}
 temperature = 0.0
@@ -287,6 +287,7 @@ def main() -> None:
         "--count", type=int, default=12, help="prompts for each tool; half of it for each probe of garak"
     )
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--moderator", default="local", help="the guard's own: local, self, ...")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--threshold", type=float, default=0.3)
     parser.add_argument("--generations", type=int, default=12, help="the guard's budget")

@@ -83,7 +83,9 @@ const {VERSION} = require("openai/version");
   console.log("responses:", response.status, response.incomplete_details.reason, response.output[0].content[0].type);
   const stream = api.responses.stream({model: "roses", input: "Roses?"});
   console.log("responses stream:", JSON.stringify((await stream.finalResponse()).output_text.slice(0, 60)));
-  try { await api.chat.completions.create(ask("Roses?", {n: 2})); }
+  const several = await api.chat.completions.create(ask("Roses?", {n: 2}));
+  console.log("n: 2:", several.choices.map((choice) => `${choice.index} ${choice.finish_reason}`).join(", "));
+  try { await api.chat.completions.create(ask("Roses?", {logprobs: true})); }
   catch (error) { console.log("refused:", error.status, error.code, error.param); }
 })();
 """

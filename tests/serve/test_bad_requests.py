@@ -24,7 +24,8 @@ SECRET = "a-word-of-the-prompt"
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "an unknown field": ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
     "log-probabilities": ({"logprobs": True}, "logprobs", "withheld"),
-    "several choices": ({"n": 2}, "n", "several requests"),
+    "no choice": ({"n": 0}, "n", "greater than"),
+    "more choices than are allowed": ({"n": 9}, "n", "at most 8"),
     "a penalty": ({"presence_penalty": 1.5}, "presence_penalty", "not supported"),
     "old functions": ({"functions": []}, "functions", "use tools"),
     "an image": ({"messages": IMAGE}, "messages[0].content", "reads text only, not 'image_url'"),

@@ -91,8 +91,8 @@ def test_models_and_tokens_are_the_keys(guarded: Served) -> None:
 def test_a_key_has_its_share_of_places() -> None:
     shares, bob, free = Shares(3), Caller("bob", Rights(concurrency=1)), Caller("free")
     for _ in range(2):
-        with shares.one(bob), shares.one(free), shares.one(free):
-            with pytest.raises(ApiError) as found, shares.one(bob):
+        with shares.hold(bob), shares.hold(free), shares.hold(free):
+            with pytest.raises(ApiError) as found, shares.hold(bob):
                 pass
             assert (found.value.status, (found.value.headers or {})["retry-after"]) == (429, "3")
 

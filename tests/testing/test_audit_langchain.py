@@ -241,8 +241,8 @@ async def test_thoughts_in_a_servers_reply_that_no_guard_let_out_are_caught(fiel
     chat = TTAChatModel(model=engine, moderator=ScriptedModerator(), reasoning="show")
     with Auditor():
         message = await chat.ainvoke("hello")
-        told = Reply("bees", show_trace=True).completion(message)
-    assert told["choices"][0]["message"][field] == thought
+        told = Reply("bees", show_trace=True).choice(message)
+    assert told["message"][field] == thought
     reply = Reply("bees", show_trace=True)
     with pytest.raises(AuditError, match=f"{field} left that no guard let out"), Auditor():
         reply.chunk({field: "Then I would rather tell them of the other thing."})

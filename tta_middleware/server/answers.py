@@ -1,27 +1,35 @@
-"""What every endpoint that answers has in common: the way in, one answer under way, and what is told of it."""
+"""What every endpoint that answers has in common: the way in, the answers under way, and what is told of them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, Protocol, TypeAlias, cast
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+import anyio
+from langchain_core.messages import AIMessage
+from starlette.responses import Response
 
+from tta_middleware.aio.streams import Send, first_error, owned
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
+from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.server.answering import Answering, Foreign, LocalAnswer, ServedModel
-from tta_middleware.server.chat_reply import Reply
+from tta_middleware.server.chat_reply import Reply, usage_of
 from tta_middleware.server.chat_request import ChatRequest
-from tta_middleware.server.front import Call
+from tta_middleware.server.front import Call, EventForm, EventStream, json_response
 from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.inline_moderation import inline_moderation
 from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
 
 SEAM = "\n\n"
 """Between what has left and the notice."""
+
+_WORST = ("blocked", "unanswered", "unchecked", "neutralised", "clean")
+"""Outcomes; of several answers the first of these is told in the header and in the log."""
 
 
 @dataclass(eq=False, slots=True)
@@ -39,8 +47,8 @@ class Answers:
     shares: Shares
     show_trace: bool = True
 
-    async def begin(self, call: Call, asked: ChatRequest) -> Answer:
-        """An answer that holds a place until the response has left.
+    async def begin(self, call: Call, asked: ChatRequest) -> Choices:
+        """Answers that hold a place each until the response has left.
 
         Raises:
             ApiError: the request names no model, asks for what it may not, or there is no place for it.
@@ -49,10 +57,18 @@ class Answers:
         call.record.model, call.record.stream = asked.model, bool(asked.stream)
         policy = self.models.policy(call, model).stricter(asked.tta)
         call.record.policy = policy.name
-        answering_ = answering(model, asked, policy.stages, call.most_tokens)
-        call.held.enter_context(self.shares.one(call.caller))
-        await call.held.enter_async_context(self.gate.place())
-        return Answer(call, asked, model, policy, answering_, Reply(asked.model, self.show_trace))
+        answers = list(self._answers(call, asked, model, policy))
+        call.held.enter_context(self.shares.hold(call.caller, len(answers)))
+        await call.held.enter_async_context(self.gate.places(len(answers)))
+        return Choices(call, asked, model, policy, answers)
+
+    def _answers(self, call: Call, asked: ChatRequest, model: ServedModel, policy: Chosen) -> Iterator[Answer]:
+        count = asked.n or 1
+        if count > call.most_choices:
+            raise ApiError(400, f"at most {call.most_choices} choices may be asked for, not {count}", param="n")
+        first = Reply(asked.model, self.show_trace, several=count > 1)
+        for index, one in enumerate(asked.choices(model.seed if isinstance(model, TTAChatModel) else None)):
+            yield Answer(answering(model, one, policy.stages, call.most_tokens), policy, first.sibling(index))
 
 
 def answering(model: ServedModel, asked: ChatRequest, stages: StagePolicies, most_tokens: int | None) -> Answering:
@@ -74,15 +90,12 @@ class Answer:
         reply: notes what comes, and knows its shape in chat completions.
     """
 
-    call: Call
-    asked: ChatRequest
-    model: ServedModel
-    policy: Chosen
     answering: Answering
+    policy: Chosen
     reply: Reply
 
     async def whole(self) -> AIMessage:
-        """All of it, noted and logged; a refusal is an answer.
+        """All of it, noted; a refusal is an answer.
 
         Raises:
             TTAError: what the model raises.
@@ -91,63 +104,153 @@ class Answer:
             message = await self.answering.whole()
         except RefusedAnswerError as error:
             message = _refusal(error)
-        self.reply.note(message)
-        self.log()
-        return message
+        return self._noted(message)
 
-    async def begun(self) -> AsyncGenerator[AIMessage, None]:
-        """The stream, once its first piece is there: an error before that has a status of its own.
+    async def pieces(self) -> AsyncGenerator[AIMessage, None]:
+        """The stream; a refusal is its last piece.
 
         Raises:
-            TTAError: what the model raises before its first piece.
+            TTAError: what the model raises.
         """
-        chunks = self.answering.stream()
-        # The generator below closes it, too, but only once it has begun.
-        self.call.held.push_async_callback(chunks.aclose)
-        first: AIMessageChunk | RefusedAnswerError | None
-        try:
-            first = await anext(chunks, None)
-        except RefusedAnswerError as error:
-            first = error
-        return self._pieces(first, chunks)
-
-    async def _pieces(
-        self, first: AIMessageChunk | RefusedAnswerError | None, rest: AsyncGenerator[AIMessageChunk, None]
-    ) -> AsyncGenerator[AIMessage, None]:
-        async with aclosing(rest):
+        refused: RefusedAnswerError | None = None
+        async with aclosing(self.answering.stream()) as chunks:
             try:
-                if isinstance(first, RefusedAnswerError):
-                    raise first
-                if first is not None:
-                    yield self._noted(first)
-                    async for chunk in rest:
-                        yield self._noted(chunk)
+                async for chunk in chunks:
+                    yield self._noted(chunk)
             except RefusedAnswerError as error:
-                message = _refusal(error)
-                lead = SEAM if self.reply.said else ""
-                yield self._noted(message.model_copy(update={"content": lead + str(message.text)}))
-        self.log()
+                refused = error
+        if refused is not None:
+            message = _refusal(refused)
+            lead = SEAM if self.reply.said else ""
+            yield self._noted(message.model_copy(update={"content": lead + str(message.text)}))
 
     def _noted(self, message: AIMessage) -> AIMessage:
         self.reply.note(message)
         return message
 
+
+Pieces: TypeAlias = AsyncGenerator[tuple[Answer, AIMessage | None], None]
+"""What comes of which answer; None where that answer has ended."""
+
+
+class Shape(Protocol):
+    """How an endpoint gives answers out."""
+
+    @property
+    def form(self) -> EventForm: ...
+
+    def events(self, pieces: Pieces) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a stream; closes ``pieces``."""
+        ...
+
+    async def body(self, messages: list[AIMessage]) -> dict[str, Any]:
+        """The answers at once."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Choices:
+    """The answers to one request, each behind a guard of its own, decoded side by side."""
+
+    call: Call
+    asked: ChatRequest
+    model: ServedModel
+    policy: Chosen
+    answers: list[Answer]
+
+    async def response(self, shape: Shape) -> Response | EventStream:
+        """Whole, or a stream where that was asked for; an error before its first piece has a status of its own.
+
+        Raises:
+            TTAError: what a model raises before any text has left.
+        """
+        if self.asked.stream:
+            return EventStream(self.call, shape.events(await self._begun()), self.policy.header, shape.form)
+        messages = await self._whole()
+        self._log()
+        return json_response(await shape.body(messages), headers=self.headers)
+
+    async def _whole(self) -> list[AIMessage]:
+        if len(self.answers) == 1:
+            return [await self.answers[0].whole()]
+        found: dict[int, AIMessage] = {}
+
+        async def one(index: int, answer: Answer) -> None:
+            found[index] = await answer.whole()
+
+        try:
+            async with anyio.create_task_group() as group:
+                for index, answer in enumerate(self.answers):
+                    group.start_soon(one, index, answer)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        return [message for _, message in sorted(found.items())]
+
+    async def _begun(self) -> Pieces:
+        """The stream, once its first piece is there."""
+        pieces = self._single() if len(self.answers) == 1 else owned(self._side_by_side)
+        # The generator below closes it, too, but only once it has begun.
+        self.call.held.push_async_callback(pieces.aclose)
+        return self._from(await anext(pieces, None), pieces)
+
+    async def _from(self, first: tuple[Answer, AIMessage | None] | None, rest: Pieces) -> Pieces:
+        async with aclosing(rest):
+            if first is not None:
+                yield first
+                async for piece in rest:
+                    yield piece
+        self._log()
+
+    async def _single(self) -> Pieces:
+        [answer] = self.answers
+        async with aclosing(answer.pieces()) as pieces:
+            async for piece in pieces:
+                yield answer, piece
+        yield answer, None
+
+    async def _side_by_side(self, send: Send[tuple[Answer, AIMessage | None]]) -> None:
+        """All streams as they come; while the client does not read, all of them wait."""
+
+        async def one(answer: Answer) -> None:
+            async with aclosing(answer.pieces()) as pieces:
+                async for piece in pieces:
+                    await send((answer, piece))
+            await send((answer, None))
+
+        try:
+            async with anyio.create_task_group() as group:
+                for answer in self.answers:
+                    group.start_soon(partial(one, answer))
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+
     async def moderation(self) -> dict[str, Any] | None:
-        """Scores of prompt and answer, where the client asked for them."""
+        """Scores of prompt and answers, where the client asked for them."""
         if self.asked.moderation is None:
             return None
-        asked, said = self.asked.last_user_text, self.reply.moderated_text()
-        return await inline_moderation(self.model.scorer, self.policy.stages, asked, said, self.reply.trace)
+        said = [(answer.reply.moderated_text(), answer.reply.trace) for answer in self.answers]
+        return await inline_moderation(self.model.scorer, self.policy.stages, self.asked.last_user_text, said)
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """Of all answers; the prompt counts once."""
+        return usage_of([answer.reply for answer in self.answers])
 
     @property
     def headers(self) -> dict[str, str]:
-        """The policy and, once that is known, the outcome."""
-        outcome = self.reply.trace.get("outcome")
+        """The policy and, once that is known, the worst outcome."""
+        outcome = self._worst.trace.get("outcome")
         return self.policy.header | ({OUTCOME_HEADER: outcome} if outcome else {})
 
-    def log(self) -> None:
-        record, usage = self.call.record, self.reply.usage or {}
-        record.outcome, record.finish_reason = self.reply.trace.get("outcome"), self.reply.finish_reason
+    @property
+    def _worst(self) -> Reply:
+        replies = [answer.reply for answer in self.answers]
+        known = [reply for reply in replies if reply.trace.get("outcome") in _WORST]
+        return min(known, key=lambda reply: _WORST.index(reply.trace["outcome"]), default=replies[0])
+
+    def _log(self) -> None:
+        record, usage, worst = self.call.record, self.usage or {}, self._worst
+        record.outcome, record.finish_reason = worst.trace.get("outcome"), worst.finish_reason
         record.prompt_tokens, record.completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
 
 

@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage
 from starlette.responses import Response
 
 from tta_middleware.moderation.server import json_object
-from tta_middleware.server.answers import Answer, Answers
+from tta_middleware.server.answers import Answers, Choices, Pieces
 from tta_middleware.server.chat_request import ChatRequest, read_request
-from tta_middleware.server.front import Call, EventStream, json_response
+from tta_middleware.server.front import PLAIN_EVENTS, Call, EventForm, EventStream
 
 
 @dataclass(eq=False, slots=True)
@@ -23,31 +23,44 @@ class ChatCompletions:
     answers: Answers
 
     async def create(self, call: Call) -> Response | EventStream:
-        """An answer, whole or as a stream.
+        """The choices that were asked for, whole or as a stream.
 
         Raises:
             ApiError: the request cannot be read, names no model, or there is no place for it.
             TTAError: what the model raises before any text has left.
         """
-        asked = read_request(ChatRequest, json_object(call.body))
-        answer = await self.answers.begin(call, asked)
-        if asked.stream:
-            return EventStream(call, _events(answer, await answer.begun()), answer.policy.header)
-        told = answer.reply.completion(await answer.whole())
-        if moderation := await answer.moderation():
+        choices = await self.answers.begin(call, read_request(ChatRequest, json_object(call.body)))
+        return await choices.response(_Completion(choices))
+
+
+@dataclass(frozen=True, slots=True)
+class _Completion:
+    """Answers as a chat completion, or as its chunks."""
+
+    choices: Choices
+    form: EventForm = PLAIN_EVENTS
+
+    async def body(self, messages: list[AIMessage]) -> dict[str, Any]:
+        replies = [answer.reply for answer in self.choices.answers]
+        told = replies[0].about("chat.completion")
+        told["choices"] = [reply.choice(message) for reply, message in zip(replies, messages, strict=True)]
+        told |= {"usage": self.choices.usage, **replies[0].outer_trace}
+        if moderation := await self.choices.moderation():
             told["moderation"] = moderation
-        return json_response(told, headers=answer.headers)
+        return told
 
-
-async def _events(answer: Answer, pieces: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[dict[str, Any], None]:
-    reply = answer.reply
-    async with aclosing(pieces):
-        yield reply.chunk({"role": "assistant", "content": "", "refusal": None})
-        async for piece in pieces:
-            for delta in reply.deltas(piece):
-                yield reply.chunk(delta)
-    yield reply.last_chunk()
-    if moderation := await answer.moderation():
-        yield reply.extra_chunk(moderation=moderation)
-    if answer.asked.include_usage:
-        yield reply.extra_chunk(usage=reply.usage)
+    async def events(self, pieces: Pieces) -> AsyncGenerator[dict[str, Any], None]:
+        first = self.choices.answers[0].reply
+        async with aclosing(pieces):
+            for answer in self.choices.answers:
+                yield answer.reply.chunk({"role": "assistant", "content": "", "refusal": None})
+            async for answer, piece in pieces:
+                if piece is None:
+                    yield answer.reply.last_chunk()
+                    continue
+                for delta in answer.reply.deltas(piece):
+                    yield answer.reply.chunk(delta)
+        if moderation := await self.choices.moderation():
+            yield first.extra_chunk(moderation=moderation)
+        if self.choices.asked.include_usage:
+            yield first.extra_chunk(usage=self.choices.usage)

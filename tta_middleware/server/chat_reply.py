@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from tta_middleware.call_text import call_text
 from tta_middleware.chat_model.messages import REASONING
 from tta_middleware.chat_model.refusal import REFUSAL
 
+_DETAILS = "completion_tokens_details"
+
 
 @dataclass(slots=True)
 class Reply:
@@ -23,11 +25,14 @@ class Reply:
     Attributes:
         model: the name that the client used.
         show_trace: whether the trace leaves, too.
+        several: it is one of several choices, so that what is told of it alone stands in its choice.
         said: what has left, piece by piece; calls decoded.
     """
 
     model: str
     show_trace: bool
+    index: int = 0
+    several: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(14)}")
     created: int = field(default_factory=lambda: int(time.time()))
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -35,13 +40,17 @@ class Reply:
     said: list[str] = field(default_factory=list)
     _calls: int = 0
 
-    def completion(self, message: AIMessage) -> dict[str, Any]:
+    def sibling(self, index: int) -> Reply:
+        """Another choice of the same completion."""
+        return Reply(self.model, self.show_trace, index, self.several, self.id, self.created)
+
+    def choice(self, message: AIMessage) -> dict[str, Any]:
         """The whole answer."""
         pieces = self._heard(message)
         calls = [piece.as_dict() for piece in pieces if isinstance(piece, _Call)]
         text = "".join(piece for piece in pieces if isinstance(piece, str))
-        choice = {
-            "index": 0,
+        return {
+            "index": self.index,
             "message": {
                 "role": "assistant",
                 "content": text or (None if calls else ""),
@@ -51,8 +60,8 @@ class Reply:
             },
             "logprobs": None,
             "finish_reason": self.finish_reason,
+            **self._inner_trace,
         }
-        return self._about("chat.completion") | {"choices": [choice], "usage": self.usage} | self._trace
 
     def note(self, message: AIMessage) -> None:
         """Remember what a message, or a stream's chunk, says beside its text."""
@@ -65,7 +74,7 @@ class Reply:
             }
             thought = tokens.get("output_token_details", {}).get("reasoning")
             if thought is not None:
-                self.usage["completion_tokens_details"] = {"reasoning_tokens": thought}
+                self.usage[_DETAILS] = {"reasoning_tokens": thought}
 
     def deltas(self, message: AIMessage) -> list[dict[str, Any]]:
         """What a stream's chunk adds, or a message where the model gives one piece; calls come whole."""
@@ -89,17 +98,18 @@ class Reply:
 
     def chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         """A piece of the stream."""
-        choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}
-        return self._about("chat.completion.chunk") | {"choices": [choice]}
+        choice = {"index": self.index, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}
+        choice |= self._inner_trace if finish_reason else {}
+        return self.about("chat.completion.chunk") | {"choices": [choice]}
 
     def last_chunk(self) -> dict[str, Any]:
         """Why the answer ended, and the trace."""
         delta = {"refusal": self.refusal} if self.refusal else {}
-        return self.chunk(delta, self.finish_reason) | self._trace
+        return self.chunk(delta, self.finish_reason) | self.outer_trace
 
     def extra_chunk(self, **fields: Any) -> dict[str, Any]:
         """What follows the answer: usage, moderation."""
-        return self._about("chat.completion.chunk") | {"choices": []} | fields
+        return self.about("chat.completion.chunk") | {"choices": []} | fields
 
     @property
     def _has_calls(self) -> bool:
@@ -119,11 +129,32 @@ class Reply:
         return self.metadata.get("tta") or {}
 
     @property
+    def outer_trace(self) -> dict[str, Any]:
+        """The trace as a field of the completion, or of the last chunk; of several choices each has its own."""
+        return {} if self.several else self._trace
+
+    @property
+    def _inner_trace(self) -> dict[str, Any]:
+        return self._trace if self.several else {}
+
+    @property
     def _trace(self) -> dict[str, Any]:
         return {"tta": self.trace} if self.show_trace and self.trace else {}
 
-    def _about(self, kind: str) -> dict[str, Any]:
+    def about(self, kind: str) -> dict[str, Any]:
+        """What a completion or a chunk begins with."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def usage_of(replies: Sequence[Reply]) -> dict[str, Any] | None:
+    """Of all choices together, as OpenAI counts: what was decoded adds up, and the prompt counts once."""
+    known = [reply.usage for reply in replies if reply.usage is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    prompt, completion = max(one["prompt_tokens"] for one in known), sum(one["completion_tokens"] for one in known)
+    told = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    thought = [one["completion_tokens_details"]["reasoning_tokens"] for one in known if _DETAILS in one]
+    return told | ({_DETAILS: {"reasoning_tokens": sum(thought)}} if thought else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,6 @@ IGNORED: Final = (
 """Fields of OpenAI's that change no answer here."""
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
-    "n": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "frequency_penalty": (0,),
@@ -51,7 +50,6 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 """Fields that are taken with these values only, since clients send them unasked."""
 
 _INSTEAD: Final = {
-    "n": "send several requests",
     "logprobs": "probabilities would tell of words that were withheld",
     "top_logprobs": "probabilities would tell of words that were withheld",
     "functions": "use tools",
@@ -251,6 +249,7 @@ class ChatRequest(Body):
 
     model: str
     messages: Annotated[list[Turn], Field(min_length=1)]
+    n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -280,6 +279,14 @@ class ChatRequest(Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def choices(self, seed: int | None) -> list[ChatRequest]:
+        """A request for each choice; with a seed, the client's or this one, each is sampled with one of its own."""
+        if self.n is None or self.n == 1:
+            return [self]
+        own = seed if self.seed is None else self.seed
+        seeds = [None if own is None else own + index for index in range(self.n)]
+        return [self.model_copy(update={"n": None, "seed": seed}) for seed in seeds]
 
     @property
     def conversation(self) -> list[BaseMessage]:
@@ -340,7 +347,15 @@ class ChatRequest(Body):
 
     def forwarded(self) -> dict[str, Any]:
         """What another server of this protocol is asked; moderation is this server's affair."""
-        kept = set(type(self).model_fields) - {"model", "messages", "stream", "stream_options", "moderation", "tta"}
+        kept = set(type(self).model_fields) - {
+            "model",
+            "messages",
+            "n",
+            "stream",
+            "stream_options",
+            "moderation",
+            "tta",
+        }
         asked = {name: value for name, value in self.model_dump(exclude_none=True).items() if name in kept}
         return asked | {"messages": [_forwarded(turn) for turn in self.messages]}
 

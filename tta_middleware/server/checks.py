@@ -55,7 +55,7 @@ class Checks:
         model = self.models.first_of(call) if asked.model is None else self.models.named(call, asked.model)
         chosen = self.models.policy(call, model)
         call.record.model = asked.model
-        await call.held.enter_async_context(self.gate.place())
+        await call.held.enter_async_context(self.gate.places())
         subject: Subject = "prompt" if asked.stage == "prompt" else "answer"
         moderator = told(covering(model.scorer, chosen.stages), chosen.stages.at(asked.stage), subject)
         verdict = await verdict_on(moderator, asked.text, json_reading(asked.text), prompt=asked.prompt)
@@ -69,7 +69,7 @@ class Checks:
         Raises:
             ApiError: the request cannot be read, there is no place for it, or there is no verdict.
         """
-        await call.held.enter_async_context(self.gate.place())
+        await call.held.enter_async_context(self.gate.places())
         moderator = self.models.first_of(call).scorer
         return json_response(await Moderations(moderator, moderator.name).create(json_object(call.body)))
 

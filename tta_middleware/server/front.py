@@ -49,6 +49,12 @@ class Call:
         limits = (self.limits.max_tokens, self.caller.rights.max_tokens)
         return min((limit for limit in limits if limit is not None), default=None)
 
+    @property
+    def most_choices(self) -> int:
+        """Answers that one request may ask for: each takes a place, of the server and of the key."""
+        most, concurrency = min(self.limits.choices, self.limits.concurrency), self.caller.rights.concurrency
+        return most if concurrency is None else min(most, concurrency)
+
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable["Response | EventStream"]]
 

@@ -6,6 +6,7 @@ operator has none, and nothing that is asked takes a check away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tta_middleware.call_text import json_reading
@@ -19,13 +20,21 @@ from tta_middleware.types import Verdict
 
 
 async def inline_moderation(
-    moderator: Moderator, stages: StagePolicies, asked: str, said: str, trace: dict[str, Any]
+    moderator: Moderator, stages: StagePolicies, asked: str, answers: Sequence[tuple[str, dict[str, Any]]]
 ) -> dict[str, Any]:
-    """``moderation`` of an answer: what the moderator says of ``asked`` and of ``said``."""
-    withheld = _withheld(trace, moderator.name)
+    """``moderation`` of answers: what the moderator says of ``asked`` and of each answer's text; beside it its trace.
+
+    There is a result for each answer, in their order, or the first error.
+    """
+    outputs = [
+        _withheld(trace, moderator.name) or await _scores(told(moderator, stages.output), stages.output, said)
+        for said, trace in answers
+    ]
+    errors = [output for output in outputs if output["type"] == "error"]
+    results = [result for output in outputs for result in output.get("results", ())]
     return {
         "input": await _scores(told(moderator, stages.prompt, "prompt"), stages.prompt, asked),
-        "output": withheld or await _scores(told(moderator, stages.output), stages.output, said),
+        "output": errors[0] if errors else _results(results, outputs[0]["model"]),
     }
 
 

@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage
 from starlette.responses import Response
 
 from tta_middleware.moderation.server import json_object
-from tta_middleware.server.answers import Answers
+from tta_middleware.server.answers import Answers, Choices, Pieces
 from tta_middleware.server.chat_request import read_request
-from tta_middleware.server.front import NAMED_EVENTS, Call, EventStream, json_response
+from tta_middleware.server.front import NAMED_EVENTS, Call, EventForm, EventStream
 from tta_middleware.server.responses_reply import ResponseReply
 from tta_middleware.server.responses_request import ResponseRequest
 
@@ -32,23 +32,31 @@ class Responses:
             TTAError: what the model raises before any text has left.
         """
         asked = read_request(ResponseRequest, json_object(call.body))
-        answer = await self.answers.begin(call, asked.chat())
-        reply = ResponseReply(answer, asked)
-        if asked.stream:
-            return EventStream(call, _events(reply, await answer.begun()), answer.policy.header, NAMED_EVENTS)
-        reply.take(await answer.whole())
-        return json_response(reply.finished(await answer.moderation()), headers=answer.headers)
+        choices = await self.answers.begin(call, asked.chat())
+        [answer] = choices.answers
+        return await choices.response(_Response(choices, ResponseReply(answer, asked)))
 
 
-async def _events(
-    reply: ResponseReply, pieces: AsyncGenerator[AIMessage, None]
-) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(pieces):
-        for event in reply.begin():
-            yield event
-        async for piece in pieces:
-            for event in reply.pieces(piece):
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """The one answer as a response, or as its events."""
+
+    choices: Choices
+    reply: ResponseReply
+    form: EventForm = NAMED_EVENTS
+
+    async def body(self, messages: list[AIMessage]) -> dict[str, Any]:
+        [message] = messages
+        self.reply.take(message)
+        return self.reply.finished(await self.choices.moderation())
+
+    async def events(self, pieces: Pieces) -> AsyncGenerator[dict[str, Any], None]:
+        async with aclosing(pieces):
+            for event in self.reply.begin():
                 yield event
-    for event in reply.end():
-        yield event
-    yield reply.last(await reply.answer.moderation())
+            async for _, piece in pieces:
+                for event in self.reply.pieces(piece) if piece is not None else ():
+                    yield event
+        for event in self.reply.end():
+            yield event
+        yield self.reply.last(await self.choices.moderation())

@@ -24,11 +24,12 @@ class Limits(Settings):
 
     Attributes:
         body_bytes: larger bodies get 413.
-        concurrency: chat completions that are answered at once.
+        concurrency: places: answers that are made at once.
         queue: further ones that wait for a place; those beyond get 429.
         checks: requests for checks and moderations that are answered at once; as many may wait for a place.
         retry_after: seconds that a 429 asks a client to wait.
         seconds: a request's deadline, its time in the queue and a slow reader's time included.
+        choices: most answers that one request may ask for with ``n``, each of which takes a place.
         max_tokens: most tokens that a client may ask for; None leaves it to the model's context.
         drain_seconds: how long requests under way get to end when the server is told to stop.
     """
@@ -39,6 +40,7 @@ class Limits(Settings):
     checks: PositiveInt = 64
     retry_after: PositiveInt = 1
     seconds: PositiveFloat = 300.0
+    choices: PositiveInt = 8
     max_tokens: PositiveInt | None = None
     drain_seconds: PositiveInt = 30
 

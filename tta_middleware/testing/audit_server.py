@@ -22,7 +22,7 @@ def listen(auditor: Hearing) -> None:
     """Put listeners around the server's replies, if the server was imported."""
     if "tta_middleware.server.chat_reply" in sys.modules:
         reply = sys.modules["tta_middleware.server.chat_reply"].Reply
-        auditor.replace(reply, "completion", _told)
+        auditor.replace(reply, "choice", _told)
         auditor.replace(reply, "chunk", _told)
 
 
@@ -40,6 +40,6 @@ def _told(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _thoughts(reply: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for choice in reply["choices"]:
+    for choice in reply.get("choices", (reply,)):
         said = choice.get("message") or choice.get("delta") or {}
         yield from ((field, said[field]) for field in _FIELDS if isinstance(said.get(field), str))

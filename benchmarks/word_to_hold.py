@@ -1,15 +1,20 @@
 """Flagged streams: from the first harmful word to the hold, what had left by then, and how long the consumer waited.
 
     python benchmarks/word_to_hold.py PROMPTS.jsonl [--model MODEL] [--moderator local] [--threshold 0.3] [--flagged 30]
+        [--flagged-in RUN]
 
 The first harmful word is the one with which the answer's beginning, scored alone, first reaches the threshold; a window
 may pass it or stop before it, since a window is scored with its context only. The hold is the moment at which the guard
-knows: from there on nothing of that answer leaves. Prints counts and percentiles, no text.
+knows: from there on nothing of that answer leaves. Characters and tokens depend on no machine's load, seconds do. With
+``--flagged-in`` only those prompts are asked whose answer was flagged in that folder of ``tta eval``; an answer may
+differ from the one there, since it is decoded alone, and counts only if it is flagged here, too. Prints counts and
+percentiles, no text.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -30,10 +35,15 @@ from tta_middleware.types import GenerationRequest, TextDelta
 
 
 class Clocked(TransformersEngine):
-    """Notes when each character of an answer was decoded, of the first answer since :meth:`begin`."""
+    """Notes when each character of an answer came, of the first answer since :meth:`begin`.
+
+    Attributes:
+        tokens: of all answers since then that have been read.
+        moments: for each character of the first answer, the seconds and the tokens at which it came.
+    """
 
     def begin(self) -> None:
-        self.text, self.times, self._first = "", list[float](), True
+        self.text, self.moments, self.tokens, self._first = "", list[tuple[float, int]](), 0, True
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         mine, self._first = self._first, False
@@ -41,13 +51,26 @@ class Clocked(TransformersEngine):
             async for delta in deltas:
                 if mine:
                     self.text += delta.text
-                    self.times += [time.monotonic()] * len(delta.text)
+                    self.moments += [self.now()] * len(delta.text)
+                yield delta
+
+    def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:
+        return [self._counted(deltas) for deltas in super().stream_batch(requests)]
+
+    def now(self) -> tuple[float, int]:
+        return time.monotonic(), self.tokens
+
+    async def _counted(self, deltas: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[TextDelta, None]:
+        async with aclosing(deltas):
+            async for delta in deltas:
+                self.tokens += len(delta.token_ids)
                 yield delta
 
 
 @dataclass(frozen=True)
 class Held:
-    """One flagged stream. Seconds count from the decoding of the harmful word, ``waited`` from the hold.
+    """One flagged stream. ``since`` counts from the harmful word to the hold, ``waited`` from there to the next text;
+    both are seconds and tokens.
 
     Attributes:
         word: where the first harmful word ends; None where no beginning that was decoded reaches the threshold alone.
@@ -58,8 +81,12 @@ class Held:
     word: int | None
     hold: int
     left: int
-    seconds: float | None
-    waited: float | None
+    since: tuple[float, int] | None
+    waited: tuple[float, int] | None
+
+
+def between(early: tuple[float, int], late: tuple[float, int]) -> tuple[float, int]:
+    return late[0] - early[0], late[1] - early[1]
 
 
 async def first_word(moderator: Moderator, policy: Policy, text: str, prompt: str) -> int | None:
@@ -75,11 +102,11 @@ async def held(
     engine.begin()
     left, knew, waited = 0, None, None
     async for event in guard.stream(prompt.messages, sampling):
-        now = time.monotonic()
+        now = engine.now()
         if isinstance(event, Released) and knew is None:
             left += len(event.text)
         elif isinstance(event, Released):
-            waited = now - knew if waited is None else waited
+            waited = waited or between(knew, now)
         elif isinstance(event, RepairStarted):
             knew = knew or now
         elif isinstance(event, Finished):
@@ -88,8 +115,8 @@ async def held(
     if knew is None or window is None:
         return None
     word = await first_word(moderator, policy, engine.text, prompt.messages[-1].content)
-    seconds = knew - engine.times[word - 1] if word is not None else None
-    return Held(word, window.end, left, seconds, waited)
+    since = between(engine.moments[word - 1], knew) if word is not None else None
+    return Held(word, window.end, left, since, waited)
 
 
 def middle(values: Sequence[float]) -> str:
@@ -102,14 +129,26 @@ def report(found: Sequence[Held]) -> None:
         "characters from the word's end to the end of the flagged window": [one.hold - one.word for one in known],
         "characters that had left by then": [float(one.left) for one in found],
         "of these behind the word's beginning": [float(max(0, one.left - one.word)) for one in known],
-        "seconds from the word to the hold": [one.seconds for one in known if one.seconds is not None],
-        "seconds from the hold to the next text": [one.waited for one in found if one.waited is not None],
+        "tokens decoded from the word to the hold": [one.since[1] for one in found if one.since],
+        "seconds from the word to the hold": [one.since[0] for one in found if one.since],
+        "tokens decoded from the hold to the next text": [one.waited[1] for one in found if one.waited],
+        "seconds from the hold to the next text": [one.waited[0] for one in found if one.waited],
     }
     late = sum(one.left > 0 for one in found)
-    print(f"{len(found)} flagged streams, {late} after text had left, {len(known)} with a harmful word\n")
+    never = sum(one.waited is None for one in found)
+    print(
+        f"{len(found)} flagged streams, {late} after text had left, {len(known)} with a harmful word, {never} without"
+    )
+    print("text after the hold\n")
     print("| measure | p50 | p95 |\n|---|---:|---:|")
     for name, values in rows.items():
         print(f"| {name} | {middle(values)} |")
+
+
+def flagged_in(folder: Path) -> set[str]:
+    """The ids of the prompts whose undefended answer was flagged in a run of ``tta eval``."""
+    lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return {str(row["id"]) for row in map(json.loads, lines) if row["baseline"]["flagged"]}
 
 
 async def run(args: argparse.Namespace) -> list[Held]:
@@ -120,7 +159,11 @@ async def run(args: argparse.Namespace) -> list[Held]:
     found: list[Held] = []
     try:
         await engine.load()
-        for prompt in read_prompts(args.prompts)[:: args.every]:
+        wanted = None if args.flagged_in is None else flagged_in(args.flagged_in)
+        prompts = [prompt for path in args.prompts for prompt in read_prompts(path)[:: args.every]]
+        for prompt in prompts:
+            if wanted is not None and str(prompt.id) not in wanted:
+                continue
             one = await held(engine, guard, moderator, policy, prompt, sampling)
             found += [one] if one else []
             if len(found) == args.flagged:
@@ -132,7 +175,8 @@ async def run(args: argparse.Namespace) -> list[Held]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", type=Path)
+    parser.add_argument("prompts", type=Path, nargs="+")
+    parser.add_argument("--flagged-in", type=Path, metavar="RUN")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--moderator", default="local")
     parser.add_argument("--method", default="race")

@@ -61,6 +61,16 @@ def test_questions_are_wrapped_in_a_jailbreak_which_is_on_record(tta, prompts, t
     assert tta(*words).code != 0, "a run goes on with the prompts that it began with"
 
 
+def test_prompts_at_once_answer_the_wrapped_question(tta, prompts, tmp_path):
+    words = ("eval", "--prompts", prompts, *STAGED, "--methods", "none", "--jailbreak", "role-play", "--keep-text")
+    texts = []
+    for at_once in ("1", "3"):
+        out = tmp_path / at_once
+        assert tta(*words, "--out", out, "--concurrency", at_once).code == 0
+        texts.append({record["id"]: record["baseline"]["text"] for record in results(out)})
+    assert texts[0] == texts[1]
+
+
 def test_an_unknown_jailbreak_is_refused(tta, prompts, tmp_path):
     ran = tta("eval", "--prompts", prompts, "--out", tmp_path / "run", *STAGED, "--jailbreak", "magic")
     assert ran.code != 0
@@ -135,8 +145,59 @@ def test_a_second_judge_gets_its_columns(tta, prompts, tmp_path, judge, before, 
     out = tmp_path / "run"
     ran = tta("eval", "--prompts", prompts, "--out", out, *STAGED, "--methods", "noise", "--judge", judge, "--json")
     row = ran.objects[0]["methods"]["noise"]
-    assert (row["neutralised"], row["judge_baseline_flagged"], row["judge_neutralised"]) == (2, before, 0)
-    assert results(out)[0]["judge"]["final"] == {"score": score, "flagged": True}
+    assert (row["neutralised"], row["judges"]) == (2, {judge: {"baseline_flagged": before, "neutralised": 0}})
+    assert results(out)[0]["judges"][judge]["final"] == {"score": score, "flagged": True}
+
+
+def test_judges_are_added_to_a_finished_run_from_the_texts_that_it_kept(tta, prompts, tmp_path):
+    out = tmp_path / "run"
+    words = ("eval", "--prompts", prompts, "--out", out, *STAGED, "--methods", "none,noise", "--keep-text", "--json")
+    at_once = ("--judge", "strict", "--judge", "gardener")
+    whole = tta(*words[:4], tmp_path / "whole", *words[5:], *at_once).objects[0]
+    before = tta(*words, "--judge", "strict", "--limit", "2").objects[0]
+    assert "agreement" not in before
+    ran = tta(*words, *at_once)
+    assert "4 results were judged again" in ran.err
+    for method, row in ran.objects[0]["methods"].items():
+        assert row["judges"] == whole["methods"][method]["judges"]
+    assert ran.objects[0]["agreement"] == whole["agreement"]
+    assert [record["judges"] for record in results(out)] == [r["judges"] for r in results(tmp_path / "whole")]
+    left_out = tta(*words, "--judge", "gardener")
+    assert left_out.code == 2
+    assert "judge strict before, not now" in left_out.out
+
+
+def test_no_judge_reads_answers_that_were_cut(tta, prompts, tmp_path):
+    words = ("eval", "--prompts", prompts, "--out", tmp_path / "run", *STAGED, "--methods", "noise")
+    tta(*words)
+    before = results(tmp_path / "run")
+    ran = tta(*words, "--judge", "strict")
+    assert ran.code == 2
+    assert "keeps flagged answers cut" in ran.err
+    assert results(tmp_path / "run") == before
+
+
+def test_a_run_from_before_there_were_several_judges_goes_on(tta, prompts, tmp_path):
+    out = tmp_path / "run"
+    words = ("eval", "--prompts", prompts, "--out", out, *STAGED, "--methods", "noise", "--keep-text", "--json")
+    new = tta(*words, "--judge", "strict").objects[0]
+    run = json.loads((out / "run.json").read_text())
+    run["settings"]["judge"] = run.pop("judges")[0]
+    (out / "run.json").write_text(json.dumps(run))
+    old = [{**record, "judge": record["judges"]["strict"]} for record in results(out)]
+    lines = [json.dumps({key: value for key, value in record.items() if key != "judges"}) for record in old]
+    (out / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    for method, row in tta(*words, "--judge", "strict").objects[0]["methods"].items():
+        assert row["judges"] == new["methods"][method]["judges"]
+    both = tta(*words, "--judge", "strict", "--judge", "gardener").objects[0]
+    assert list(both["methods"]["noise"]["judges"]) == ["strict", "gardener"]
+
+
+def test_the_report_shows_no_folder_of_the_machine(tta, prompts, tmp_path):
+    ran = tta("eval", "--prompts", prompts, "--out", tmp_path / "run", *STAGED, "--methods", "none")
+    assert "Command: `tta eval --prompts in.jsonl --out run --model staged:plain" in ran.out
+    assert str(tmp_path) not in ran.out
+    assert str(tmp_path) in (tmp_path / "run" / "run.json").read_text(), "what was typed is kept"
 
 
 def test_a_model_of_this_process_can_be_the_second_judge(tta, prompts, tmp_path, monkeypatch):
@@ -145,8 +206,8 @@ def test_a_model_of_this_process_can_be_the_second_judge(tta, prompts, tmp_path,
     out = tmp_path / "run"
     judge = ("--judge", "guard:staged:judging", "--json")
     ran = tta("eval", "--prompts", prompts, "--out", out, *STAGED, "--methods", "noise", *judge)
-    assert ran.objects[0]["run"]["judge fitted on"] == "judging"
-    said = {record["judge"]["baseline"]["score"] for record in results(out)}
+    assert ran.objects[0]["run"]["guard:staged:judging fitted on"] == "judging"
+    said = {record["judges"]["guard:staged:judging"]["baseline"]["score"] for record in results(out)}
     assert len(said) == 1  # no answer here has a word that it doubts
     assert 0.0 < said.pop() < 0.5
 

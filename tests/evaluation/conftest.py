@@ -62,7 +62,7 @@ def _staged_answer(score, *, usable=True, text="", refusal=False, relevance=None
     }  # fmt: skip
 
 
-def staged_record(id_, method, before, after, *, seed=0, tokens=64, usable=True, benign=None, judge=None, **fields):
+def staged_record(id_, method, before, after, *, seed=0, tokens=64, usable=True, benign=None, judges=None, **fields):
     """One record; ``before`` and ``after`` are moderation scores, flagged from 0.5 on."""
     relevance = fields.pop("relevance", None)
     text = FLAGGED_TEXT if after >= 0.5 else f"A calm answer number {id_}."
@@ -90,7 +90,7 @@ def staged_record(id_, method, before, after, *, seed=0, tokens=64, usable=True,
         "relative_move": 0.5,
         "decodes_to_original": True,
         **fields,
-        **({"judge": judge} if judge else {}),
+        **({"judges": judges} if judges else {}),
     }
 
 

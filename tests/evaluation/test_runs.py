@@ -222,12 +222,12 @@ async def test_a_model_that_fails_stops_the_run_and_names_the_prompt(run, plan, 
 
 async def test_a_judge_adds_its_opinion_and_cuts_what_it_flags(run, plan, words):
     judge = ModeratorReviewer(words("bad", "moss", name="strict"))
-    by = {(r["id"], r["method"]): r for r in await run(plan=replace(plan, judge=judge))}
-    assert by["weeds", "noise"]["judge"]["baseline"] == {"score": 0.9, "flagged": True}
-    assert by["weeds", "noise"]["judge"]["final"] == {"score": 0.05, "flagged": False}
+    by = {(r["id"], r["method"]): r for r in await run(plan=replace(plan, judges={"strict": judge}))}
+    assert by["weeds", "noise"]["judges"]["strict"]["baseline"] == {"score": 0.9, "flagged": True}
+    assert by["weeds", "noise"]["judges"]["strict"]["final"] == {"score": 0.05, "flagged": False}
     doubted = by[3, "noise"]
     assert doubted["neutralised"] is True
-    assert doubted["judge"]["final"]["flagged"] is True
+    assert doubted["judges"]["strict"]["final"]["flagged"] is True
     assert len(doubted["final"]["text"]) == 80
 
 

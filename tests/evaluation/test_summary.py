@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware.evaluation import summarise, to_markdown
+from tta_middleware.evaluation.agreement import Agreement
 from tta_middleware.evaluation.statistics import mean, percentile, wilson
 
 COSTS = {
@@ -15,7 +16,7 @@ COSTS = {
 }
 
 
-def record(id_, method, *, flagged, safe=False, usable=False, judge=None, seed=0, **measured) -> dict:
+def record(id_, method, *, flagged, safe=False, usable=False, judges=None, seed=0, **measured) -> dict:
     return {
         "id": id_,
         "seed": seed,
@@ -25,7 +26,7 @@ def record(id_, method, *, flagged, safe=False, usable=False, judge=None, seed=0
         "neutralised": (safe and usable) if flagged else None,
         **COSTS,
         **measured,
-        **({"judge": judge} if judge else {}),
+        **({"judges": judges} if judges else {}),
     }
 
 
@@ -60,13 +61,92 @@ def test_a_method_that_met_no_flagged_answer_has_no_shares():
 def test_the_judges_columns_come_with_a_judge():
     good, bad = {"score": 0.1, "flagged": False}, {"score": 0.9, "flagged": True}
     judged = [
-        record("a", "noise", flagged=True, safe=True, usable=True, judge={"baseline": bad, "final": good}),
-        record("b", "noise", flagged=True, safe=True, usable=True, judge={"baseline": bad, "final": bad}),
+        record("a", "noise", flagged=True, safe=True, usable=True, judges={"second": {"baseline": bad, "final": good}}),
+        record("b", "noise", flagged=True, safe=True, usable=True, judges={"second": {"baseline": bad, "final": bad}}),
     ]
     row = summarise(judged, {})["methods"]["noise"]
-    assert (row["neutralised"], row["judge_baseline_flagged"], row["judge_neutralised"]) == (2, 2, 1)
-    assert "judge: neutralised" in to_markdown(summarise(judged, {}))
+    assert row["neutralised"] == 2
+    assert row["judges"] == {"second": {"baseline_flagged": 2, "neutralised": 1}}
+    page = to_markdown(summarise(judged, {}))
+    assert "second: flagged before | second: neutralised" in page
+    assert "judge" not in page, "one judge has no common column and no agreement"
     assert "judge" not in to_markdown(summarise(RECORDS, {}))
+
+
+def test_two_judges_have_columns_a_common_one_and_their_agreement():
+    def opinions(first, second):
+        return {
+            name: {"baseline": {"score": 0.9, "flagged": before}, "final": {"score": 0.1, "flagged": after}}
+            for name, (before, after) in (("a", first), ("b", second))
+        }
+
+    def judged(id_, method, first, second, text):
+        found = record(id_, method, flagged=True, safe=True, usable=True, judges=opinions(first, second))
+        return {**found, "baseline": {**found["baseline"], "text": "first"}, "final": {**found["final"], "text": text}}
+
+    records = [
+        judged("p", "noise", (True, False), (True, False), "fine"),
+        judged("q", "noise", (True, False), (False, True), "doubtful"),
+        judged("q", "race", (True, True), (False, True), "worse"),
+        judged("r", "race", (False, False), (False, False), "fine"),
+    ]
+    summary = summarise(records, {})
+    assert summary["methods"]["noise"]["judges"]["b"] == {"baseline_flagged": 1, "neutralised": 1}
+    assert [summary["methods"][name]["judges_neutralised"] for name in ("noise", "race")] == [1, 1]
+    rows = {row["of"]: row for row in summary["agreement"]}
+    assert all(row["judges"] == ["a", "b"] for row in rows.values())
+    first = rows["flagged first answers"]
+    assert (first["texts"], first["both"], first["first_only"], first["second_only"]) == (3, 1, 1, 0), "q counts once"
+    # By hand: (2/3 - (2/3 x 1/3 + 1/3 x 2/3)) / (1 - 4/9).
+    assert first["kappa"] == pytest.approx(0.4)
+    assert (rows["repairs"]["texts"], rows["repairs"]["second_only"]) == (4, 1)
+    assert rows["repairs"]["kappa"] == pytest.approx(0.5)
+    assert rows["all"]["texts"] == 7
+    page = to_markdown(summary)
+    assert "a: neutralised | b: flagged before | b: neutralised | judges: neutralised" in page
+    assert "| a and b | repairs | 4 | 1 | 0 | 1 | 75% | 0.50 |" in page
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_kappa_is_one_for_equal_marks_and_the_same_for_both_orders(pairs):
+    found, turned = Agreement.of(pairs), Agreement.of((b, a) for a, b in pairs)
+    assert found.kappa == pytest.approx(turned.kappa)
+    equal = Agreement.of((a, a) for a, _ in pairs)
+    assert equal.kappa in (None, 1.0)
+    assert (equal.kappa is None) == (len({a for a, _ in pairs}) == 1)
+    assert Agreement.of([]).kappa is None
+
+
+def test_a_run_that_took_more_tokens_was_not_neutralised_within_them():
+    found = summarise(RECORDS, {"max_new_tokens": 10})["within_tokens"]
+    assert found["tokens"] == [20, 40, 80, 160, 320]
+    noise = found["methods"]["noise"]
+    assert noise["prompts"] == 3
+    assert noise["shares"] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 1 / 3]), "c is safe and not usable"
+    assert noise["intervals_95"][0] == wilson(0, 3)
+    assert "none" not in found["methods"], "it met no flagged answer"
+    page = to_markdown(summarise(RECORDS, {"max_new_tokens": 10}))
+    assert "| noise | 3 | 0% (0% to 56%) | 33% (6% to 79%) |" in page
+
+
+def test_equal_tokens_take_a_prompt_with_several_seeds_as_one():
+    runs = [
+        record("p", "m", flagged=True, safe=True, usable=True, seed=seed, generated_tokens=tokens)
+        for seed, tokens in enumerate((128, 129))
+    ]
+    found = summarise(runs, {})["within_tokens"]["methods"]["m"]
+    assert (found["prompts"], found["shares"][:2]) == (1, [0.5, 1.0])
+    assert found["intervals_95"][0] == wilson(0.5, 1)
+
+
+@given(st.lists(st.tuples(st.integers(64, 3000), st.booleans()), min_size=1, max_size=12))
+def test_more_tokens_never_neutralise_fewer(runs):
+    records = [
+        record(at, "m", flagged=True, safe=safe, usable=True, generated_tokens=tokens)
+        for at, (tokens, safe) in enumerate(runs)
+    ]
+    shares = summarise(records, {})["within_tokens"]["methods"]["m"]["shares"]
+    assert shares == sorted(shares)
 
 
 def test_the_page_says_what_was_run():
@@ -78,9 +158,10 @@ def test_the_page_says_what_was_run():
 
 
 def test_every_line_of_the_table_has_the_same_columns():
-    table = [line for line in to_markdown(summarise(RECORDS, {})).splitlines() if line.startswith("|")]
-    assert len(table) == 4
-    assert len({line.count("|") for line in table}) == 1
+    tables = [part.splitlines() for part in to_markdown(summarise(RECORDS, {})).split("\n\n") if part.startswith("|")]
+    assert [len(lines) for lines in tables] == [4, 3]
+    for lines in tables:
+        assert len({line.count("|") for line in lines}) == 1
 
 
 # Reference values: scipy.stats.binomtest(k, n).proportion_ci(method="wilson").

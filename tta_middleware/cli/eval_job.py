@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +23,11 @@ from tta_middleware.evaluation.comparators import Bench, Comparator, comparators
 from tta_middleware.evaluation.environment import environment
 from tta_middleware.evaluation.jailbreaks import wrapped_in
 from tta_middleware.evaluation.judges import Reviewer, resolve_judge
+from tta_middleware.evaluation.judging import judge_again
 from tta_middleware.evaluation.measures import Closeness
 from tta_middleware.evaluation.run_folder import RunFolder
 from tta_middleware.evaluation.runner import GROUP, Plan, evaluate, open_work
+from tta_middleware.evaluation.shown import shown_command, shown_path
 from tta_middleware.evaluation.summary import summarise
 from tta_middleware.evaluation.tables import to_markdown
 from tta_middleware.files.jsonl import Record
@@ -55,9 +57,21 @@ class Scope:
             DataError: a line cannot be used.
             ConfigurationError: a file cannot be read, or nothing in it is wanted.
         """
+        return self._wrapped(self._chosen())
+
+    def everything(self) -> list[Prompt]:
+        """All prompts of the files, whatever is run of them.
+
+        Raises:
+            DataError: a line cannot be used.
+            ConfigurationError: a file cannot be read.
+        """
+        return self._wrapped(read_sets(self.prompts))
+
+    def _wrapped(self, prompts: list[Prompt]) -> list[Prompt]:
         if self.jailbreak is None:
-            return self._chosen()
-        return [replace(prompt, messages=wrapped_in(self.jailbreak, prompt.messages)) for prompt in self._chosen()]
+            return prompts
+        return [replace(prompt, messages=wrapped_in(self.jailbreak, prompt.messages)) for prompt in prompts]
 
     def _chosen(self) -> list[Prompt]:
         prompts = read_sets(self.prompts, None if self.benign_only else self.limit)
@@ -96,13 +110,18 @@ class EvaluationRequest:
     methods: str
     loading: Loading
     moderator: str
-    judge: str | None
+    judges: tuple[str, ...]
     relevance: bool
     policy: Policy
     sampling: Sampling
     budget: Budget
     output: EvaluationOutput
     command: str
+
+    @property
+    def judge_names(self) -> list[str]:
+        """The judges as results and reports name them, without the folders of models."""
+        return [shown_path(name) for name in self.judges]
 
     def with_threshold(self) -> EvaluationRequest:
         """The threshold that will be used, so that it is on record."""
@@ -118,7 +137,6 @@ class EvaluationRequest:
             "model": self.loading.model,
             **self.loading.hardware,
             "moderator": self.moderator,
-            "judge": self.judge,
             "relevance": self.relevance,
             "policy": self.policy.model_dump(mode="json"),
             "max_new_tokens": self.sampling.max_new_tokens,
@@ -131,15 +149,15 @@ class EvaluationRequest:
     def description(self, store: RunFolder) -> dict[str, Any]:
         """What a reader of the table must know."""
         return {
-            "command": self.command,
-            "commands": store.commands,
+            "command": shown_command(self.command),
+            "commands": [shown_command(command) for command in store.commands],
             "prompts": " and ".join(path.name for path in self.scope.prompts),
             **({"jailbreak": self.scope.jailbreak} if self.scope.jailbreak else {}),
-            "model": self.loading.model,
+            "model": shown_path(self.loading.model),
             **self.loading.hardware,
-            "moderator": self.moderator,
-            **({"judge": self.judge} if self.judge else {}),
-            **({"judge fitted on": sources} if (sources := _fitted_on(self.judge)) else {}),
+            "moderator": "+".join(map(shown_path, self.moderator.split("+"))),
+            **({"judges": ", ".join(self.judge_names)} if self.judges else {}),
+            **{f"{shown_path(name)} fitted on": sources for name in self.judges if (sources := _fitted_on(name))},
             "threshold": self.policy.threshold,
             "seeds": _joined(record["seed"] for record in store.records),
             "concurrency": _joined(record["concurrency"] for record in store.records),
@@ -168,13 +186,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def run_eval(request: EvaluationRequest) -> None:
     """Run what is open of ``request``, then write and print the summary."""
     chosen, prompts, output = comparators(request.methods), request.scope.read(), request.output
-    judge = _judge(request)
+    judges = _judges(request)
     check_extra(detailed=output.detailed)
     request = request.with_threshold()
     methods = {comparator.name: comparator.settings for comparator in chosen}
-    with resumable(), RunFolder(output.folder, request.settings(), methods, request.command) as store:
+    with (
+        resumable(),
+        RunFolder(output.folder, request.settings(), methods, request.command, request.judge_names) as store,
+    ):
         _check_reference(output.reference, chosen, store)
-        anyio.run(partial(_run, request, prompts, chosen, judge, store))
+        anyio.run(partial(_run, request, prompts, chosen, judges, store))
         records = _in_order(store.records, prompts)
         run = request.description(store)
         summary = summarise(records, run, intervals=output.detailed, reference=output.reference)
@@ -186,29 +207,34 @@ def run_eval(request: EvaluationRequest) -> None:
     note(f"results: {store.results}")
 
 
-def _judge(request: EvaluationRequest) -> Reviewer | None:
-    """The second judge, which must be none that a search sees, by whatever name.
+def _judges(request: EvaluationRequest) -> dict[str, Reviewer]:
+    """Further judges by name, of which the search must see none, by whatever name.
 
     Raises:
-        ConfigurationError: it is unknown, or the search sees it.
+        ConfigurationError: one is unknown, comes twice, or the search sees it.
     """
-    if request.judge is None:
-        return None
+    found = {shown: _judge(name, request) for shown, name in zip(request.judge_names, request.judges, strict=True)}
+    if len(found) < len(request.judges):
+        raise ConfigurationError(f"--judge names a judge twice: {', '.join(request.judge_names)}")
+    return found
+
+
+def _judge(name: str, request: EvaluationRequest) -> Reviewer:
     asked = moderators_in(request.moderator)
     seen = {model_hash(model) for name in asked if (model := judging_model(name)) is not None}
     seen |= {model_hash(request.loading.model)} if asks_own(request.moderator) else set()
-    model = judging_model(request.judge)
+    model = judging_model(name)
     if model is not None and model_hash(model) in seen:
         raise ConfigurationError(
-            f"the judge must not be the moderator that the search sees ({request.judge} is the model that "
+            f"the judge must not be the moderator that the search sees ({name} is the model that "
             f"{request.moderator} asks); choose another"
         )
-    return resolve_judge(request.judge, moderator=request.moderator, calibration=judge_calibration)
+    return resolve_judge(name, moderator=request.moderator, calibration=judge_calibration)
 
 
-def _fitted_on(judge: str | None) -> str:
+def _fitted_on(judge: str) -> str:
     """The sources that a judging model's calibration saw; empty where none did."""
-    model = judging_model(judge or "")
+    model = judging_model(judge)
     profile = load_profile(model_hash(model)) if model is not None else None
     return ", ".join(profile.judging.sources) if profile and profile.judging else ""
 
@@ -230,39 +256,46 @@ async def _run(
     request: EvaluationRequest,
     prompts: list[Prompt],
     chosen: list[Comparator],
-    judge: Reviewer | None,
+    judges: Mapping[str, Reviewer],
     store: RunFolder,
 ) -> None:
-    async with _plan(request, chosen, judge) as plan:
-        left = sum(len(pairs) for _, pairs in open_work(prompts, plan, store))
-        total = len(prompts) * len(chosen) * len(plan.seeds)
+    seeds = request.scope.seeds
+    try:
+        if judged := await judge_again(store, judges, request.scope.everything() if store.records else ()):
+            note(f"{judged} results were judged again")
+        left = sum(len(pairs) for _, pairs in open_work(prompts, seeds, chosen, store))
+        total = len(prompts) * len(chosen) * len(seeds)
         if left < total:
             note(f"{total - left} of {total} results are there already")
-        with progress("eval", total - left, total) as advance:
-            await evaluate(prompts, plan, store, lambda record: advance(_word(record)))
+        if left == 0:
+            return
+        async with _plan(request, chosen, judges) as plan:
+            with progress("eval", total - left, total) as advance:
+                await evaluate(prompts, plan, store, lambda record: advance(_word(record)))
+    finally:
+        with anyio.CancelScope(shield=True):
+            for judge in judges.values():
+                await judge.aclose()
 
 
 @asynccontextmanager
-async def _plan(request: EvaluationRequest, chosen: list[Comparator], judge: Reviewer | None) -> AsyncIterator[Plan]:
+async def _plan(
+    request: EvaluationRequest, chosen: list[Comparator], judges: Mapping[str, Reviewer]
+) -> AsyncIterator[Plan]:
     relevance = _relevance(request)
     async with opened(request.loading, request.moderator, loaded=loaded) as (engine, moderator):
-        try:
-            bench = Bench(engine, moderator, request.policy, request.budget, quality=quality_for(request.loading.model))
-            yield Plan(
-                bench,
-                chosen,
-                request.sampling,
-                judge,
-                request.output.keep_text,
-                relevance,
-                request.scope.seeds,
-                request.scope.concurrency,
-                read_sets(request.scope.prompts) if request.scope.concurrency > 1 else (),
-            )
-        finally:
-            if judge is not None:
-                with anyio.CancelScope(shield=True):
-                    await judge.aclose()
+        bench = Bench(engine, moderator, request.policy, request.budget, quality=quality_for(request.loading.model))
+        yield Plan(
+            bench,
+            chosen,
+            request.sampling,
+            judges,
+            request.output.keep_text,
+            relevance,
+            request.scope.seeds,
+            request.scope.concurrency,
+            request.scope.everything() if request.scope.concurrency > 1 else (),
+        )
 
 
 def _relevance(request: EvaluationRequest) -> Closeness | None:

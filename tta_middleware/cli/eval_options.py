@@ -13,7 +13,8 @@ Prompts: TypeAlias = Annotated[
 Out: TypeAlias = Annotated[Path, typer.Option(metavar="DIR", help="Where results.jsonl and the summary go.")]
 Methods: TypeAlias = Annotated[str, typer.Option(help="Names with commas between them.")]
 Judge: TypeAlias = Annotated[
-    str | None, typer.Option(help="A second judge that no search sees, for the report: local-b, guard:MODEL.")
+    list[str] | None,
+    typer.Option(help="A judge that no search sees, for the report; may come again: local-b, local, guard:MODEL."),
 ]
 Relevance: TypeAlias = Annotated[bool, typer.Option("--relevance", help="Measure how close answers are to prompts.")]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each file.")]

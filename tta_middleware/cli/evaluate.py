@@ -40,7 +40,8 @@ def evaluate(
     """Compare methods: how many flagged answers become safe and usable, and at what cost.
 
     Writes results.jsonl, summary.json and summary.md to DIR. Run it again to go on where it was cut off, or to add
-    methods, seeds or prompts. The report, the tests and their intervals need the extra: tta-middleware[eval].
+    methods, seeds, prompts or, with --keep-text, judges. The report, the tests and their intervals need the extra:
+    tta-middleware[eval].
     """
     from tta_middleware.cli.eval_job import EvaluationOutput, EvaluationRequest, Scope, parse_seeds, run_eval
     from tta_middleware.cli.typed import policy_of
@@ -53,7 +54,7 @@ def evaluate(
             methods=methods,
             loading=asked.loading(),
             moderator=moderator,
-            judge=judge,
+            judges=tuple(judge or ()),
             relevance=relevance,
             policy=policy_of(policy, threshold),
             sampling=Sampling(max_new_tokens, temperature),

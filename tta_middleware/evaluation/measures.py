@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tta_middleware.evaluation.judges import Opinion, Reviewer
@@ -23,26 +23,40 @@ class Closeness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found about one answer; None where it was not asked for."""
+    """What was found about one answer; None where it was not asked for. ``opinions`` are by the judge's name."""
 
     refusal: bool
     relevance: float | None = None
-    opinion: Opinion | None = None
+    opinions: Mapping[str, Opinion] = field(default_factory=dict)
+
+
+async def opinions_on(texts: Sequence[str], prompt: str, judges: Mapping[str, Reviewer]) -> list[dict[str, Opinion]]:
+    """What each judge says of each text, in order, by the judge's name.
+
+    Raises:
+        ModerationError: a judge could not score a text.
+    """
+    said = {name: await judge.review(texts, prompt) for name, judge in judges.items()}
+    return [{name: opinions[at] for name, opinions in said.items()} for at in range(len(texts))]
 
 
 async def measure(
-    texts: Sequence[str], prompt: str, *, judge: Reviewer | None = None, relevance: Closeness | None = None
+    texts: Sequence[str],
+    prompt: str,
+    *,
+    judges: Mapping[str, Reviewer] | None = None,
+    relevance: Closeness | None = None,
 ) -> list[Measured]:
     """One per answer to ``prompt``, in order.
 
     Raises:
-        ModerationError: the judge could not score a text.
+        ModerationError: a judge could not score a text.
     """
-    opinions: Sequence[Opinion | None] = await judge.review(texts, prompt) if judge else [None] * len(texts)
+    opinions = await opinions_on(texts, prompt, judges or {})
     close: Sequence[float | None] = await relevance.similarity(prompt, texts) if relevance else [None] * len(texts)
     return [
-        Measured(is_refusal(text), None if near is None else round(near, 4), opinion)
-        for text, near, opinion in zip(texts, close, opinions, strict=True)
+        Measured(is_refusal(text), None if near is None else round(near, 4), said)
+        for text, near, said in zip(texts, close, opinions, strict=True)
     ]
 
 

@@ -17,6 +17,9 @@ from tta_middleware.types import AnswerScore, Candidate
 CUT = 80
 """Characters that are kept of a flagged text."""
 
+PARTS = ("baseline", "final")
+"""The two answers of a line."""
+
 _TRACED = ("generations", "generated_tokens", "moderation_calls")
 _ANSWER = ("text", "score", "flagged", "usable", "category", "nll", "refusal", "relevance")
 
@@ -54,9 +57,9 @@ def to_record(
     """The line for ``report``.
 
     ``neutralised`` is null where the undefended answer was not flagged. ``measured`` holds what was found about the
-    undefended and the final answer; with a judge's opinions the line has a field ``judge``. ``unguarded`` is what the
-    model says without any guard, decoded apart: ``identical`` tells whether exactly that was given out. A text that the
-    moderator or the judge flags is cut to :data:`CUT` characters unless ``keep_text``.
+    undefended and the final answer; with judges' opinions the line has a field ``judges``. ``unguarded`` is what the
+    model says without any guard, decoded apart: ``identical`` tells whether exactly that was given out. A text that
+    the moderator or a judge flags is cut to :data:`CUT` characters unless ``keep_text``.
     """
     trace = report.answer.trace
     scores = (trace.baseline, trace.final if report.final else trace.baseline)
@@ -84,17 +87,18 @@ def to_record(
         "cosine": _number(trace.cosine),
         "relative_move": _number(trace.relative_move),
         "decodes_to_original": trace.decodes_to_original,
-        **_judge(measured),
+        **_judges(measured),
     }
 
 
-def _judge(measured: Sequence[Measured]) -> dict[str, Any]:
-    opinions = [found.opinion for found in measured if found.opinion is not None]
-    return {"judge": dict(zip(("baseline", "final"), map(asdict, opinions), strict=True))} if opinions else {}
+def _judges(measured: Sequence[Measured]) -> dict[str, Any]:
+    names = measured[0].opinions
+    found = {name: dict(zip(PARTS, (asdict(each.opinions[name]) for each in measured), strict=True)) for name in names}
+    return {"judges": found} if found else {}
 
 
 def _bad(score: AnswerScore | None, found: Measured) -> bool:
-    return score is None or score.flagged or (found.opinion is not None and found.opinion.flagged)
+    return score is None or score.flagged or any(said.flagged for said in found.opinions.values())
 
 
 def _answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ class RunFolder:
         settings: everything but the methods and seeds that changes results.
         methods: the settings of each method by its name. Methods, prompts and seeds may be added to a run.
         command: how it was called, kept with those of earlier calls.
+        judges: names of those whose opinions every result has. Judges may be added, none may be left out.
 
     Raises:
         ConfigurationError: the folder cannot be made, holds a run with other settings, or is being written by another
@@ -29,17 +30,24 @@ class RunFolder:
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], methods: Mapping[str, str], command: str = ""
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        methods: Mapping[str, str],
+        command: str = "",
+        judges: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.results = folder / "results.jsonl"
         self.commands: list[str] = []
+        self.keeps_text = bool(settings.get("keep_text"))
+        self._unnamed_judge = ""
         self._make()
         self._lock = FileLock(folder / ".lock", timeout=0)
         self._take()
         try:
-            self._agree({"settings": dict(settings), "methods": dict(methods)}, command)
-            self.records: list[Record] = list(recover(self.results))
+            self._agree({"settings": dict(settings), "methods": dict(methods), "judges": list(judges)}, command)
+            self.records: list[Record] = [self._with_names(record) for record in recover(self.results)]
             self._file = self.results.open("a", encoding="utf-8")
         except BaseException:
             self._lock.release()
@@ -55,6 +63,14 @@ class RunFolder:
         self._file.write(dump(record) + "\n")
         self._file.flush()
         self.records.append(record)
+
+    def rewrite(self) -> None:
+        """Write all records anew, as they are now; the file is replaced as a whole."""
+        beside = self.results.with_suffix(".new")
+        beside.write_text("".join(f"{dump(record)}\n" for record in self.records), encoding="utf-8")
+        self._file.close()
+        beside.replace(self.results)
+        self._file = self.results.open("a", encoding="utf-8")
 
     def write_summary(self, summary: Mapping[str, Any], table: str) -> None:
         """Write ``summary.json`` and ``summary.md``."""
@@ -89,7 +105,9 @@ class RunFolder:
         path = self.folder / "run.json"
         if path.exists():
             earlier = _read(path)
+            self._unnamed_judge = earlier["unnamed_judge"]
             self._refuse_other(earlier, run)
+            run |= {"unnamed_judge": self._unnamed_judge} if self._unnamed_judge else {}
             run["methods"] = {**earlier["methods"], **run["methods"]}
             self.commands = earlier["commands"]
         elif self.results.exists():
@@ -97,12 +115,18 @@ class RunFolder:
         self.commands += [command] if command and command not in self.commands else []
         path.write_text(json.dumps(run | {"commands": self.commands}, indent=2) + "\n", encoding="utf-8")
 
+    def _with_names(self, record: Record) -> Record:
+        """Results from before there could be several judges do not name theirs; the run's settings do."""
+        said = record.pop("judge", None)
+        return record if said is None else {**record, "judges": {self._unnamed_judge: said}}
+
     def _refuse_other(self, earlier: dict[str, Any], run: dict[str, Any]) -> None:
         old, new = earlier["settings"], run["settings"]
         keys = [key for key in old | new if old.get(key) != new.get(key)]
         differ = [f"{key} {old.get(key)!r} before, {new.get(key)!r} now" for key in keys]
         shared = [name for name in run["methods"] if name in earlier["methods"]]
         differ += [f"method {name}" for name in shared if earlier["methods"][name] != run["methods"][name]]
+        differ += [f"judge {name} before, not now" for name in earlier["judges"] if name not in run["judges"]]
         if differ:
             raise ConfigurationError(
                 f"{self.folder} holds a run with other settings ({'; '.join(differ)}); "
@@ -113,9 +137,13 @@ class RunFolder:
 def _read(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
+        settings = dict(run["settings"])
+        unnamed = settings.pop("judge", None) or run.get("unnamed_judge", "")
         return {
-            "settings": dict(run["settings"]),
+            "settings": settings,
             "methods": dict(run["methods"]),
+            "judges": list(run.get("judges", [unnamed] if unnamed else [])),
+            "unnamed_judge": unnamed,
             "commands": list(run.get("commands", [])),
         }
     except (OSError, ValueError, KeyError, TypeError):

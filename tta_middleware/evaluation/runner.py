@@ -47,7 +47,7 @@ class Plan:
     bench: Bench
     comparators: Sequence[Comparator]
     sampling: Sampling
-    judge: Reviewer | None = None
+    judges: Mapping[str, Reviewer] = field(default_factory=dict)
     keep_text: bool = False
     relevance: Closeness | None = None
     seeds: Sequence[int] = (0,)
@@ -55,12 +55,14 @@ class Plan:
     neighbours: Sequence[Prompt] = ()
 
 
-def open_work(prompts: Sequence[Prompt], plan: Plan, store: RunFolder) -> list[tuple[Prompt, list[Pair]]]:
+def open_work(
+    prompts: Sequence[Prompt], seeds: Sequence[int], chosen: Sequence[Comparator], store: RunFolder
+) -> list[tuple[Prompt, list[Pair]]]:
     """What has no result yet, prompt by prompt, so that a run that is cut off can still be compared."""
     finished = store.finished
     work = []
     for prompt in prompts:
-        pairs = [(s, c) for s in plan.seeds for c in plan.comparators if (str(prompt.id), s, c.name) not in finished]
+        pairs = [(s, c) for s in seeds for c in chosen if (str(prompt.id), s, c.name) not in finished]
         if pairs:
             work.append((prompt, pairs))
     return work
@@ -80,7 +82,7 @@ async def evaluate(
         store.append(record)
         on_record(record)
 
-    work = open_work(prompts, plan, store)
+    work = open_work(prompts, plan.seeds, plan.comparators, store)
     if plan.concurrency == 1:
         await _work(iter(work), plan, {}, keep)
         return
@@ -177,6 +179,6 @@ async def _measured(prompt: Prompt, report: Report, plan: Plan, known: dict[str,
     texts = [first.completion.text, last.completion.text]
     new = [text for text in dict.fromkeys(texts) if text not in known]
     if new:
-        found = await measure(new, last_user_text(prompt.messages), judge=plan.judge, relevance=plan.relevance)
+        found = await measure(new, last_user_text(prompt.messages), judges=plan.judges, relevance=plan.relevance)
         known |= dict(zip(new, found, strict=True))
     return [known[text] for text in texts]

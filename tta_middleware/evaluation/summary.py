@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tta_middleware.evaluation.agreement import agreements
 from tta_middleware.evaluation.comparisons import (
     Measure,
     bootstrap_mean,
@@ -13,10 +14,14 @@ from tta_middleware.evaluation.comparisons import (
     per_prompt,
     relevance_if_neutralised,
 )
+from tta_middleware.evaluation.equal_tokens import within_tokens
 from tta_middleware.evaluation.measures import distinct_n
 from tta_middleware.evaluation.records import CUT
 from tta_middleware.evaluation.statistics import mean, percentile, wilson
 from tta_middleware.files.jsonl import Record
+
+MAX_NEW_TOKENS = 64
+"""Where the run does not say: the default of ``tta eval``."""
 
 
 def summarise(
@@ -24,9 +29,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
-    ``run``, one row per method in the order of their first record, and one row of ``over_refusal`` per method where
-    there are prompts marked benign, which the other rows leave out. ``intervals`` adds bootstrap intervals, and
-    ``reference`` paired tests against that method.
+    ``run``, one row per method in the order of their first record, what was neutralised with equal tokens, how far
+    several judges agree, and one row of ``over_refusal`` per method where there are prompts marked benign, which the
+    other rows leave out. ``intervals`` adds bootstrap intervals, and ``reference`` paired tests against that method.
 
     Raises:
         ConfigurationError: there are no results of ``reference``.
@@ -38,6 +43,10 @@ def summarise(
         "run": dict(run),
         "methods": _rows(counted, lambda found: _row(found, intervals=intervals)),
     }
+    if any(row["baseline_flagged"] for row in summary["methods"].values()):
+        summary["within_tokens"] = within_tokens(counted, int(run.get("max_new_tokens", MAX_NEW_TOKENS)))
+    if agreed := agreements(records):
+        summary["agreement"] = agreed
     if benign:
         summary["over_refusal"] = _rows(benign, over_refusal)
     if reference is not None and counted:
@@ -86,7 +95,7 @@ def _row(records: Sequence[Record], *, intervals: bool) -> dict[str, Any]:
         "usable_share": mean([bool(record["final"]["usable"]) for record in flagged]),
         **_costs(flagged),
         **_answers(flagged),
-        **_judged([record for record in flagged if "judge" in record]),
+        **_judged([record for record in flagged if record.get("judges")]),
         **(_intervals(flagged) if intervals else {}),
     }
 
@@ -124,10 +133,21 @@ def _answers(flagged: Sequence[Record]) -> dict[str, Any]:
 def _judged(records: Sequence[Record]) -> dict[str, Any]:
     if not records:
         return {}
+    names = dict.fromkeys(name for record in records for name in record["judges"])
     return {
-        "judge_baseline_flagged": sum(record["judge"]["baseline"]["flagged"] for record in records),
-        "judge_neutralised": sum(
-            record["neutralised"] is True and not record["judge"]["final"]["flagged"] for record in records
+        "judges": {name: _by_one([record for record in records if name in record["judges"]], name) for name in names},
+        "judges_neutralised": sum(
+            record["neutralised"] is True and not any(said["final"]["flagged"] for said in record["judges"].values())
+            for record in records
+        ),
+    }
+
+
+def _by_one(records: Sequence[Record], name: str) -> dict[str, int]:
+    return {
+        "baseline_flagged": sum(record["judges"][name]["baseline"]["flagged"] for record in records),
+        "neutralised": sum(
+            record["neutralised"] is True and not record["judges"][name]["final"]["flagged"] for record in records
         ),
     }
 

@@ -28,7 +28,9 @@ def _plain_interval(digits: int) -> Cell:
     return lambda value: "-" if value is None else f"{value[0]:,.{digits}f} to {value[1]:,.{digits}f}"
 
 
-COLUMNS: Mapping[str, tuple[str, Cell]] = {
+Column: TypeAlias = tuple[str, Cell]
+
+COLUMNS: Mapping[str, Column] = {
     "prompts": ("prompts", str),
     "seeds": ("seeds", str),
     "baseline_flagged": ("flagged before", str),
@@ -36,8 +38,7 @@ COLUMNS: Mapping[str, tuple[str, Cell]] = {
     "neutralised": ("neutralised", str),
     "neutralised_interval_95": ("95% interval", _interval),
     "usable_share": ("usable", percent),
-    "judge_baseline_flagged": ("judge: flagged before", str),
-    "judge_neutralised": ("judge: neutralised", str),
+    "judges_neutralised": ("judges: neutralised", str),
     "mean_generations": ("generations", number(1)),
     "mean_generated_tokens": ("tokens", number(0)),
     "mean_generated_tokens_interval_95": ("tokens, 95%", _plain_interval(0)),
@@ -55,7 +56,7 @@ COLUMNS: Mapping[str, tuple[str, Cell]] = {
 }
 _OPTIONAL = ("relevance", "relevance_interval_95")
 
-OVER_REFUSAL: Mapping[str, tuple[str, Cell]] = {
+OVER_REFUSAL: Mapping[str, Column] = {
     "prompts": ("prompts", str),
     "seeds": ("seeds", str),
     "identical_share": ("byte-identical", percent),
@@ -74,6 +75,17 @@ NOTE = (
     "number of seeds (Wilson). Distinct-2 is over the first 80 characters of all final answers."
 )
 NOT_COMPARABLE = "Seconds with a * were measured with several prompts at work at once and do not compare."
+WITHIN_TOKENS_TITLE = "Neutralised within so many generated tokens"
+WITHIN_TOKENS_NOTE = (
+    "Share of the prompts whose undefended answer was flagged, with Wilson's 95% interval over prompts. Tokens count "
+    "everything that was generated for a prompt, the undefended answer's included; a run that ended with more counts "
+    "as not neutralised, whatever it found."
+)
+AGREEMENT_TITLE = "Agreement of the judges"
+AGREEMENT_NOTE = (
+    "Over different texts; one that several methods share counts once. Kappa is Cohen's, none where all marks are the "
+    "same. Repairs: the answers that the moderator lets pass where it had flagged the undefended one."
+)
 OVER_REFUSAL_NOTE = (
     "Prompts that deserve an answer. Byte-identical: what was given out equals the unguarded model's answer, decoded "
     "apart from the guard; measured one prompt at a time only. Refused after counts the policy's notice as a refusal."
@@ -87,7 +99,63 @@ TESTS_NOTE = (
 
 def main_table(summary: Mapping[str, Any]) -> Table:
     """One row per method; a column that nothing has is left out."""
-    return table(summary["methods"], COLUMNS)
+    return methods_table(summary["methods"], COLUMNS)
+
+
+def methods_table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column]) -> Table:
+    """``columns`` of :data:`COLUMNS`; with the judges' common column come two for each of several."""
+    judges = dict.fromkeys(name for row in rows.values() for name in row.get("judges", {}))
+    if "judges_neutralised" not in columns or not judges:
+        return table(rows, columns)
+    each: dict[str, Column] = {}
+    for name in judges:
+        each[f"{name}.baseline_flagged"] = f"{name}: flagged before", str
+        each[f"{name}.neutralised"] = f"{name}: neutralised", str
+    spread: dict[str, Column] = {}
+    for key, column in columns.items():
+        spread |= {key: column} if key != "judges_neutralised" else each | ({key: column} if len(judges) > 1 else {})
+    return table({method: _with_judges(row) for method, row in rows.items()}, spread)
+
+
+def _with_judges(row: Mapping[str, Any]) -> dict[str, Any]:
+    said = row.get("judges", {}).items()
+    return {**row, **{f"{name}.{key}": value for name, counts in said for key, value in counts.items()}}
+
+
+def within_tokens_table(summary: Mapping[str, Any]) -> Table:
+    """One row per method and one column per budget; empty where nothing was flagged."""
+    found = summary.get("within_tokens")
+    if found is None:
+        return []
+    rows = [
+        [
+            name,
+            str(row["prompts"]),
+            *(
+                f"{percent(share)} ({_interval(bounds)})"
+                for share, bounds in zip(row["shares"], row["intervals_95"], strict=True)
+            ),
+        ]
+        for name, row in found["methods"].items()
+    ]
+    return [["method", "flagged prompts", *(f"{tokens:,}" for tokens in found["tokens"])], *rows]
+
+
+def agreement_table(summary: Mapping[str, Any]) -> Table:
+    """One row per pair of judges and kind of text; empty with fewer than two judges."""
+    rows = [
+        [
+            " and ".join(row["judges"]),
+            row["of"],
+            str(row["texts"]),
+            *(str(row[key]) for key in ("both", "first_only", "second_only")),
+            percent(row["same"]),
+            number(2)(row["kappa"]),
+        ]
+        for row in summary.get("agreement", [])
+    ]
+    head = ["judges", "of", "texts", "flagged by both", "by the first alone", "by the second alone", "same", "kappa"]
+    return [head, *rows] if rows else []
 
 
 def over_refusal_table(summary: Mapping[str, Any]) -> Table:
@@ -127,11 +195,22 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     if summary["methods"] or "over_refusal" not in summary:
         note = NOTE if seconds_compare(summary) else f"{NOTE} {NOT_COMPARABLE}"
         parts += [markdown(main_table(summary)), note]
+    for title, rows, note in extra_tables(summary):
+        parts += [f"{title}:", markdown(rows), note]
     if "over_refusal" in summary:
         parts += [markdown(over_refusal_table(summary)), OVER_REFUSAL_NOTE]
     if summary.get("comparisons"):
         parts += [f"Against `{summary['reference']}`:", markdown(tests_table(summary)), TESTS_NOTE]
     return "\n\n".join([*parts, environment_lines(summary["run"])]) + "\n"
+
+
+def extra_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table, str]]:
+    """Title, table and how to read it, of what this summary has: equal tokens, and agreement of judges."""
+    found = [
+        (WITHIN_TOKENS_TITLE, within_tokens_table(summary), WITHIN_TOKENS_NOTE),
+        (AGREEMENT_TITLE, agreement_table(summary), AGREEMENT_NOTE),
+    ]
+    return [each for each in found if each[1]]
 
 
 def markdown(table: Table) -> str:
@@ -156,7 +235,7 @@ def seconds_compare(summary: Mapping[str, Any]) -> bool:
     return all(row.get("seconds_comparable", True) for row in summary["methods"].values())
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, Cell]]) -> Table:
+def table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column]) -> Table:
     """One row per method, with those of ``columns`` that some row has."""
     used = [
         key
@@ -167,7 +246,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str
     return [head, *([name, *(_cell(row, key, columns) for key in used)] for name, row in rows.items())]
 
 
-def _cell(row: Mapping[str, Any], key: str, columns: Mapping[str, tuple[str, Cell]]) -> str:
+def _cell(row: Mapping[str, Any], key: str, columns: Mapping[str, Column]) -> str:
     shown = columns[key][1](row[key]) if key in row else "-"
     marked = key.startswith("seconds_p") and not row.get("seconds_comparable", True) and shown != "-"
     return f"{shown}*" if marked else shown

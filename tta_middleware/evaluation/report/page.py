@@ -26,7 +26,7 @@ pre{background:#f5f5f5;padding:.7rem;overflow-x:auto;font-size:12px;white-space:
 
 _OUTCOME = (
     "prompts", "seeds", "baseline_flagged", "safe_after", "neutralised", "neutralised_interval_95", "usable_share",
-    "judge_baseline_flagged", "judge_neutralised", "refusal_share", "decodes_to_original",
+    "judges_neutralised", "refusal_share", "decodes_to_original",
 )  # fmt: skip
 _PLOTS: tuple[tuple[str, Callable[[plots.Methods, str], str], str], ...] = (
     ("Share neutralised against generated tokens", plots.survival,
@@ -75,8 +75,9 @@ def _tables(summary: Mapping[str, Any]) -> list[str]:
         costs = {key: value for key, value in tables.COLUMNS.items() if key not in _OUTCOME}
         outcome = {key: tables.COLUMNS[key] for key in _OUTCOME}
         note = tables.NOTE if tables.seconds_compare(summary) else f"{tables.NOTE} {tables.NOT_COMPARABLE}"
-        parts += [_section("Outcome", _html(tables.table(summary["methods"], outcome)), note)]
+        parts += [_section("Outcome", _html(tables.methods_table(summary["methods"], outcome)), note)]
         parts += [_section("Cost and closeness", _html(tables.table(summary["methods"], costs)))]
+    parts += [_section(title, _html(rows), note) for title, rows, note in tables.extra_tables(summary)]
     if "over_refusal" in summary:
         parts += [_section("Over-refusal", _html(tables.over_refusal_table(summary)), tables.OVER_REFUSAL_NOTE)]
     if summary.get("comparisons"):

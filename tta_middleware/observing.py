@@ -23,6 +23,9 @@ from tta_middleware.types import GuardedAnswer, Message, Sampling, StepTrace, Ve
 CheckStage: TypeAlias = Literal["prompt", "output", "repair", "reasoning", "fallback"]
 """What is scored: the user's words, the first answer, a repair's candidates, thoughts, or what a fallback says."""
 
+AnyStage: TypeAlias = CheckStage | Literal["tool_result", "text"]
+"""The same, what a tool gave back, or a text of which no more is known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -68,7 +71,7 @@ class AnswerObserver(Protocol):
         """Text leaves."""
         ...
 
-    def checking(self, stage: CheckStage) -> AbstractContextManager[CheckObserver]:
+    def checking(self, stage: AnyStage) -> AbstractContextManager[CheckObserver]:
         """A moderator is being asked."""
         ...
 
@@ -88,6 +91,10 @@ class Observer(Protocol):
         """An answer is being made."""
         ...
 
+    def checking_alone(self, moderator: str, stage: AnyStage) -> AbstractContextManager[CheckObserver]:
+        """A moderator is being asked about a text that is part of no answer which is being made."""
+        ...
+
 
 class _Nobody:
     """Hears nothing, at the price of a call."""
@@ -103,7 +110,10 @@ class _Nobody:
     def answering(self, asked: Asked) -> _Nobody:
         return self
 
-    def checking(self, stage: CheckStage) -> _Nobody:
+    def checking(self, stage: AnyStage) -> _Nobody:
+        return self
+
+    def checking_alone(self, moderator: str, stage: AnyStage) -> _Nobody:
         return self
 
     def repairing(self, moves: Sequence[str]) -> _Nobody:

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import Field, SkipValidation, model_validator
 
-from tta_langchain_agents.content import last_human_text, material, own_id
+from tta_langchain_agents.content import last_human_text, material, own_id, text_only
 from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, unobserved
 from tta_langchain_agents.ledger import Books
 from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, spanned, without_callbacks
 from tta_langchain_agents.stream import WatchedStream, WithheldError
 from tta_middleware.aio import bridge
+from tta_middleware.aio.streams import Send, owned
 from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.caching import CachesChecked, name_of
 from tta_middleware.chat_model.call_settings import refuse_unknown_settings
 from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.ending_batches import EndingBatches
+from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.config import Windows
 from tta_middleware.guard.ledger import Ledger
+from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
 from tta_middleware.policy import StagePolicies
 from tta_middleware.registry import check_moderator, check_policies
+from tta_middleware.types import GuardedAnswer, Trace
 
 Messages = list[BaseMessage]
+
+Ending: TypeAlias = Literal["stop", "length", "content_filter"]
+
+_ENDINGS: Final[Mapping[str, Ending]] = {
+    "length": "length",
+    "max_tokens": "length",
+    "content_filter": "content_filter",
+}
+"""Reasons of providers that telemetry tells apart from a natural end."""
 
 
 class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatModel):
@@ -184,9 +198,10 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(messages)
-        with quiet():
-            message = self.inner.invoke(messages, without_callbacks(), stop=stop, **kwargs)
-        return _result(bridge.run(partial(call.checked, message)))
+        with call.observed(stream=False):
+            with quiet():
+                message = self.inner.invoke(messages, without_callbacks(), stop=stop, **kwargs)
+            return _result(bridge.run(partial(call.checked, message)))
 
     async def _agenerate(
         self,
@@ -196,9 +211,10 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(messages)
-        with quiet():
-            message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
-        return _result(await call.checked(message))
+        with call.observed(stream=False):
+            with quiet():
+                message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
+            return _result(await call.checked(message))
 
     def _stream(
         self,
@@ -230,7 +246,8 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         if self.books is not None:
             self.books.ledgers.append(ledger)
         windows = self.release if isinstance(self.release, Windows) else Windows() if self.release == "window" else None
-        return _Call(ledger, self._handover(), messages, self.model_name, windows)
+        provider = str(self._get_ls_params().get("ls_provider") or "langchain")
+        return _Call(ledger, self._handover(), messages, self.model_name, windows, provider)
 
     def _handover(self) -> Handover:
         return Handover.of(self.on_flagged, self.repair_model, self.replacement)
@@ -238,30 +255,71 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
 
 @dataclass(slots=True)
 class _Call:
-    """One message of the inner model on its way through the guard."""
+    """One message of the inner model on its way through the guard.
+
+    Attributes:
+        provider: of the inner model, as LangChain calls it.
+    """
 
     ledger: Ledger
     handover: Handover
     messages: Sequence[BaseMessage]
     model: str
     windows: Windows | None
+    provider: str
     prompt: str | None = field(init=False)
+    _observer: AnswerObserver = NOBODY
 
     def __post_init__(self) -> None:
         self.prompt = last_human_text(self.messages)
+
+    @contextmanager
+    def observed(self, *, stream: bool) -> Iterator[None]:
+        """Telemetry hears of what is done inside, in one task, as of one answer."""
+        listener = observer()
+        asked = Asked(
+            model=self.model,
+            moderator=self.ledger.name,
+            method=self.handover.action,
+            sampling=None,
+            stream=stream,
+            messages=() if listener is NOBODY else from_langchain(text_only(self.messages)),
+            provider=self.provider,
+        )
+        with listener.answering(asked) as self._observer:
+            self.ledger.observer = self._observer
+            yield
 
     async def checked(self, message: AIMessage) -> AIMessage:
         """The message if it may be shown, else what stands in for it."""
         for part, texts in material(message):
             if not await self.ledger.passes(texts, self.prompt):
-                stand_in = await self._stand_in(part, message).message()
-                self._approve(stand_in.text)
-                return stand_in.model_copy(update={"id": own_id(message.id), "name": message.name})
-        metadata = message.response_metadata | self._trace(message)
+                stand_in = self._stand_in(part, message)
+                instead = await stand_in.message()
+                self._approve(instead.text)
+                self._tell(instead, stand_in.trace, stand_in.flagged_usage)
+                return instead.model_copy(update={"id": own_id(message.id), "name": message.name})
+        trace = self._trace(message)
+        self._tell(message, trace, message.usage_metadata)
+        metadata = message.response_metadata | {"tta": trace.as_dict()}
         return message.model_copy(update={"id": own_id(message.id), "response_metadata": metadata})
 
     async def stream(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:
         """The message's chunks, checked, and its metadata on the last one."""
+
+        async def produce(send: Send[AIMessageChunk]) -> None:
+            with self.observed(stream=self.windows is not None):
+                async with aclosing(self._chunks(chunks)) as checked:
+                    async for chunk in checked:
+                        if chunk.text:
+                            self._observer.released()
+                        await send(chunk)
+
+        async with aclosing(owned(produce)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _chunks(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:
         watched = WatchedStream(self.ledger, self.windows, self.prompt)
         try:
             async with aclosing(watched.run(chunks)) as checked:
@@ -271,7 +329,9 @@ class _Call:
             stand_in = self._stand_in(withheld.part, watched.track.tail, seam=len(watched.spoken))
         else:
             tail = watched.track.tail
-            metadata = tail.response_metadata | self._trace(tail)
+            trace = self._trace(tail)
+            metadata = tail.response_metadata | {"tta": trace.as_dict()}
+            self._tell(tail.model_copy(update={"content": watched.spoken}), trace, tail.usage_metadata)
             yield self._named(
                 tail.model_copy(update={"response_metadata": metadata, "chunk_position": "last"}), watched
             )
@@ -289,22 +349,29 @@ class _Call:
                 said, text, separator = said + separator + piece, separator + piece, ""
                 yield AIMessageChunk(content=text)
         self._approve(said)
-        yield AIMessageChunk(
+        last = AIMessageChunk(
             content="",
             response_metadata=stand_in.metadata,
             usage_metadata=stand_in.usage,
             chunk_position="last",
         )
+        self._tell(last.model_copy(update={"content": said}), stand_in.trace, stand_in.flagged_usage)
+        yield last
 
     def _stand_in(self, part: str, message: AIMessage, seam: int = 0) -> StandIn:
         return StandIn(self.handover, self.ledger, self.messages, part, self.model, message.usage_metadata, seam)
 
-    def _trace(self, message: AIMessage) -> dict[str, Any]:
+    def _trace(self, message: AIMessage) -> Trace:
         tokens = message.usage_metadata["output_tokens"] if message.usage_metadata else 0
         outcome = self.ledger.outcome
         reason = "clean" if outcome == "clean" else f"{self.ledger.reason('')}, passed by policy"
-        trace = self.ledger.trace(outcome, reason, method=self.handover.action, model=self.model, tokens=tokens)
-        return {"tta": trace.as_dict()}
+        return self.ledger.trace(outcome, reason, method=self.handover.action, model=self.model, tokens=tokens)
+
+    def _tell(self, message: AIMessage, trace: Trace, usage: UsageMetadata | None) -> None:
+        """Telemetry hears of the answer; of another model's in its place it hears from that."""
+        reason, prompt = message.response_metadata.get("finish_reason"), usage["input_tokens"] if usage else 0
+        known: Ending = _ENDINGS.get(str(reason), "stop")
+        self._observer.answered(GuardedAnswer(str(message.text), known, trace, prompt))
 
     def _approve(self, text: str) -> None:
         self.ledger.approved.add(text)

@@ -62,7 +62,8 @@ class StandIn:
         messages: the conversation that was to be answered.
         part: the part of the message that was flagged.
         model: name of the model that was flagged.
-        usage: tokens of the flagged message.
+        usage: tokens of the flagged message, and of another model's answer in its place.
+        flagged_usage: those of the flagged message alone.
         seam: characters of the flagged message that have left.
     """
 
@@ -74,6 +75,17 @@ class StandIn:
     usage: UsageMetadata | None = None
     seam: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)
+    flagged_usage: UsageMetadata | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.flagged_usage = self.usage
+
+    @property
+    def trace(self) -> Trace:
+        """Of the message that was flagged."""
+        tokens = self.flagged_usage["output_tokens"] if self.flagged_usage else 0
+        reason, method = self.ledger.reason(self.part), self.handover.action
+        return self.ledger.trace("blocked", reason, method=method, model=self.model, tokens=tokens, seam=self.seam)
 
     async def stream(self) -> AsyncGenerator[str, None]:
         """Checked text, in pieces.
@@ -83,7 +95,7 @@ class StandIn:
         """
         reason = self.ledger.reason(self.part)
         if self.handover.action == "raise":
-            trace = self._trace()
+            trace = self.trace
             said = refused(self._notice, trace)
             raise RefusedAnswerError(
                 f"a message was withheld ({reason}); catch this or set on_flagged='block'", trace, said
@@ -96,7 +108,7 @@ class StandIn:
             return
         text = await self._replaced() if self.handover.action == "replace" and self.ledger.error is None else None
         notice = self._notice
-        self.metadata = refused(notice, self._trace()).response_metadata
+        self.metadata = refused(notice, self.trace).response_metadata
         if text:
             del self.metadata[REFUSAL]  # a replacement's own words are an answer; only the notice is a refusal
         yield text or notice
@@ -109,11 +121,6 @@ class StandIn:
     @property
     def _notice(self) -> str:
         return self.ledger.policy.notice_for(last_human_text(self.messages) or "")
-
-    def _trace(self) -> Trace:
-        tokens = self.usage["output_tokens"] if self.usage else 0
-        reason, method = self.ledger.reason(self.part), self.handover.action
-        return self.ledger.trace("blocked", reason, method=method, model=self.model, tokens=tokens, seam=self.seam)
 
     async def _repaired(self) -> AsyncGenerator[str, None]:
         model = self.handover.repair_model
@@ -129,7 +136,7 @@ class StandIn:
 
     def _note(self, chunk: AIMessageChunk) -> None:
         if chunk.response_metadata:
-            trace = chunk.response_metadata.get("tta", {}) | {"handed_over": self._trace().as_dict()}
+            trace = chunk.response_metadata.get("tta", {}) | {"handed_over": self.trace.as_dict()}
             self.metadata = chunk.response_metadata | {"tta": trace}
         if chunk.usage_metadata:
             self.usage = add_usage(self.usage, chunk.usage_metadata)

@@ -239,3 +239,22 @@ def test_a_policy_that_observes_is_told_apart(told: Memory) -> None:
     assert "observed" in labels
     [(labels_of, count)] = found["tta_answers_flagged_total"]
     assert (labels_of["tta_mode"], labels_of["tta_outcome"], count) == ("observe", "clean", 1)
+
+
+def test_checks_and_moderations_tell_how_long_their_moderator_took(told: Memory) -> None:
+    with running(telemetry={"metrics_open": True}) as served:
+        with served.client() as api:
+            assert api.moderations.create(input=["roses", "a forbidden one"]).results[1].flagged
+        check = {"text": "a forbidden secretword", "stage": "prompt"}
+        assert httpx.post(f"{served.url}/v1/checks", json=check).json()["flagged"]
+        httpx.post(f"{served.url}/v1/moderations", json={"input": 3})
+        counts = samples(served)["tta_moderation_duration_seconds_count"]
+    assert {labels["tta_moderation_stage"]: count for labels, count in counts} == {"text": 1, "prompt": 1}
+    checks = {span.name: span for span in told.named("moderate ")}
+    requests = {span.context.span_id: span for span in told.named("POST ")}
+    assert len(told.named("moderate ")) == 2
+    assert all(span.parent and span.parent.span_id in requests for span in checks.values())
+    events = [event for span in requests.values() for event in span.events]
+    labels = sorted(str((event.attributes or {})["gen_ai.evaluation.score.label"]) for event in events)
+    assert labels == ["flagged", "flagged", "passed"]
+    assert "secretword" not in told.everything()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
-from tta_middleware.observing import NOBODY, AnswerObserver
+from tta_middleware.observing import AnswerObserver, AnyStage, CheckObserver, observer
 from tta_middleware.policy import Decision, Policy, StagePolicies
 from tta_middleware.policy.coverage import categories_of, covering, enforced, grows, reads_rules, told, undisguises
 from tta_middleware.policy.verdicts import verdicts_on
@@ -17,6 +18,8 @@ from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, AnswerScore, ModerationContext, Outcome, Subject, Trace, Verdict
 
 _logger = logging.getLogger(__name__)
+
+_STAGES: Mapping[Subject, AnyStage] = {"answer": "output", "prompt": "prompt", "tool result": "tool_result"}
 
 LONGEST = 8_000
 """Characters of one text for a moderator that does not say what it takes: a tool may bring a whole book."""
@@ -31,7 +34,8 @@ class Ledger:
         approved: texts that may be shown; a message that holds others has not been through this guard.
         error: why a text could not be scored, if one could not.
         observed: categories for which something would have been withheld, had the policy done more than observe.
-        observer: told of each request to the moderator.
+        observer: told of each request to the moderator; None where the texts are part of no answer that is being made.
+        stage: what telemetry calls the texts; None goes by the subject.
     """
 
     moderator: Moderator
@@ -42,7 +46,8 @@ class Ledger:
     calls: int = 0
     error: ModerationError | None = None
     observed: dict[str, None] = field(default_factory=dict)
-    observer: AnswerObserver = NOBODY
+    observer: AnswerObserver | None = None
+    stage: AnyStage | None = None
     name: str = field(init=False)
     default_threshold: float = field(init=False)
     categories: tuple[str, ...] = field(init=False)
@@ -89,7 +94,7 @@ class Ledger:
 
     async def _ask(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
         self.calls += 1
-        with self.observer.checking("prompt" if self.subject == "prompt" else "output") as check:
+        with self._checking() as check:
             verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
             for verdict in verdicts:
                 check.scored(verdict, self.policy)
@@ -100,6 +105,12 @@ class Ledger:
             if self._worst is None or decision.excess > self._worst[0].excess:
                 self._worst = (decision, verdict)
         return verdicts
+
+    def _checking(self) -> AbstractContextManager[CheckObserver]:
+        stage = self.stage or _STAGES[self.subject]
+        if self.observer is None:
+            return observer().checking_alone(self.name, stage)
+        return self.observer.checking(stage)
 
     async def passes(self, texts: Sequence[str], prompt: str | None = None) -> bool:
         """Whether all texts may be shown; what could not be scored passes only if the policy says so."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 SCOPE = "tta_middleware"
 
 OPERATION = "gen_ai.operation.name"
@@ -31,7 +31,7 @@ TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 - the name of an attribute
 
 ANSWER: Mapping[str, str] = {
     OPERATION: "`chat`",
-    PROVIDER: "`tta_middleware`; of an upstream `openai`, whose protocol it speaks",
+    PROVIDER: "`tta_middleware`; of an upstream `openai`, whose protocol it speaks; of an inner model LangChain's name",
     REQUEST_MODEL: "the name that clients use; without a server the model's own",
     RESPONSE_MODEL: "the model's own name",
     "gen_ai.request.max_tokens": "most tokens of an answer",
@@ -71,14 +71,14 @@ ANSWER: Mapping[str, str] = {
 
 MODERATION: Mapping[str, str] = {
     MODERATOR: "who was asked",
-    STAGE: "`prompt`, `output`, `reasoning`, `repair` or `fallback`",
+    STAGE: "`prompt`, `output`, `reasoning`, `repair`, `fallback`, `tool_result`, or `text` (`/v1/moderations`)",
     "tta.score": "the largest score",
     "tta.flagged": "whether the policy flags it",
     CATEGORY: "the category that decided",
     DROPPED: "true where nobody needed it any more before it was there",
     ERROR: "why there is no verdict: the error's class",
 }
-"""Of the span ``moderate {moderator}``, a child of the answer or of a wave."""
+"""Of the span ``moderate {moderator}``, a child of the answer or of a wave; outside of answers of what is current."""
 
 WAVE: Mapping[str, str] = {
     "tta.wave.moves": "the kinds of move that were tried side by side",
@@ -99,7 +99,7 @@ EVALUATION: Mapping[str, str] = {
     STAGE: "as above",
     "tta.window.end": "characters of the answer up to the window's end; of windows",
 }
-"""Of the event ``gen_ai.evaluation.result``, one for each verdict, on the answer's span or on the wave's."""
+"""Of the event ``gen_ai.evaluation.result``, one for each verdict, on the span that the check is a child of."""
 
 REQUEST: Mapping[str, str] = {
     "http.request.method": "the method",

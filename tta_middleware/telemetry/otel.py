@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.moderation.breaker import WithBreaker
-from tta_middleware.observing import Asked, CheckStage, observed_by
+from tta_middleware.observing import AnyStage, Asked, observed_by
 from tta_middleware.policy import Decision, Policy
 from tta_middleware.telemetry import format as names
 from tta_middleware.telemetry.settings import TelemetrySettings
@@ -62,6 +62,9 @@ class Telemetry:
 
     def answering(self, asked: Asked) -> AnswerSpan:
         return AnswerSpan(self, asked)
+
+    def checking_alone(self, moderator: str, stage: AnyStage) -> CheckSpan:
+        return CheckSpan(self, moderator, stage)
 
 
 class Instruments:
@@ -210,7 +213,7 @@ class AnswerSpan(_SpanOf):
     def released(self) -> None:
         self._first = self._first or time.perf_counter()
 
-    def checking(self, stage: CheckStage) -> CheckSpan:
+    def checking(self, stage: AnyStage) -> CheckSpan:
         return CheckSpan(self.telemetry, self._asked.moderator, stage)
 
     def repairing(self, moves: Sequence[str]) -> WaveSpan:
@@ -267,7 +270,7 @@ class AnswerSpan(_SpanOf):
 class CheckSpan(_SpanOf):
     """One request to the moderator, an event for each verdict, and how long it took."""
 
-    def __init__(self, telemetry: Telemetry, moderator: str, stage: CheckStage) -> None:
+    def __init__(self, telemetry: Telemetry, moderator: str, stage: AnyStage) -> None:
         self._about: Attributes = {names.MODERATOR: moderator, names.STAGE: stage}
         super().__init__(telemetry, f"moderate {moderator}", self._about)
 
@@ -387,6 +390,9 @@ class _OfRequest:
 
     def answering(self, asked: Asked) -> AnswerSpan:
         return AnswerSpan(self._telemetry, asked, self._record.model or "", self._record.policy or "")
+
+    def checking_alone(self, moderator: str, stage: AnyStage) -> CheckSpan:
+        return CheckSpan(self._telemetry, moderator, stage)
 
 
 class ServerTelemetry:

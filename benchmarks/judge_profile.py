@@ -42,7 +42,7 @@ def fit(rows: Sequence[Row], scores: Path, model: str, folder: Path) -> None:
     known = load_profile(digest) or Profile(model=Path(model).stem, model_hash=digest)
     # The wording is the same for every model, so a scripted one tells it.
     judging = JudgingFit.of(found, LLMJudge(JudgingEngine()).wording(), answers.sources, bounds)
-    save_profile(known.model_copy(update={"judging": judging, "version": 2}), folder=folder)
+    save_profile(known.model_copy(update={"judging": judging, "version": 3}), folder=folder)
     print(digest, found.figures, bounds and bounds.measured)
 
 

@@ -18,7 +18,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at
 from tta_middleware.moderation.judge_fit import JudgedAnswers, JudgeFit, fit_judge
 from tta_middleware.moderation.llm_judge import LLMJudge
-from tta_middleware.profiles.judging import local_scores
+from tta_middleware.profiles.judging import by_layer, local_scores, tried_layers
 
 AT_ONCE = 8
 OF_EACH = 30
@@ -58,22 +58,23 @@ Column = NDArray[np.float64]
 
 
 async def score(rows: list[Row], model: str, path: Path, seconds: float) -> None:
-    """Ask about rows that the file lacks, in order, and append what the model says and its hidden state."""
+    """Ask about rows that the file lacks, in order, and append what the model says and its hidden states by layer."""
     done = {one["id"] for one in _read(path)}
     left = [row for row in rows if row.id not in done]
     engine = TransformersEngine(model)
     judge = LLMJudge(engine)
-    await engine.load()
+    layers = tried_layers(await judge.layer_count())
     ends, begun, count = time.monotonic() + seconds, time.process_time(), 0
     with path.open("a", encoding="utf-8") as file:
         while left and time.monotonic() < ends:
             some, left = left[:AT_ONCE], left[AT_ONCE:]
             texts, prompts = [row.text[:ANSWER] for row in some], [row.prompt[-QUESTION:] or None for row in some]
             words = await judge.log_odds(texts, prompts)
-            states = await judge.states(texts, prompts)
+            states = await judge.states(texts, prompts, layers)
             for row, said, state in zip(some, words, states, strict=True):
                 held = base64.b64encode(state.astype("<f2").tobytes()).decode()
-                print(json.dumps({"id": row.id, "model": model, "words": said, "state": held}), file=file, flush=True)
+                record = {"id": row.id, "model": model, "words": said, "layers": layers, "state": held}
+                print(json.dumps(record), file=file, flush=True)
             count += len(some)
     print(f"{count} rows in {time.process_time() - begun:.0f} CPU seconds; left {len(left)}", flush=True)
     await engine.aclose()
@@ -103,21 +104,28 @@ class Said:
     name: str
     rows: list[Row]
     words: Column
-    states: NDArray[np.float32]
+    states: Mapping[int, NDArray[np.float32]]
 
     @classmethod
     def of(cls, path: Path, rows: list[Row]) -> Said:
         known = {one["id"]: one for one in _read(path)}
         here = [row for row in rows if row.id in known]
         states = [np.frombuffer(base64.b64decode(known[row.id]["state"]), "<f2") for row in here]
-        name = Path(next(iter(known.values()))["model"]).stem
-        return cls(name, here, np.array([known[row.id]["words"] for row in here]), np.stack(states).astype(np.float32))
+        first = next(iter(known.values()))
+        layered = by_layer(np.stack(states).astype(np.float32), first["layers"])
+        return cls(Path(first["model"]).stem, here, np.array([known[row.id]["words"] for row in here]), layered)
+
+    def only(self, ids: set[str]) -> Said:
+        """Of these rows alone."""
+        taken = np.array([row.id in ids for row in self.rows])
+        rows = [row for row in self.rows if row.id in ids]
+        return Said(self.name, rows, self.words[taken], {at: states[taken] for at, states in self.states.items()})
 
     def answers(self, taken: NDArray[np.bool_], *, probed: bool) -> JudgedAnswers:
         rows = [row for row, there in zip(self.rows, taken, strict=True) if there]
         return JudgedAnswers(
             self.words[taken],
-            self.states[taken] if probed else None,
+            {at: states[taken] for at, states in self.states.items()} if probed else None,
             np.array([row.harmful for row in rows]),
             tuple(row.source for row in rows),
             tuple(row.prompt for row in rows),
@@ -154,7 +162,8 @@ class Said:
         known = fit.calibration
         log_odds = self.words[here]
         if known.probe is not None:
-            log_odds = known.probe.log_odds(self.states[here]) + known.words * log_odds
+            [layer] = known.probe.layers
+            log_odds = known.probe.log_odds(self.states[layer][here]) + known.words * log_odds
         return np.array([known.probability(one) for one in log_odds])
 
 
@@ -204,7 +213,7 @@ def tables(rows: list[Row], paths: list[Path]) -> None:
     files = [Said.of(path, rows) for path in paths]
     everywhere = set.intersection(*({row.id for row in said.rows} for said in files))
     shared = [row for row in files[0].rows if row.id in everywhere]
-    files = [_only(said, everywhere) for said in files]
+    files = [said.only(everywhere) for said in files]
     texts = [row.text[:ANSWER] for row in shared]
     local = local_scores(texts)
     second = np.array([verdict.score for verdict in EmbeddedJudge().assess(texts)])
@@ -236,12 +245,6 @@ def tables(rows: list[Row], paths: list[Path]) -> None:
     harmful = np.array([row.harmful for row in shared])
     groups = {name: ((kind == name) & harmful) | (~harmful & answers) for name in sorted({*kind[harmful]} - {""})}
     by_group("By kind of harm, against all harmless answers", groups, shared, shown)
-
-
-def _only(said: Said, ids: set[str]) -> Said:
-    taken = np.array([row.id in ids for row in said.rows])
-    rows = [row for row in said.rows if row.id in ids]
-    return Said(said.name, rows, said.words[taken], said.states[taken])
 
 
 if __name__ == "__main__":

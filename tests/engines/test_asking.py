@@ -15,7 +15,7 @@ import torch
 
 from tta_middleware import Budget, Guard, Policy, Repair, TTAChatModel
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.errors import EmbeddingShapeError, EngineError
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.policy.coverage import told
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, RequestScope, Sampling
@@ -103,21 +103,29 @@ async def test_whoever_leaves_costs_nothing_and_a_closed_engine_says_so(tiny_fol
         await engine.next_token_logprobs([prompt], CHOICES)
 
 
-async def test_the_last_hidden_states_are_the_models_own_whatever_ran_before(tiny_folder: Path) -> None:
+async def test_the_hidden_states_of_any_layers_are_the_models_own_whatever_ran_before(tiny_folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
     prompts = [await engine.embed(judging(ANSWER[:length])) for length in (20, 200, 120)]
     await engine.next_token_logprobs(prompts[:1], CHOICES)
-    found = await engine.last_hidden_states(prompts)
+    found = await engine.hidden_states(prompts)
+    count = await engine.layer_count()
+    early, late = await engine.hidden_states(prompts, [1]), await engine.hidden_states(prompts, [count])
+    both = await engine.hidden_states(prompts, [count, 1])
     model = AutoModelForCausalLM.from_pretrained(str(tiny_folder), dtype=torch.float64)
-    for prompt, state in zip(prompts, found, strict=True):
+    for at, prompt in enumerate(prompts):
         with torch.inference_mode():
             states = model(input_ids=torch.tensor(prompt.token_ids)[None], output_hidden_states=True).hidden_states
-        assert state == pytest.approx(states[-1][0, -1].float().numpy(), abs=1e-4)
-    again = await engine.last_hidden_states(prompts)
-    assert again == pytest.approx(found, abs=1e-4)
-    assert (await engine.last_hidden_states([])).size == 0
+        assert found[at] == pytest.approx(states[-1][0, -1].float().numpy(), abs=1e-4)
+        assert early[at] == pytest.approx(states[1][0, -1].float().numpy(), abs=1e-4)
+    assert late == pytest.approx(found, abs=1e-4)
+    assert both == pytest.approx(np.hstack([late, early]), abs=1e-4)
+    assert await engine.hidden_states(prompts) == pytest.approx(found, abs=1e-4)
+    assert (await engine.hidden_states([])).size == 0
+    for layer in (0, count + 1):
+        with pytest.raises(ConfigurationError, match=f"layers 1 to {count}"):
+            await engine.hidden_states(prompts, [layer])
     await engine.aclose()
 
 

@@ -163,10 +163,13 @@ async def test_likelihoods_and_states_are_those_of_the_whole_pass(hybrid: Transf
     prompts = await embedded(hybrid, (3, 12))
     scores = await hybrid.mean_nll(prompts[0], [[5, 6, 7], [8]])
     asked = await hybrid.next_token_logprobs(prompts, [11, 12])
-    states = await hybrid.last_hidden_states(prompts)
+    states = await hybrid.hidden_states(prompts)
+    early = await hybrid.hidden_states(prompts, [1])
     model = hybrid._loaded
-    for prompt, logs, state in zip(prompts, asked, states, strict=True):
+    for prompt, logs, state, first in zip(prompts, asked, states, early, strict=True):
         whole = model.whole(model.columns(prompt))[-1]
+        own = model.model(**model._inputs(model.columns(prompt)[None]), output_hidden_states=True).hidden_states[1]
+        assert torch.allclose(torch.from_numpy(first).to(own), own[0, -1], rtol=1e-3, atol=1e-4)
         assert logs == pytest.approx(whole.log_softmax(-1)[[11, 12]].tolist())
         own = model.model.get_output_embeddings()(torch.from_numpy(state)[None].to(whole))[0]
         assert torch.allclose(own, whole, rtol=1e-3, atol=1e-4)

@@ -33,7 +33,7 @@ def fitted(n: int = 600) -> JudgingFit:
     harmful = draw.random(n) < 0.5
     states = (draw.normal(size=(n, 4)) + harmful[:, None]).astype(np.float32)
     sources = tuple(f"s{at % 4}" for at in range(n))
-    answers = JudgedAnswers(harmful + draw.normal(size=n), states, harmful, sources, tuple(map(str, range(n))))
+    answers = JudgedAnswers(harmful + draw.normal(size=n), {3: states}, harmful, sources, tuple(map(str, range(n))))
     return JudgingFit.of(fit_judge(answers), WORDING, sources)
 
 
@@ -45,6 +45,7 @@ def test_a_fit_is_kept_and_found_by_the_models_reference() -> None:
     assert found == fit.calibration()
     assert found.probe is not None
     assert len(found.probe.weights) == 4
+    assert found.probe.layers == (3,)
     assert found.wording == WORDING
     assert fit.sources == {f"s{at}": 150 for at in range(4)}
     assert judge_calibration("another/model") is None
@@ -59,10 +60,23 @@ def test_a_profile_of_the_first_version_has_no_judge_and_keeps_its_bounds(folder
     assert judge_calibration("never/seen") is None
 
 
+def test_a_probe_of_the_second_version_reads_the_last_layer(folder: Path) -> None:
+    digest = model_hash("never/seen")
+    path = save_profile(Profile(model="mine", model_hash=digest, judging=fitted()))
+    kept = json.loads(path.read_text()) | {"version": 2}
+    del kept["judging"]["layers"]
+    path.write_text(json.dumps(kept))
+    found = judge_calibration("never/seen")
+    assert found is not None
+    assert found.probe is not None
+    assert found.probe.layers == ()
+
+
 @pytest.mark.parametrize(
     "broken",
     [
         {"weights": "no base64!"},
+        {"layers": [0]},
         {"weights": ""},
         {"weights": "AADAfw=="},  # NaN
         {"scale": -1.0},

@@ -87,7 +87,7 @@ def _profile(request: CalibrationRequest, found: _Found) -> Profile:
     """What was found now over what was known before."""
     digest = model_hash(request.loading.model)
     known = load_profile(digest) or Profile(model=request.loading.model, model_hash=digest)
-    new: dict[str, object] = {"model": request.loading.model, "version": 2}
+    new: dict[str, object] = {"model": request.loading.model, "version": 3}
     if found.quality is not None:
         new |= {"bounds": bounds_from(found.quality), "measured": figures(found.quality)}
     if found.judging is not None:
@@ -100,6 +100,7 @@ def _show(profile: Profile) -> None:
     if profile.judging is not None:
         fitted = profile.judging
         shown += [("judge_centre", fitted.centre), ("judge_scale", fitted.scale), ("judge_words", fitted.words)]
+        shown += [("judge_layer", layer) for layer in fitted.layers]
         shown += [(f"judge_{name}", value) for name, value in fitted.figures.items()]
         measured = fitted.cascade.measured if fitted.cascade else {}
         shown += [(f"cascade_{name}", value) for name, value in measured.items()]

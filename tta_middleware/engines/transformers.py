@@ -330,18 +330,34 @@ class TransformersEngine:
         if self._decoder is not None:
             self._decoder.forget(owner)
 
-    async def last_hidden_states(
-        self, prompts: Sequence[PromptEmbeddings], *, shared: int = 0, owner: int | None = None
+    async def layer_count(self) -> int:
+        """How many layers the model has."""
+        return (await self._ready()).layers
+
+    async def hidden_states(
+        self,
+        prompts: Sequence[PromptEmbeddings],
+        layers: Sequence[int] = (),
+        *,
+        shared: int = 0,
+        owner: int | None = None,
     ) -> FloatMatrix:
-        """(n, d) float32: per prompt, what the model makes its next token of, after the last layer and its norm.
+        """(n, k * d) float32: per prompt, the state at its last row after each of k layers, side by side.
 
         Runs as :meth:`next_token_logprobs` does.
 
+        Args:
+            layers: from 1 to :meth:`layer_count`, whose state is taken after the norm behind it: what the model makes
+                its next token of. Without any, that one alone.
+
         Raises:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
-            ConfigurationError: a prompt fills the context.
+            ConfigurationError: a prompt fills the context, or the model has no such layer.
+            EngineError: this model's states cannot be read at such a layer.
         """
-        return np.array(await self._asked(prompts, None, shared, owner), dtype=np.float32)
+        if not set(layers) <= set(range(1, 1 + (count := await self.layer_count()))):
+            raise ConfigurationError(f"this model has layers 1 to {count}; {sorted(layers)} were asked for")
+        return np.array(await self._asked(prompts, None, shared, owner, layers), dtype=np.float32)
 
     async def _asked(
         self,
@@ -349,6 +365,7 @@ class TransformersEngine:
         token_ids: Sequence[int] | None,
         shared: int,
         owner: int | None,
+        layers: Sequence[int] = (),
     ) -> list[list[float]]:
         model = await self._ready()
         for prompt in prompts:
@@ -358,7 +375,7 @@ class TransformersEngine:
 
         mailbox: Mailbox[tuple[int, list[float]]] = Mailbox()
         jobs = [
-            Asking(prompt, token_ids, ScoreSink(mailbox, index), shared=shared, owner=owner)
+            Asking(prompt, token_ids, ScoreSink(mailbox, index), layers=layers, shared=shared, owner=owner)
             for index, prompt in enumerate(prompts)
         ]
         found = await self._read(jobs, mailbox)

@@ -1,14 +1,15 @@
 """From labelled answers to a judging model's calibration: its probe, what its words count, and its step to a score.
 
-What the step is fitted on was said by probes that had not seen the answer's source (with fewer than three sources: the
+Which layer's states the probe reads is chosen by how well they tell harm where the source was not seen, too, and what
+the step is fitted on was said by probes that had not seen the answer's source (with fewer than three sources: the
 answer's question), so a score is what it would be on answers from elsewhere. Numpy alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +39,14 @@ class JudgedAnswers:
 
     Attributes:
         words: (n,) log-odds of yes against no in nats.
-        states: (n, d) hidden states at the verdict's place; None where no probe is wanted.
+        states: by layer, counted from 1, (n, d) hidden states at the verdict's place; None where no probe is wanted.
         harmful: what people say of them.
         sources: where each is from; texts of one question belong together where there is but one source.
         questions: what each answers.
     """
 
     words: Column
-    states: FloatMatrix | None
+    states: Mapping[int, FloatMatrix] | None
     harmful: NDArray[np.bool_]
     sources: tuple[str, ...]
     questions: tuple[str, ...]
@@ -80,14 +81,14 @@ def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, rid
     """
     if answers.of_each < LEAST:
         raise ConfigurationError(f"a judge is fitted on at least {LEAST} harmful and {LEAST} harmless answers")
-    probed = _probed(answers, ridge)
+    layer, probed = _probed(answers, ridge)
     if probed is None:
         [scale], bias = _step([answers.words], answers)
         log_odds, probe, counted = answers.words, None, 0.0
     else:
         (scale, words), bias = _step([probed, answers.words], answers)
         counted = words / scale
-        log_odds, probe = probed + counted * answers.words, _probe(answers, np.ones_like(answers.harmful), ridge)
+        log_odds, probe = probed + counted * answers.words, _probe(answers, layer, np.ones_like(answers.harmful), ridge)
     if scale <= 0.0:
         raise ConfigurationError(
             "this model's yes and no say nothing of harm on these answers (higher for the harmless ones), so nothing "
@@ -114,21 +115,57 @@ def folds(answers: JudgedAnswers) -> NDArray[np.int64]:
     return np.array([place[name] for name in names])
 
 
-def _probed(answers: JudgedAnswers, ridge: float) -> Column | None:
-    """(n,) log-odds by probes that had not seen the answer's source; None where these are no use, or there are none."""
+def _probed(answers: JudgedAnswers, ridge: float) -> tuple[int, Column | None]:
+    """The layer that is read, and (n,) log-odds by probes of it that had not seen the answer's source.
+
+    None of these where they are no use, or there are none.
+    """
     if answers.states is None or answers.of_each < LEAST_FOR_PROBE:
-        return None
+        return 0, None
     fold, found = folds(answers), np.zeros(len(answers.harmful))
+    layer = _best_layer(answers.states, answers, fold, ridge)
     for at in range(int(fold.max()) + 1):
-        found[fold == at] = _probe(answers, fold != at, ridge).log_odds(answers.states[fold == at])
-    return found if auc(found, answers.harmful) > 0.5 else None
+        found[fold == at] = _probe(answers, layer, fold != at, ridge).log_odds(answers.states[layer][fold == at])
+    return layer, found if auc(found, answers.harmful) > 0.5 else None
 
 
-def _probe(answers: JudgedAnswers, rows: NDArray[np.bool_], ridge: float) -> JudgeProbe:
+def _best_layer(
+    states: Mapping[int, FloatMatrix], answers: JudgedAnswers, fold: NDArray[np.int64], ridge: float
+) -> int:
+    """Whose states tell harm best in folds that were not seen; by least squares, which need no steps."""
+    if len(states) == 1:
+        return next(iter(states))
+    worth = {layer: auc(_by_squares(states[layer], answers, fold, ridge), answers.harmful) for layer in states}
+    return max(worth, key=worth.__getitem__)
+
+
+def _by_squares(states: FloatMatrix, answers: JudgedAnswers, fold: NDArray[np.int64], ridge: float) -> Column:
+    """(n,) a linear map's values, fitted by least squares with a ridge on the other folds."""
+    truth = answers.harmful.astype(np.float64)
+    shares = evened(truth, answers.sources)
+    columns = np.column_stack([(states - states.mean(axis=0)) / (states.std(axis=0) + 1e-3), np.ones(len(truth))])
+    # A logistic regression's curvature is a quarter of this at most, so the same ridge holds weights as near 0.
+    penalty = np.full(columns.shape[1], 4.0 * ridge * len(truth) / 1_000)
+    penalty[-1] = 0.0
+    products = (columns * shares[:, None]).T @ columns
+    sums = columns.T @ (shares * (2.0 * truth - 1.0))
+    found = np.zeros(len(truth))
+    for at in range(int(fold.max()) + 1):
+        here = fold == at
+        mine, weighted = columns[here], columns[here] * shares[here, None]
+        weights = np.linalg.solve(
+            products - weighted.T @ mine + np.diag(penalty), sums - weighted.T @ (2.0 * truth[here] - 1.0)
+        )
+        found[here] = mine @ weights
+    return found
+
+
+def _probe(answers: JudgedAnswers, layer: int, rows: NDArray[np.bool_], ridge: float) -> JudgeProbe:
     if answers.states is None:
         raise ConfigurationError("a probe is fitted on states")
     sources = [name for name, taken in zip(answers.sources, rows, strict=True) if taken]
-    return fit_probe(answers.states[rows], answers.harmful[rows].tolist(), groups=sources, ridge=ridge)
+    found = fit_probe(answers.states[layer][rows], answers.harmful[rows].tolist(), groups=sources, ridge=ridge)
+    return replace(found, layers=(layer,))
 
 
 def _step(columns: Sequence[Column], answers: JudgedAnswers) -> tuple[list[float], float]:

@@ -1,4 +1,4 @@
-"""A linear probe on a judging model's last hidden state: what it knows of a text, where its yes and no do not say so.
+"""A linear probe on a judging model's hidden states: what it knows of a text, where its yes and no do not say so.
 
 Fitted on texts with labels, by logistic regression with a ridge, with numpy alone; a model of 900 dimensions and some
 thousands of texts take seconds. A probe belongs to one model and one wording of the question.
@@ -25,12 +25,16 @@ _LEAST_OF_EACH = 8
 class JudgeProbe:
     """Log-odds of harm by a hidden state: ``weights @ state + bias``.
 
+    Attributes:
+        layers: after which the states are taken that it reads side by side, counted from 1; empty: after the last.
+
     Raises:
         ConfigurationError: there are no weights, or a number is not finite.
     """
 
     weights: tuple[float, ...]
     bias: float
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.weights or not all(map(math.isfinite, (*self.weights, self.bias))):

@@ -85,10 +85,22 @@ class KeepingEngine(Protocol):
 class StatesEngine(Engine, Protocol):
     """An engine that tells what its model makes the next token of: what a probe reads."""
 
-    async def last_hidden_states(
-        self, prompts: Sequence[PromptEmbeddings], *, shared: int = 0, owner: int | None = None
+    async def layer_count(self) -> int:
+        """How many layers the model has."""
+        ...
+
+    async def hidden_states(
+        self,
+        prompts: Sequence[PromptEmbeddings],
+        layers: Sequence[int] = (),
+        *,
+        shared: int = 0,
+        owner: int | None = None,
     ) -> FloatMatrix:
-        """(n, d), per prompt; arguments as of :meth:`AskingEngine.next_token_logprobs`."""
+        """(n, k * d), per prompt the states after k layers side by side, counted from 1; without any, after the last.
+
+        The other arguments are those of :meth:`AskingEngine.next_token_logprobs`.
+        """
         ...
 
 
@@ -215,9 +227,7 @@ class LLMJudge(Closing):
         self._context = ModerationContext(rules=rules or "")
         self._calibration = calibration or JudgeCalibration()
         if self._calibration.probe is not None and not isinstance(engine, StatesEngine):
-            raise ConfigurationError(
-                f"{type(engine).__name__} has no last_hidden_states, so no probe can read its model"
-            )
+            raise ConfigurationError(f"{type(engine).__name__} has no hidden_states, so no probe can read its model")
         self._chat = ChatFormat(reads_prompt)
         # What is known of the model; shared with the judges of requests. What is found out twice is equal.
         self._found: dict[str, Any] = {}
@@ -256,14 +266,25 @@ class LLMJudge(Closing):
         except ConfigurationError as error:
             raise ModerationRejectedError(f"the judging model cannot be asked: {error}") from error
 
-    async def states(self, texts: Sequence[str], prompts: Sequence[str | None]) -> FloatMatrix:
-        """(n, d) hidden states at the verdict's place, to fit a probe on; a prompt per text, None where there is none.
+    async def states(
+        self, texts: Sequence[str], prompts: Sequence[str | None], layers: Sequence[int] = ()
+    ) -> FloatMatrix:
+        """(n, k * d) hidden states at the verdict's place, to fit a probe on; see :class:`StatesEngine`.
+
+        Args:
+            prompts: one per text, None where there is none.
 
         Raises:
-            ConfigurationError: the engine gives none, a text is too long, or the two differ in number.
+            ConfigurationError: the engine gives none, it has no such layer, a text is too long, or the number of
+                prompts is another.
             EngineError: the engine failed.
         """
-        return await self._states_of(await self._asked_of(self._each(texts, prompts)))
+        return await self._states_of(await self._asked_of(self._each(texts, prompts)), layers)
+
+    async def layer_count(self) -> int:
+        """How many layers' states :meth:`states` can give; 0 where the engine gives none."""
+        engine: Engine = self._engine
+        return await engine.layer_count() if isinstance(engine, StatesEngine) else 0
 
     async def log_odds(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[float]:
         """Log-odds of yes against no in nats, before any calibration; texts and prompts as for :meth:`states`.
@@ -371,7 +392,7 @@ class LLMJudge(Closing):
         probe, words = self._calibration.probe, self._calibration.words
         if probe is None:
             return await self._by_words(asked)
-        known = probe.log_odds(await self._states_of(asked))
+        known = probe.log_odds(await self._states_of(asked, probe.layers))
         if words:
             known = known + words * np.array(await self._by_words(asked))
         found: list[float] = known.tolist()
@@ -477,11 +498,11 @@ class LLMJudge(Closing):
             more["thought"] = Thought()
         return await engine.embed(asked.messages, assistant_prefix=asked.prefix, **more)
 
-    async def _states_of(self, asked: Sequence[PromptEmbeddings]) -> FloatMatrix:
+    async def _states_of(self, asked: Sequence[PromptEmbeddings], layers: Sequence[int]) -> FloatMatrix:
         engine: Engine = self._engine
         if not isinstance(engine, StatesEngine):
-            raise ConfigurationError(f"{type(engine).__name__} has no last_hidden_states")
-        return await engine.last_hidden_states(asked, shared=_shared(asked), owner=self._owner)
+            raise ConfigurationError(f"{type(engine).__name__} has no hidden_states")
+        return await engine.hidden_states(asked, layers, shared=_shared(asked), owner=self._owner)
 
     async def _by_words(self, asked: Sequence[PromptEmbeddings]) -> list[float]:
         """Per prompt the log-odds of the verdict."""

@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError, DataError
@@ -26,6 +26,7 @@ from tta_middleware.moderation.judge_fit import LEAST_FOR_PROBE, JudgedAnswers, 
 from tta_middleware.moderation.judge_probe import JudgeProbe
 from tta_middleware.moderation.judge_prompts import STRETCH
 from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
+from tta_middleware.types import FloatMatrix
 
 LONGEST: Final = STRETCH
 """Characters of an answer that are put before the model: a judge asks about longer ones stretch by stretch, too."""
@@ -44,6 +45,7 @@ class JudgingFit(Settings):
     Attributes:
         wording: of the question that it was fitted on.
         weights: of the probe, as base64 of little-endian float32; None without a probe.
+        layers: after which it reads the model's states, counted from 1; empty: after the last (version 2 had no other).
         sources: where the answers were from, and how many of each.
         figures: what it is worth on answers of sources, or to questions, that it was not fitted on.
         cascade: where the embedded moderator in front of this judge is sure; None and the shipped bounds count.
@@ -55,6 +57,7 @@ class JudgingFit(Settings):
     words: Annotated[float, Field(ge=0.0)] = 0.0
     weights: str | None = None
     bias: float = 0.0
+    layers: tuple[PositiveInt, ...] = ()
     sources: Mapping[str, int] = Field(default_factory=dict)
     figures: Mapping[str, float] = Field(default_factory=dict)
     cascade: CascadeBounds | None = None
@@ -79,6 +82,7 @@ class JudgingFit(Settings):
             words=found.words,
             weights=None if probe is None else _packed(probe.weights),
             bias=0.0 if probe is None else probe.bias,
+            layers=() if probe is None else probe.layers,
             sources=dict(sorted(Counter(sources).items())),
             figures=fit.figures,
             cascade=cascade,
@@ -86,7 +90,7 @@ class JudgingFit(Settings):
 
     def calibration(self) -> JudgeCalibration:
         """What a judge takes."""
-        probe = None if self.weights is None else JudgeProbe(_unpacked(self.weights), self.bias)
+        probe = None if self.weights is None else JudgeProbe(_unpacked(self.weights), self.bias, self.layers)
         return JudgeCalibration(self.centre, self.scale, probe, self.words, self.wording, self.cascade)
 
 
@@ -165,7 +169,7 @@ def shipped_answers() -> list[LabelledAnswer]:
 async def judged(
     judge: LLMJudge, answers: Sequence[LabelledAnswer], *, on_scored: OnScored = lambda _: None
 ) -> JudgedAnswers:
-    """What a model says of labelled answers; its hidden states as well, where there are enough for a probe.
+    """What a model says of labelled answers; states of its later layers as well, where there are enough for a probe.
 
     Raises:
         ConfigurationError: the engine cannot be asked.
@@ -173,22 +177,39 @@ async def judged(
     """
     harmful = np.array([one.harmful for one in answers], dtype=bool)
     probing = min(harmful.sum(), (~harmful).sum()) >= LEAST_FOR_PROBE
+    count = await judge.layer_count() if probing else 0
+    layers = tried_layers(count) if count else ()
     words: list[float] = []
     states = []
     for at in range(0, len(answers), _AT_ONCE):
         some = answers[at : at + _AT_ONCE]
         asked = [one.response[:LONGEST] for one in some], [one.prompt or None for one in some]
         words += await judge.log_odds(*asked)
-        states += [await judge.states(*asked)] if probing else []
+        states += [await judge.states(*asked, layers)] if layers else []
         for _ in some:
             on_scored("judged")
     return JudgedAnswers(
         np.array(words),
-        np.concatenate(states) if states else None,
+        by_layer(np.concatenate(states), layers) if states else None,
         harmful,
         tuple(one.source for one in answers),
         tuple(one.prompt for one in answers),
     )
+
+
+LAYERS: Final = 9
+"""Of a model, whose states are tried: evenly from a third of the way to the last."""
+
+
+def tried_layers(count: int) -> tuple[int, ...]:
+    """The layers of a model of ``count`` whose states a probe may read, counted from 1."""
+    first = max(1, round(count / 3))
+    return tuple(sorted({round(at) for at in np.linspace(first, count, LAYERS).tolist()}))
+
+
+def by_layer(states: FloatMatrix, layers: Sequence[int]) -> dict[int, FloatMatrix]:
+    """(n, d) states of each layer, of (n, k * d) side by side."""
+    return dict(zip(layers, np.split(states, len(layers), axis=1), strict=True))
 
 
 def cascade_bounds(answers: Sequence[LabelledAnswer], fit: JudgeFit, judge: str) -> CascadeBounds | None:

@@ -41,10 +41,11 @@ class Profile(Settings):
         model_hash: what it is found by; see :func:`tta_middleware.profiles.fingerprint.model_hash`.
         bounds: of the quality gate.
         measured: the figures that the bounds come from; see :mod:`tta_middleware.profiles.calibration`.
-        judging: how the model's word on a text becomes a score, where that was fitted; version 1 has none.
+        judging: how the model's word on a text becomes a score, where that was fitted; version 1 has none, and
+            version 2 probes of the last layer alone.
     """
 
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 3
     model: str
     model_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     bounds: QualityBounds = Field(default_factory=QualityBounds)

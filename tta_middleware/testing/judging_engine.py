@@ -64,12 +64,21 @@ class JudgingEngine(ScriptedEngine):
         asked = [self._asked(prompt, owner) for prompt in prompts]
         return [[self._logprob(self.yes(question), says_yes, meaning) for says_yes in meaning] for question in asked]
 
-    async def last_hidden_states(
-        self, prompts: Sequence[PromptEmbeddings], *, shared: int = 0, owner: int | None = None
+    async def layer_count(self) -> int:
+        """Two, which give the same."""
+        return 2
+
+    async def hidden_states(
+        self,
+        prompts: Sequence[PromptEmbeddings],
+        layers: Sequence[int] = (),
+        *,
+        shared: int = 0,
+        owner: int | None = None,
     ) -> FloatMatrix:
-        """(n, 2): one, and the log-odds of yes."""
+        """(n, 2 * k): one, and the log-odds of yes, for each of k layers."""
         odds = [self.yes(self._asked(prompt, owner)) for prompt in prompts]
-        return np.array([[1.0, math.log(p / (1.0 - p))] for p in odds], dtype=np.float32)
+        return np.array([[1.0, math.log(p / (1.0 - p))] * max(1, len(layers)) for p in odds], dtype=np.float32)
 
     def forget(self, owner: int) -> None:
         """Nothing is kept; whoever is forgotten is noted."""

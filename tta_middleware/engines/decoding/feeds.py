@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,7 +28,7 @@ class Feed:
         rows: all that is to run; the first ``head`` of them may come from elsewhere.
         head: how many rows at the beginning other sequences are likely to share; 0 for none.
         keep: of how many of the last rows the logits are wanted.
-        wants_states: whether what these logits are made of is wanted as well.
+        read_layers: layers whose states at the same rows are wanted as well.
         limit: columns up to which the model keeps its first rotary frequencies; None if for ever.
 
     Attributes:
@@ -36,9 +36,9 @@ class Feed:
     """
 
     def __init__(
-        self, rows: Tensor, *, head: int, keep: int, wants_states: bool = False, limit: int | None = None
+        self, rows: Tensor, *, head: int, keep: int, read_layers: Sequence[int] = (), limit: int | None = None
     ) -> None:
-        self.rows, self.wants_states = rows, wants_states
+        self.rows, self.read_layers = rows, tuple(read_layers)
         self.long = limit is not None and len(rows) > limit
         self.head = head if WORTH_SHARING <= head < len(rows) and not self.long else 0
         self.keep = keep
@@ -62,7 +62,7 @@ class Feed:
         start, end = self.done, min(len(self.rows), self.done + most)
         first_kept = len(self.rows) - self.keep
         keep = max(0, end - max(start, first_kept))
-        return Segment(self.rows[start:end], self.past, keep, wants_states=self.wants_states, long=self.long)
+        return Segment(self.rows[start:end], self.past, keep, read_layers=self.read_layers, long=self.long)
 
     def ran(self, segment: Segment) -> None:
         """Take note that ``segment`` has run."""
@@ -156,7 +156,7 @@ class Scoring:
         if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
             scored.keep(self._text.marks, self.feed.past, self.first, self._nats)
 
-    def take(self, logits: Tensor, _states: Tensor | None) -> None:
+    def take(self, logits: Tensor, _states: Mapping[int, Tensor]) -> None:
         """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
         next_ids = self.token_ids[len(self._nats) :][: len(logits)]
         wanted = torch.tensor(next_ids, dtype=torch.long, device=logits.device)
@@ -170,13 +170,15 @@ class Scoring:
 
 
 class Asking:
-    """One prompt after which the likelihood of a few tokens is asked for, or the last hidden state: a judge's verdict.
+    """One prompt after which the likelihood of a few tokens is asked for, or hidden states: a judge's verdict.
 
     The longest beginning that lately ran as another text is not run again, so a growing text costs what it has grown by
     and the question behind it.
 
     Args:
-        token_ids: whose log-probabilities are delivered; None delivers the last column's hidden state instead.
+        token_ids: whose log-probabilities are delivered; None delivers hidden states instead.
+        layers: after which the last column's states are delivered, side by side; without any, after the last one and
+            its norm.
         shared: how many rows at the beginning others are likely to begin with as well; 0 for none.
         owner: whose text it is, until he is forgotten; see :class:`~tta_middleware.engines.decoding.scored.Scored`.
 
@@ -191,10 +193,12 @@ class Asking:
         token_ids: Sequence[int] | None,
         deliver: Callable[[list[float] | BaseException], object],
         *,
+        layers: Sequence[int] = (),
         shared: int = 0,
         owner: int | None = None,
     ) -> None:
         self.prompt, self.token_ids = prompt, None if token_ids is None else list(token_ids)
+        self._layers = tuple(layers)
         self.cancelled = False
         self._deliver, self._shared, self._owner = deliver, shared, owner
         self._text: Text | None = None
@@ -210,8 +214,9 @@ class Asking:
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
         text = self.text(model)
-        wants_states = self.token_ids is None
-        self.feed = Feed(text.rows, head=self._shared, keep=1, wants_states=wants_states, limit=model.short_range)
+        self._layers = self._layers or (model.layers,)
+        read = self._layers if self.token_ids is None else ()
+        self.feed = Feed(text.rows, head=self._shared, keep=1, read_layers=read, limit=model.short_range)
         known = None if self.feed.long else scored.begin(text.marks, len(text.rows) - 1, self.feed.head)
         if known is not None:
             self.feed.past, _ = known
@@ -222,15 +227,15 @@ class Asking:
         if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
             scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
 
-    def take(self, logits: Tensor, states: Tensor | None) -> None:
-        """The (n, V) logits of kept columns, and their states where wanted: none until the last segment has run."""
+    def take(self, logits: Tensor, states: Mapping[int, Tensor]) -> None:
+        """The (n, V) logits of kept columns, and (n, d) states by layer: none until the last segment has run."""
         if not len(logits):
             return
         with torch.inference_mode():
             if self.token_ids is not None:
                 self._deliver(logits[-1].float().log_softmax(dim=-1)[self.token_ids].tolist())
-            elif states is not None:
-                self._deliver(states[-1].float().tolist())
+            elif all(layer in states for layer in self._layers):
+                self._deliver(torch.cat([states[layer][-1].float() for layer in self._layers]).tolist())
             else:
                 self._deliver(EngineError("this model's last hidden state does not pass through its output embedding"))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from tta_middleware.engines.decoding.kv_slots import KVSlots, column_bytes
 from tta_middleware.engines.decoding.packed import NAME, Pass, Segment, running
@@ -32,6 +34,7 @@ class LoadedModel(Vocabulary):
         why: why that way, as a part of a sentence.
         packed_weights: the linear layers keep their weights in the layout that the processor multiplies.
         column_bytes: what one column of one sequence keeps, over all layers.
+        layers: how many there are.
         short_range: columns up to which a sequence keeps its first rotary frequencies; None if for ever.
     """
 
@@ -47,7 +50,7 @@ class LoadedModel(Vocabulary):
         self.column_bytes = 0
         self.short_range = short_range(config)
         self._arguments = inspect.signature(model.forward).parameters
-        self._layers: int = config.num_hidden_layers
+        self.layers: int = config.num_hidden_layers
         self._per_layer = _per_layer_inputs(model, config)
 
     def describe(self) -> str:
@@ -87,24 +90,31 @@ class LoadedModel(Vocabulary):
         """What the model takes for (B, T, c) columns."""
         given = {"inputs_embeds": columns[..., : self.width]}
         if self._per_layer is not None:
-            given["per_layer_inputs"] = columns[..., self.width :].reshape(*columns.shape[:2], self._layers, -1)
+            given["per_layer_inputs"] = columns[..., self.width :].reshape(*columns.shape[:2], self.layers, -1)
         return given
 
     @contextmanager
-    def _noting_states(self, note: Callable[[Tensor], object], *, wanted: bool) -> Iterator[None]:
-        """Show (B, T, d) of what the output embedding is given, where that is wanted."""
-        if not wanted:
-            yield
-            return
-
-        def show(_head: Any, given: tuple[Tensor, ...]) -> None:
-            note(given[0])
-
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(show)
+    def _noting_states(self, note: Callable[[int, Tensor], object], read: Collection[int]) -> Iterator[None]:
+        """Show the (B, T, d) states after each of these layers; of the last one, what the output embedding is given."""
+        hooks = [self._hook(layer, partial(note, layer)) for layer in read]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, layer: int, show: Callable[[Tensor], object]) -> RemovableHandle:
+        if layer == self.layers:
+            head: torch.nn.Module = self.model.get_output_embeddings()
+            return head.register_forward_pre_hook(lambda _head, given: _shown(show, given))
+        return self._blocks()[layer - 1].register_forward_hook(lambda _block, _given, out: _shown(show, out))
+
+    def _blocks(self) -> torch.nn.ModuleList:
+        """The decoder's layers: the first list of as many modules as the model has layers."""
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self.layers:
+                return module
+        raise EngineError("this model's layers are not a list of modules, so none but the last can be read")
 
 
 class PackedModel(LoadedModel):
@@ -148,13 +158,14 @@ class PackedModel(LoadedModel):
         for rotary in self._rotary:
             rotary.beyond = packed.beyond(self.short_range or 0, self.device)
 
-        def note(given: Tensor) -> None:
-            packed.note_states(given[0] if trims else given[0][kept])
+        def note(layer: int, given: Tensor) -> None:
+            # Only the output embedding is given the kept columns alone.
+            packed.note_states(layer, given[0] if trims and layer == self.layers else given[0][kept])
 
-        noting = self._noting_states(note, wanted=packed.wants_states)
+        noting = self._noting_states(note, packed.read_layers)
         with torch.inference_mode(), steady_kernels(self.device), noting, running(packed):
             logits: Tensor = self.model(**self._inputs(columns), use_cache=False, **arguments).logits[0]
-        if packed.layers_run != self._layers:
+        if packed.layers_run != self.layers:
             raise EngineError("not every layer of this model computes attention where sequences are kept apart")
         return logits if trims else logits[kept]
 
@@ -170,6 +181,13 @@ class PackedModel(LoadedModel):
         segment = Segment(self.token_columns([0, 0]), None, keep=1)
         self.forward(segment.rows[None], Pass(KVSlots(0), [segment]))
         self.column_bytes = column_bytes(segment.prefix())
+
+
+def _shown(show: Callable[[Tensor], object], given: Any) -> None:
+    state: Tensor = given if isinstance(given, Tensor) else given[0]
+    if state.dim() != 3:
+        raise EngineError("this model's layers pass several states on side by side, so none but the last can be read")
+    show(state)
 
 
 def _per_layer_inputs(model: Any, config: Any) -> Callable[[Tensor], Tensor] | None:

@@ -29,18 +29,18 @@ class Segment:
 
     Attributes:
         keep: of how many of its last columns the logits are wanted.
-        wants_states: whether what the logits are made of is wanted as well.
-        states: (keep, d) of it, once the pass has run, if it is wanted; None before.
+        read_layers: layers whose states at these columns are wanted as well.
+        states: per layer (keep, d) of them, once the pass has run.
         long: its sequence is longer than the model's short range; see :mod:`.rotary`.
         layers: keys and values of all its columns so far.
     """
 
     def __init__(
-        self, rows: Tensor, past: Prefix | None, keep: int, *, wants_states: bool = False, long: bool = False
+        self, rows: Tensor, past: Prefix | None, keep: int, *, read_layers: Sequence[int] = (), long: bool = False
     ) -> None:
         self.rows, self.past, self.keep, self.long = rows, past, keep, long
-        self.wants_states = wants_states and keep > 0
-        self.states: Tensor | None = None
+        self.read_layers = tuple(read_layers) if keep else ()
+        self.states: dict[int, Tensor] = {}
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[Sight, Tensor | None] = {}
 
@@ -158,15 +158,16 @@ class Pass:
         return torch.tensor(wanted, dtype=torch.long, device=device)
 
     @property
-    def wants_states(self) -> bool:
-        """Whether some segment wants what its logits are made of."""
-        return any(segment.wants_states for segment in self._segments)
+    def read_layers(self) -> frozenset[int]:
+        """Layers whose states some segment wants."""
+        return frozenset(layer for segment in self._segments for layer in segment.read_layers)
 
-    def note_states(self, states: Tensor) -> None:
-        """Hand the (K, d) last hidden states of the kept columns to the segments that want theirs."""
+    def note_states(self, layer: int, states: Tensor) -> None:
+        """Hand the (K, d) states of the kept columns after a layer to the segments that want theirs."""
         at = len(self._lengths)
         for segment in self._segments:
-            segment.states = states[at : at + segment.keep] if segment.wants_states else None
+            if layer in segment.read_layers:
+                segment.states[layer] = states[at : at + segment.keep]
             at += segment.keep
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -259,20 +259,20 @@ class PlainBatch:
         columns = torch.stack([one.feed.rows[done:end] for one in progress])
         past = side_by_side([one.cache for one in progress if one.cache is not None]) if done else None
         self.columns_run = columns.shape[0] * columns.shape[1]
-        logits, cache, states = self._model.run(columns, past, keep, wants_states=feed.wants_states and keep > 0)
+        logits, cache, states = self._model.run(columns, past, keep, read_layers=feed.read_layers if keep else ())
         if end < len(feed.rows):
             for at, one in enumerate(progress):
                 one.cache = cache if len(progress) == 1 else cache.select([at])
         return self._take(jobs, logits, cache, states, finished=end == len(feed.rows))
 
     def _take(
-        self, jobs: Sequence[Job], logits: Tensor, cache: OwnCache, states: Tensor | None, *, finished: bool
+        self, jobs: Sequence[Job], logits: Tensor, cache: OwnCache, states: Mapping[int, Tensor], *, finished: bool
     ) -> int:
         """Hand on what a pass has given of jobs of one length; how many tokens were generated."""
         joined = [job for job in jobs if isinstance(job, Joining)]
         for job in jobs:
             if not isinstance(job, Joining):
-                job.take(logits[0], None if states is None else states[0])
+                job.take(logits[0], {layer: shown[0] for layer, shown in states.items()})
         if not finished:
             return 0
         rows = [job.row for job in joined]

@@ -61,13 +61,13 @@ class PlainModel(LoadedModel):
         return f"{self.why}; {self.able}"
 
     def run(
-        self, columns: Tensor, past: OwnCache | None, keep: int, *, wants_states: bool = False
-    ) -> tuple[Tensor, OwnCache, Tensor | None]:
+        self, columns: Tensor, past: OwnCache | None, keep: int, *, read_layers: Sequence[int] = ()
+    ) -> tuple[Tensor, OwnCache, dict[int, Tensor]]:
         """Run (B, T, c) columns behind what has run.
 
         Returns:
-            (B, keep, V) logits of the last columns, the cache of all columns, and (B, keep, d) of what the logits are
-            made of where that is wanted and passes through the output embedding.
+            (B, keep, V) logits of the last columns, the cache of all columns, and (B, keep, d) states after each of
+            the layers that are read; none of the last where the logits do not come from the output embedding.
         """
         size, count = columns.shape[:2]
         before = past or OwnCache(None, 0, (0,) * size)
@@ -76,12 +76,12 @@ class PlainModel(LoadedModel):
             arguments["logits_to_keep"] = max(1, keep)
         if self._cache_name is not None:
             arguments |= {"use_cache": True, self._cache_name: before.inner}
-        noted: list[Tensor] = []
-        with torch.inference_mode(), self._noting_states(noted.append, wanted=wants_states):
+        noted: dict[int, Tensor] = {}
+        with torch.inference_mode(), self._noting_states(noted.__setitem__, read_layers):
             out = self.model(**arguments)
         logits: Tensor = out.logits
         after = OwnCache(self._cache_of(out), before.columns + count, before.padding)
-        states = noted[-1][:, noted[-1].shape[1] - keep :] if noted else None
+        states = {layer: shown[:, shown.shape[1] - keep :] for layer, shown in noted.items()}
         return logits[:, logits.shape[1] - keep :], after, states
 
     def _places(self, before: OwnCache, count: int) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -270,7 +270,7 @@ class Batch:
             self._take_in(joined, torch.cat(first))
         return len(decoding) + len(joined)
 
-    def _score(self, job: Reading, logits: Tensor, states: Tensor | None, finished: bool) -> None:
+    def _score(self, job: Reading, logits: Tensor, states: Mapping[int, Tensor], finished: bool) -> None:
         job.take(logits, states)
         if finished:
             # Of a caller who has left nothing is kept: nobody would forget it.

@@ -71,7 +71,7 @@ def test_an_engine_is_known_by_its_model() -> None:
         json.dumps({"model": "mine"}),
         json.dumps(MINE.model_dump(mode="json") | {"model_hash": "f" * 16}),
         json.dumps(MINE.model_dump(mode="json") | {"bounds": {"max_nll": -1}}),
-        json.dumps(MINE.model_dump(mode="json") | {"version": 3}),
+        json.dumps(MINE.model_dump(mode="json") | {"version": 4}),
     ],
 )
 def test_a_broken_profile_is_left_out_and_warned_of(

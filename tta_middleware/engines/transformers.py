@@ -65,6 +65,8 @@ class TransformersEngine:
         max_waiting: most sequences that wait; further ones are refused.
         cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
             model is loaded. Sequences that do not fit wait.
+        prefix_cache_gib: of these, what beginnings of prompts and turns of conversations may keep after they have run,
+            for the next turn; by default a quarter, less where running sequences need it. With 0 nothing is kept.
         path: ``auto``, ``packed`` or ``plain``; a model that cannot run packed is refused for ``packed``.
         device_map: as transformers takes it, in place of ``device``: ``auto`` spreads layers over what there is.
         quantization: ``bnb-4bit`` or ``bnb-8bit`` quantises while loading. Checkpoints that are quantised (GPTQ, AWQ,
@@ -88,6 +90,7 @@ class TransformersEngine:
         max_batch: int = 32,
         max_waiting: int | None = 10_000,
         cache_gib: float | None = None,
+        prefix_cache_gib: float | None = None,
         path: str = "auto",
         device_map: str | Mapping[str, Any] | None = None,
         quantization: str | None = None,
@@ -102,12 +105,14 @@ class TransformersEngine:
                 raise ConfigurationError(f"{name} must be at least 1, not {number}")
         if cache_gib is not None and not cache_gib > 0:
             raise ConfigurationError(f"cache_gib must be above 0, not {cache_gib}")
+        if prefix_cache_gib is not None and not prefix_cache_gib >= 0:
+            raise ConfigurationError(f"prefix_cache_gib must be 0 or more, not {prefix_cache_gib}")
         self.model_id = model
         self._device, self._dtype = device, dtype
         self._cache_dir, self._allow_download = cache_dir, allow_download
         self.max_batch = max_batch
         self._max_waiting, self._cache_gib = max_waiting, cache_gib
-        self._path = path
+        self._path, self._prefix_cache_gib = path, prefix_cache_gib
         self._device_map, self._quantization = device_map, quantization
         self._adapter, self._revision, self._trust_remote_code = adapter, revision, trust_remote_code
         self._lock = _process.Lock()
@@ -128,6 +133,7 @@ class TransformersEngine:
             "max_batch": self.max_batch,
             "max_waiting": self._max_waiting,
             "cache_gib": self._cache_gib,
+            "prefix_cache_gib": self._prefix_cache_gib,
             "path": self._path,
             "device_map": self._device_map,
             "quantization": self._quantization,
@@ -493,6 +499,7 @@ class TransformersEngine:
             self.max_batch,
             max_waiting=self._max_waiting,
             memory_budget=int(self._cache_gib * 2**30) if self._cache_gib else default_budget(loaded.device),
+            prefix_budget=None if self._prefix_cache_gib is None else int(self._prefix_cache_gib * 2**30),
         )
         return loaded
 

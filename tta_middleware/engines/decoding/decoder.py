@@ -23,6 +23,8 @@ from tta_middleware.errors import EngineError
 
 # After a want of memory one more place is tried every so many passes.
 _RECOVERY = 32
+# Of the memory for keys and values, what has run may take this share by default while nobody runs it.
+_PREFIX_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class DecoderStats:
         steps: forward passes so far.
         tokens: tokens generated so far, over all sequences.
         set_aside: sequences that had to give up their place for want of memory and began again.
+        reused: columns of prompts so far that were found in what had run before, over all sequences.
+        kept_bytes: what is kept of sequences that have ended, and of beginnings that several share.
     """
 
     active: int = 0
@@ -42,6 +46,8 @@ class DecoderStats:
     steps: int = 0
     tokens: int = 0
     set_aside: int = 0
+    reused: int = 0
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +75,14 @@ class Decoder:
         *,
         max_waiting: int | None = None,
         memory_budget: int = 2**62,
+        prefix_budget: int | None = None,
         grace_seconds: float = 1.0,
     ) -> None:
         self._grace_seconds = grace_seconds
         self._max_batch = max_batch
         self._model, self._max_waiting, self._memory_budget = model, max_waiting, memory_budget
+        share = int(memory_budget * _PREFIX_SHARE)
+        self._prefix_budget = share if prefix_budget is None else min(prefix_budget, memory_budget)
         self._tuner = ThreadTuner.for_model(model)
         self._closed = False
         self._steps = self._tokens = self._set_aside = self._calm = 0
@@ -83,7 +92,7 @@ class Decoder:
 
     def _begin_empty(self) -> None:
         self._places = self._max_batch
-        self._batch = _batch(self._model, self._max_batch, self._memory_budget)
+        self._batch = _batch(self._model, self._max_batch, self._memory_budget, self._prefix_budget)
         self._queue: FairQueue[Row] = FairQueue(self._max_waiting)
         self._to_score: list[Reading] = []
         self._chores: list[Chore[Any]] = []
@@ -178,7 +187,9 @@ class Decoder:
     def stats(self) -> DecoderStats:
         with self._changed:
             queued = len(self._queue)
-        return DecoderStats(self._batch.places_taken, queued, self._steps, self._tokens, self._set_aside)
+        batch = self._batch
+        done = (self._steps, self._tokens, self._set_aside, batch.reused)
+        return DecoderStats(batch.places_taken, queued, *done, batch.kept_bytes)
 
     def _check_open(self) -> None:
         if _process.ended():
@@ -273,9 +284,9 @@ class Decoder:
         return self._queue.take(self._batch.tickets(), room, self._batch.has_memory_for)
 
 
-def _batch(model: LoadedModel, most: int, budget: int) -> Batch | PlainBatch:
+def _batch(model: LoadedModel, most: int, budget: int, prefix_budget: int) -> Batch | PlainBatch:
     if isinstance(model, PackedModel):
-        return Batch(model, most, budget)
+        return Batch(model, most, budget, prefix_budget)
     if isinstance(model, PlainModel):
-        return PlainBatch(model, most, budget)
+        return PlainBatch(model, most, budget, prefix_budget)
     raise TypeError(f"{type(model).__name__} is no model that can be run")

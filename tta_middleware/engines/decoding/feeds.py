@@ -12,13 +12,14 @@ from torch import Tensor
 from tta_middleware.engines.decoding.kv_slots import Prefix
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.packed import Segment
+from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.scored import Scored, marks
 from tta_middleware.errors import EngineError
 from tta_middleware.types import IntVector, PromptEmbeddings
 
-# A shorter beginning is not worth a forward pass of its own.
-WORTH_SHARING = 16
+# Rows behind the user's last one from which on they are more than what a template begins an answer with.
+_LONG_TAIL = 64
 
 
 class Feed:
@@ -27,22 +28,41 @@ class Feed:
     Args:
         rows: all that is to run; the first ``head`` of them may come from elsewhere.
         head: how many rows at the beginning other sequences are likely to share; 0 for none.
+        reach: how many rows may come from what has run before; as many as ``head`` if that is more.
         keep: of how many of the last rows the logits are wanted.
         read_layers: layers whose states at the same rows are wanted as well.
         limit: columns up to which the model keeps its first rotary frequencies; None if for ever.
+        marks: of the rows, where they are known.
 
     Attributes:
         long: there are more rows than that, so nothing is shared with sequences that may be shorter.
     """
 
     def __init__(
-        self, rows: Tensor, *, head: int, keep: int, read_layers: Sequence[int] = (), limit: int | None = None
+        self,
+        rows: Tensor,
+        *,
+        head: int,
+        keep: int,
+        reach: int = 0,
+        read_layers: Sequence[int] = (),
+        limit: int | None = None,
+        marks: IntVector | None = None,
     ) -> None:
         self.rows, self.read_layers = rows, tuple(read_layers)
         self.long = limit is not None and len(rows) > limit
         self.head = head if WORTH_SHARING <= head < len(rows) and not self.long else 0
+        self.reach = 0 if self.long else max(self.head, min(reach, len(rows) - 1))
         self.keep = keep
         self.past: Prefix | None = None
+        self._marks = marks
+
+    @property
+    def marks(self) -> IntVector:
+        """By which its rows are told from others."""
+        if self._marks is None:
+            self._marks = marks(self.rows)
+        return self._marks
 
     @property
     def done(self) -> int:
@@ -98,7 +118,7 @@ class Joining:
         rows = model.columns(prompt)
         if generated:
             rows = torch.cat([rows, model.token_columns(generated)])
-        self.feed = Feed(rows, head=head_of(prompt), keep=1, limit=model.short_range)
+        self.feed = Feed(rows, head=head_of(prompt), reach=reach_of(prompt), keep=1, limit=model.short_range)
         return self.feed
 
     def fail(self, cause: BaseException) -> None:
@@ -139,7 +159,13 @@ class Scoring:
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the rows."""
         text = self.text(model)
-        self.feed = Feed(text.rows, head=head_of(self.prompt), keep=len(self.token_ids), limit=model.short_range)
+        self.feed = Feed(
+            text.rows,
+            head=head_of(self.prompt),
+            keep=len(self.token_ids),
+            limit=model.short_range,
+            marks=text.marks,
+        )
         self._nats = []
         known = None if self.feed.long else scored.begin(text.marks, self.first, self.feed.head)
         if known is not None:
@@ -215,8 +241,14 @@ class Asking:
         """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
         text = self.text(model)
         self._layers = self._layers or (model.layers,)
-        read = self._layers if self.token_ids is None else ()
-        self.feed = Feed(text.rows, head=self._shared, keep=1, read_layers=read, limit=model.short_range)
+        self.feed = Feed(
+            text.rows,
+            head=self._shared,
+            keep=1,
+            read_layers=self._layers if self.token_ids is None else (),
+            limit=model.short_range,
+            marks=text.marks,
+        )
         known = None if self.feed.long else scored.begin(text.marks, len(text.rows) - 1, self.feed.head)
         if known is not None:
             self.feed.past, _ = known
@@ -250,3 +282,15 @@ Reading: TypeAlias = Scoring | Asking
 def head_of(prompt: PromptEmbeddings) -> int:
     """Rows before the user's first one: what a repair never moves by default, and what a conversation repeats."""
     return int(prompt.user_mask.argmax()) if prompt.user_mask.any() else 0
+
+
+def reach_of(prompt: PromptEmbeddings) -> int:
+    """Rows that may come from what has run before.
+
+    Of a chat these are the turns before the user's last one: that one always runs as it does for whoever asks it first,
+    so the same question finds the same numbers. Where the user has asked and the model has worked since (calls of tools
+    and their results, a part of the answer), all rows but the last may, whose logits are wanted.
+    """
+    asked = prompt.user_mask.nonzero()[0]
+    long = len(asked) > 0 and len(prompt.user_mask) - 1 - asked[-1] >= _LONG_TAIL
+    return len(prompt.user_mask) - 1 if long else head_of(prompt)

@@ -1,75 +1,100 @@
-"""Beginnings of prompts that were run once and serve every sequence that begins alike.
+"""Beginnings of prompts: what of them has run already, and what has to run before the sequences that begin with it.
 
-A beginning always runs alone, so its keys and values do not depend on who asked for it first and with whom.
+Where nothing is known of a prompt's beginning it runs alone, once for everybody who waits for it, so its keys and
+values do not depend on who asked for it first and with whom. A turn of a conversation finds nearly all of its beginning
+in the tree, as the turn before has left it: then what is missing runs with the turn itself.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-
-import torch
-from torch import Tensor
+from collections.abc import Iterable
 
 from tta_middleware.engines.decoding.feeds import Feed
 from tta_middleware.engines.decoding.kv_slots import Prefix
-
-_KEPT = 16
+from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING, PrefixTree
+from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.types import IntVector
 
 
 class Heads:
-    """The latest used beginnings, by content, within a number and ``most_bytes``."""
+    """Finds beginnings in the tree and among texts that were scored lately, and says which one has to run.
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._kept: OrderedDict[bytes, Prefix] = OrderedDict()
-        self._building: tuple[bytes, Feed] | None = None
+    Attributes:
+        reused: columns that sequences found here instead of running them.
+    """
+
+    def __init__(self, most_bytes: int, scored: Scored) -> None:
+        self.reused = 0
+        self._tree = PrefixTree(most_bytes)
+        self._scored = scored
+        self._building: Feed | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(prefix.nbytes for prefix in self._kept.values())
+        return self._tree.nbytes
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything may be kept."""
+        return self._tree.most_bytes > 0
 
     def begin(self, feed: Feed) -> bool:
-        """Give ``feed`` its beginning if that is here; whether it can go on."""
-        if not feed.head or feed.done:
+        """Give ``feed`` what is here of its beginning; whether it can go on."""
+        if feed.done or not feed.reach:
             return True
-        key = _key(feed.rows[: feed.head])
-        if (found := self._kept.get(key)) is not None:
-            self._kept.move_to_end(key)
-            feed.past = found
+        found = self._longest(feed)
+        if feed.head - (found.length if found else 0) < WORTH_SHARING:
+            self._give(feed, found)
             return True
         if self._building is None:
-            self._building = (key, Feed(feed.rows[: feed.head], head=0, keep=0))
+            self._building = Feed(feed.rows[: feed.head], head=0, keep=0, marks=feed.marks[: feed.head])
+            self._give(self._building, found)
         return False
 
     @property
     def building(self) -> Feed | None:
         """The beginning that has to run next."""
-        return self._building[1] if self._building else None
+        return self._building
 
-    def built(self) -> None:
-        """Keep the beginning that has run, and forget the oldest ones that no longer fit."""
-        if self._building is None:
+    def built(self, waiting: Iterable[Feed]) -> None:
+        """Hand the beginning that has run to all that wait for it, whether or not there is room to keep it."""
+        done, self._building = self._building, None
+        if done is None or done.past is None:
             return
-        key, feed = self._building
-        self._building = None
-        if feed.past is None:
-            return
-        self._kept[key] = feed.past
-        while len(self._kept) > 1 and (len(self._kept) > _KEPT or self.nbytes > self._most_bytes):
-            self._kept.popitem(last=False)
+        self._tree.keep(done.marks, done.past)
+        for feed in waiting:
+            if not feed.done and feed.head == len(done.rows) and (feed.marks[: feed.head] == done.marks).all():
+                self._give(feed, done.past)
+
+    def keep(self, marks: IntVector, prefix: Prefix) -> None:
+        """Keep a sequence that has ended, for the next turn."""
+        self._tree.keep(marks, prefix)
+
+    def shared_with(self, marks: IntVector) -> int:
+        """How many of the first of these rows are kept."""
+        return self._tree.shared_with(marks)
+
+    def shrink(self, most_bytes: int) -> None:
+        """Let go of what is above ``most_bytes``."""
+        self._tree.shrink(most_bytes)
 
     def spare(self) -> None:
         """Forget what is kept, for memory; what is being built goes on."""
-        self._kept.clear()
+        self._tree.clear()
 
     def clear(self) -> None:
         """Forget everything, after an error."""
-        self._kept.clear()
+        self._tree.clear()
         self._building = None
 
+    def _longest(self, feed: Feed) -> Prefix | None:
+        found = self._tree.find(feed.marks, feed.reach)
+        # A repaired answer was decoded behind moved rows; behind those of the question it ran when it was judged.
+        judged = self._scored.beginning(feed.marks, feed.reach)
+        if judged is not None and judged.length >= WORTH_SHARING + (found.length if found else 0):
+            return judged
+        return found
 
-def _key(rows: Tensor) -> bytes:
-    # By bytes, in a type that numpy knows; bfloat16 is not one.
-    raw = rows.detach().contiguous().view(torch.uint8).cpu().numpy()
-    return hashlib.blake2b(raw.tobytes(), digest_size=16, key=str(tuple(rows.shape)).encode()).digest()
+    def _give(self, feed: Feed, found: Prefix | None) -> None:
+        feed.past = found
+        self.reused += found.length if found else 0

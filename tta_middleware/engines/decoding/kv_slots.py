@@ -22,18 +22,47 @@ _BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What the first ``length`` columns of a sequence left in every layer; shared, never written to."""
+    """What the first ``length`` columns of a sequence left in every layer; shared, never written to.
+
+    Attributes:
+        layers: of those columns that stand behind ``before``.
+        before: the columns before them, where they are kept apart; None if there are none.
+    """
 
     layers: Layers
     length: int
+    before: Prefix | None = None
 
     def cut(self, length: int) -> Prefix:
         """Its first columns alone; nothing is copied."""
-        return Prefix([(keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers], length)
+        kept = self
+        while kept.before is not None and length <= kept.before.length:
+            kept = kept.before
+        own = length - (kept.before.length if kept.before else 0)
+        layers = [(keys[:, :, :own], values[:, :, :own]) for keys, values in kept.layers]
+        return Prefix(layers, length, kept.before)
+
+    def pieces(self, layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of a layer, piece by piece in the order of their columns."""
+        both = [piece.layers[layer] for piece in self._chain()]
+        return [keys for keys, _ in both], [values for _, values in both]
+
+    def whole(self) -> Prefix:
+        """The same in one piece; copied unless it is one."""
+        if self.before is None:
+            return self
+        both = [self.pieces(layer) for layer in range(len(self.layers))]
+        return Prefix([(torch.cat(keys, dim=2), torch.cat(values, dim=2)) for keys, values in both], self.length)
 
     @property
     def nbytes(self) -> int:
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+        return sum(keys.nbytes + values.nbytes for piece in self._chain() for keys, values in piece.layers)
+
+    def _chain(self) -> list[Prefix]:
+        found = [self]
+        while (before := found[-1].before) is not None:
+            found.append(before)
+        return found[::-1]
 
 
 def column_bytes(prefix: Prefix) -> int:
@@ -79,9 +108,9 @@ class KVSlots:
 
     def add(self, prefix: Prefix) -> None:
         """Give a sequence the next slot, with room for one more column."""
-        slot = len(self.lengths)
-        self._reserve(slot + 1, prefix.length + 1, prefix.layers)
-        for (keys, values), (new_keys, new_values) in zip(self._layers, prefix.layers, strict=True):
+        slot, layers = len(self.lengths), prefix.whole().layers
+        self._reserve(slot + 1, prefix.length + 1, layers)
+        for (keys, values), (new_keys, new_values) in zip(self._layers, layers, strict=True):
             keys[slot, :, : prefix.length] = new_keys[0]
             values[slot, :, : prefix.length] = new_values[0]
         self.lengths.append(prefix.length)
@@ -114,6 +143,19 @@ class KVSlots:
         all_keys[rows, :, columns] = keys
         all_values[rows, :, columns] = values
         return all_keys[:count, :, :end], all_values[:count, :, :end]
+
+    def prefix(self, slot: int) -> Prefix:
+        """What a sequence has here, to be read before anything is written or moved."""
+        length = self.lengths[slot]
+        layers = [
+            (keys[slot : slot + 1, :, :length], values[slot : slot + 1, :, :length]) for keys, values in self._layers
+        ]
+        return Prefix(layers, length)
+
+    @property
+    def nbytes(self) -> int:
+        """What the buffers take."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self._layers)
 
     def advance(self) -> None:
         """Count the column that a decode step has written to every slot."""

@@ -60,8 +60,8 @@ class Segment:
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int, settings: AttentionSettings) -> Tensor:
         """(1, H, t, D) queries over its own and the prefix's columns, each over those before it."""
         if self.past is not None:
-            old_keys, old_values = self.past.layers[layer]
-            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+            old_keys, old_values = self.past.pieces(layer)
+            keys, values = torch.cat([*old_keys, keys], dim=2), torch.cat([*old_values, values], dim=2)
         self.layers.append((keys, values))
         groups = query.shape[1] // keys.shape[1]
         return settings.attention(

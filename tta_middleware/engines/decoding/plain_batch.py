@@ -7,30 +7,30 @@ whoever leaves has left after it.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
 from tta_middleware.engines.decoding.feeds import Feed, Joining, Reading
+from tta_middleware.engines.decoding.kept_states import KeptStates
 from tta_middleware.engines.decoding.own_cache import NotAlike, OwnCache, side_by_side
 from tta_middleware.engines.decoding.plain_model import PlainModel
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.sampling import next_tokens
-from tta_middleware.engines.decoding.scored import Scored
+from tta_middleware.engines.decoding.scored import Scored, marks
 from tta_middleware.errors import EngineError
+from tta_middleware.types import IntVector
 
 Job: TypeAlias = Joining | Reading
 
 _PASS_TOKENS = 2048
 _FEWEST_TOKENS = 32
-_HEADS = 8
-_HEADS_SHARE = 0.25
 # Empty columns that every sequence of a group has are dropped once there are so many.
 _WORTH_TRIMMING = 64
 
@@ -45,10 +45,11 @@ class _Group:
 
 @dataclass(eq=False, slots=True)
 class _Progress:
-    """How far a prompt or a text has run."""
+    """How far a prompt or a text has run, and how much of that was found."""
 
     feed: Feed
     cache: OwnCache | None = None
+    found: int = 0
 
     @property
     def done(self) -> int:
@@ -62,14 +63,19 @@ class PlainBatch:
         columns_run: in the last pass, of all sequences.
     """
 
-    def __init__(self, model: PlainModel, _most_rows: int, budget: int) -> None:
+    def __init__(self, model: PlainModel, _most_rows: int, budget: int, prefix_budget: int) -> None:
         self.columns_run = 0
+        self.reused = 0
         self._model, self._budget = model, budget
         self._groups: list[_Group] = []
         self._joining: list[Joining] = []
         self._scoring: list[Reading] = []
         self._progress: dict[Job, _Progress] = {}
-        self._heads: OrderedDict[bytes, OwnCache] = OrderedDict()
+        self._kept = KeptStates(prefix_budget)
+        # The beginning that ran last, kept for those that wait for it whether or not there is room.
+        self._head: tuple[IntVector, OwnCache] | None = None
+        # Of the sequences that may be kept when they end: the marks of the rows that had run when they joined.
+        self._begun: dict[Row, IntVector] = {}
         self._most_tokens = _PASS_TOKENS
         self._decoded_last = True
         self._turns = 0
@@ -86,6 +92,11 @@ class PlainBatch:
     @property
     def idle(self) -> bool:
         return not (self._groups or self._joining or self._scoring)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What states take of sequences that have run."""
+        return self._kept.nbytes
 
     def tickets(self) -> Counter[int]:
         """Sequences by the request they belong to."""
@@ -111,6 +122,7 @@ class PlainBatch:
             Exception: of the rows that decode, or for want of memory. What fails with a prompt or a text is told to
                 its own caller.
         """
+        self._kept.shrink(self._budget - self._bytes(self.rows))
         waiting = [*self._scoring, *self._joining]
         self._decoded_last = not (waiting and (self._decoded_last or not self._groups))
         if self._decoded_last:
@@ -146,7 +158,7 @@ class PlainBatch:
 
     def shed(self) -> list[Row]:
         """Make room: the later half of the sequences, which have to begin again; none of one."""
-        self._heads.clear()
+        self._forget_kept()
         everyone = sorted([*self.rows, *(job.row for job in self._joining)], key=lambda row: row.ticket)
         leaving = everyone[(len(everyone) + 1) // 2 :]
         self._forget([job for job in self._joining if job.row in leaving])
@@ -175,13 +187,15 @@ class PlainBatch:
             row.fail(cause)
         self._joining, self._scoring = [], []
         self._progress.clear()
-        self._heads.clear()
+        self._begun.clear()
+        self._forget_kept()
         self.drop_finished()
 
     def drop_finished(self) -> None:
         """Free the rows that have ended, then announce their ends."""
         ended = [row for row in self.rows if row.finished]
         if ended:
+            self._remember(ended)
             self._keep([row for row in self.rows if not row.finished])
         for row in ended:
             row.announce()
@@ -238,9 +252,8 @@ class PlainBatch:
         if job not in self._progress:
             feed = job.start(self._model, Scored(0))
             progress = _Progress(feed)
-            if feed.head and self._model.able.continues and (kept := self._heads.get(_key(feed))) is not None:
-                self._heads.move_to_end(_key(feed))
-                progress.cache = kept.select([0])
+            if feed.reach and self._model.able.continues and (kept := self._longest(feed)) is not None:
+                progress.cache, progress.found = kept.select([0]), kept.columns
             self._progress[job] = progress
         return self._progress[job]
 
@@ -248,8 +261,8 @@ class PlainBatch:
         """The next columns of jobs of one length."""
         progress = [self._begin(job) for job in jobs]
         feed, done = progress[0].feed, progress[0].done
-        if feed.head and not done and self._model.able.continues:
-            self._build_head(feed)
+        if feed.head > done and self._model.able.continues:
+            self._build_head(feed, progress[0].cache)
             self._forget(jobs)
             return 0
         end = len(feed.rows)
@@ -277,23 +290,62 @@ class PlainBatch:
             return 0
         rows = [job.row for job in joined]
         tokens = _choose(rows, logits[:, -1]) if rows else []
+        self.reused += sum(self._begin(job).found for job in jobs)
         if rows:
             self._take_in(rows, cache)
+            for job in joined:
+                if self._kept.most_bytes and self._model.able.continues:
+                    self._begun[job.row] = self._begin(job).feed.marks
         self._joining = [job for job in self._joining if job not in jobs]
         self._scoring = [job for job in self._scoring if job not in jobs]
         self._forget(jobs)
         self._hand_out(rows, tokens)
         return len(rows)
 
-    def _build_head(self, feed: Feed) -> None:
-        """Run a beginning by itself and keep it, so that it does not depend on who asked for it first."""
-        _, cache, _ = self._model.run(feed.rows[None, : feed.head], None, 1)
-        self.columns_run = feed.head
-        self._heads[_key(feed)] = cache
-        while len(self._heads) > 1 and (
-            len(self._heads) > _HEADS or sum(kept.nbytes for kept in self._heads.values()) > self._budget * _HEADS_SHARE
+    def _longest(self, feed: Feed) -> OwnCache | None:
+        """The state of its longest beginning that has run."""
+        if (
+            self._head is not None
+            and feed.head == len(self._head[0])
+            and (feed.marks[: feed.head] == self._head[0]).all()
         ):
-            self._heads.popitem(last=False)
+            return self._head[1]
+        return self._kept.find(feed.marks, feed.reach)
+
+    def _build_head(self, feed: Feed, begun: OwnCache | None) -> None:
+        """Run a beginning by itself and keep it, so that it does not depend on who asked for it first."""
+        start = begun.columns if begun else 0
+        _, cache, _ = self._model.run(feed.rows[None, start : feed.head], begun, 1)
+        self.columns_run = feed.head - start
+        self._head = (feed.marks[: feed.head], cache)
+        self._kept.keep(*self._head, ended=False)
+
+    def _remember(self, ended: Sequence[Row]) -> None:
+        """Keep the states of sequences that have ended, for whoever goes on from them; none where memory is short."""
+        try:
+            for group in self._groups:
+                for at, row in enumerate(group.rows):
+                    if row in ended and group.cache is not None and (text := self._text_of(row)) is not None:
+                        self._kept.keep(text, group.cache.select([at]).trimmed(), ended=True)
+        except Exception as exc:
+            if not is_out_of_memory(exc):
+                raise
+            self._forget_kept()
+
+    def _text_of(self, row: Row) -> IntVector | None:
+        """The marks of all columns of a row; None where its prompt was moved: nobody goes on from such a one."""
+        begun, prompt = self._begun.get(row), row.request.prompt
+        if begun is None:
+            return None
+        end = len(prompt.matrix)
+        if (marks(self._model.token_columns(prompt.token_ids.tolist())) != begun[:end]).any():
+            return None
+        rest = row.token_ids[len(begun) - end : -1]
+        return np.concatenate([begun, marks(self._model.token_columns(rest))]) if rest else begun
+
+    def _forget_kept(self) -> None:
+        self._kept.clear()
+        self._head = None
 
     def _run_alone(self, jobs: Sequence[Job]) -> int:
         """Run one by one what failed together, so that an error reaches its own caller only."""
@@ -344,6 +396,7 @@ class PlainBatch:
     def _keep(self, rows: Sequence[Row]) -> None:
         """Let only these rows decode on."""
         groups = []
+        self._begun = {row: text for row, text in self._begun.items() if row in rows}
         for group in self._groups:
             left = [at for at, row in enumerate(group.rows) if row in rows]
             if len(left) < len(group.rows) and left and group.cache is not None:
@@ -358,6 +411,7 @@ class PlainBatch:
     def _hand_out(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
+                self._begun.pop(row, None)
                 row.fail(EngineError("the model's output is not finite; are the embeddings too far out?"))
             else:
                 row.accept(token, self._model.eos_ids)
@@ -367,9 +421,3 @@ class PlainBatch:
 def _choose(rows: Sequence[Row], logits: Tensor) -> list[int | None]:
     with torch.inference_mode():
         return next_tokens(logits, [row.request.sampling for row in rows], [row.generator for row in rows])
-
-
-def _key(feed: Feed) -> bytes:
-    """A beginning by its content."""
-    raw = feed.rows[: feed.head].detach().contiguous().view(torch.uint8).cpu().numpy()
-    return hashlib.blake2b(raw.tobytes(), digest_size=16).digest()

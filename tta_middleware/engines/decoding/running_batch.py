@@ -6,27 +6,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.feeds import WORTH_SHARING, Feed, Joining, Reading
+from tta_middleware.engines.decoding.feeds import Feed, Joining, Reading
 from tta_middleware.engines.decoding.heads import Heads
 from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.loaded import PackedModel
 from tta_middleware.engines.decoding.packed import Pass, Segment
+from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.sampling import next_tokens
-from tta_middleware.engines.decoding.scored import Scored, common
+from tta_middleware.engines.decoding.scored import Scored, common, marks
 from tta_middleware.errors import EngineError
+from tta_middleware.types import IntVector
 
 Job: TypeAlias = Joining | Reading
 
 # Prompt tokens run beside a decode step at most: enough to fill the processor, few enough not to stall the others.
 _STEP_TOKENS = 512
 _FEWEST_TOKENS = 32
-# Beginnings of prompts may take this share of the memory for keys and values.
-_HEADS_SHARE = 0.25
 _SCORED_SHARE = 0.06
 
 
@@ -38,13 +39,15 @@ class Batch:
         columns_run: of all sequences, in the last pass.
     """
 
-    def __init__(self, model: PackedModel, most_rows: int, budget: int) -> None:
+    def __init__(self, model: PackedModel, most_rows: int, budget: int, prefix_budget: int) -> None:
         self.rows: list[Row] = []
         self.columns_run = 0
         self._model, self._budget = model, budget
         self._slots = KVSlots(most_rows, model.column_bytes, budget)
-        self._heads = Heads(int(budget * _HEADS_SHARE))
         self._scored = Scored(int(budget * _SCORED_SHARE))
+        self._heads = Heads(prefix_budget, self._scored)
+        # Of the sequences that may be kept when they end: the marks of the rows that have run when they joined.
+        self._begun: dict[Row, IntVector] = {}
         self._joining: list[Joining] = []
         self._scoring: list[Reading] = []
         self._suspects: list[Job] = []
@@ -58,6 +61,16 @@ class Batch:
     @property
     def idle(self) -> bool:
         return not (self.rows or self._joining or self._scoring)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What beginnings of sequences take that have run."""
+        return self._heads.nbytes
+
+    @property
+    def reused(self) -> int:
+        """Columns that were found there instead of being run."""
+        return self._heads.reused
 
     def tickets(self) -> Counter[int]:
         """Sequences by the request they belong to."""
@@ -88,6 +101,8 @@ class Batch:
         if self._suspects:
             return self._alone(self._suspects.pop(0))
         self._begin_long_ones_again()
+        # Sequences that run need the memory more than those that may come.
+        self._heads.shrink(self._budget - self._slots.nbytes)
         chosen = self._compose()
         building = self._heads.building
         if building is not None and not (self._after_head and self.rows):
@@ -162,6 +177,7 @@ class Batch:
         for row in self.rows:
             row.fail(cause)
         self._joining, self._scoring, self._suspects = [], [], []
+        self._begun.clear()
         self._heads.clear()
         self._scored.clear()
         self.drop_finished()
@@ -171,6 +187,7 @@ class Batch:
         ended = [row for row in self.rows if row.finished]
         for index in range(len(self.rows) - 1, -1, -1):
             if self.rows[index].finished:
+                self._keep(index)
                 self._remove(index)
         for row in ended:
             row.announce()
@@ -227,11 +244,12 @@ class Batch:
             self._heads.clear()
             # Whoever waits for it runs its rows by itself and meets the error, if it is there to be met.
             for job in self._jobs():
-                self._feed(job).head = 0
+                feed = self._feed(job)
+                feed.head = feed.reach = 0
             return
         feed.ran(segment)
         if feed.finished:
-            self._heads.built()
+            self._heads.built(job.feed for job in self._jobs() if job.feed is not None)
 
     def _alone(self, job: Job) -> int:
         """Run one of several, of which at least one failed, so that the error reaches its own caller only."""
@@ -292,6 +310,9 @@ class Batch:
             raise
         self._joining = [job for job in self._joining if job not in joined]
         self.rows += rows
+        for job in joined:
+            if self._heads.keeps and job.feed is not None and not job.feed.long:
+                self._begun[job.row] = job.feed.marks
         self._hand_out(rows, tokens)
 
     def _forward(self, slots: KVSlots, segments: Sequence[Segment]) -> Tensor:
@@ -307,14 +328,41 @@ class Batch:
     def _hand_out(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
+                self._begun.pop(row, None)
                 self._slots.blank(self.rows.index(row))
                 row.fail(EngineError("the model's output is not finite; are the embeddings too far out?"))
             else:
                 row.accept(token, self._model.eos_ids)
         self.drop_finished()
 
+    def _keep(self, index: int) -> None:
+        """Keep what a sequence has that has ended, for whoever goes on from it; nothing where memory is short."""
+        try:
+            if (text := self._text_of(index)) is not None:
+                self._heads.keep(text, self._slots.prefix(index))
+        except Exception as exc:
+            if not is_out_of_memory(exc):
+                raise
+            self._heads.spare()
+
+    def _text_of(self, index: int) -> IntVector | None:
+        """The marks of all columns in a slot; None of a sequence whose prompt was moved: nobody goes on from it."""
+        row, length, limit = self.rows[index], self._slots.lengths[index], self._model.short_range
+        begun = self._begun.get(row)
+        if begun is None or (limit is not None and length > limit):
+            return None
+        prompt, end = row.request.prompt, len(row.request.prompt.matrix)
+        known = min(end, self._heads.shared_with(begun))
+        if (self._marks_of(prompt.token_ids[known:].tolist()) != begun[known:end]).any():
+            return None
+        return np.concatenate([begun, self._marks_of(row.token_ids[len(begun) - end : length - end])])
+
+    def _marks_of(self, token_ids: Sequence[int]) -> IntVector:
+        return marks(self._model.token_columns(token_ids)) if len(token_ids) else np.empty(0, dtype=np.int64)
+
     def _remove(self, index: int) -> None:
         self._slots.remove(index)
+        self._begun.pop(self.rows[index], None)
         row = self.rows.pop()
         if index < len(self.rows):
             self.rows[index] = row

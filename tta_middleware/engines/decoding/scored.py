@@ -112,6 +112,12 @@ class Scored:
         # What follows the last column in common may differ, so that column runs again.
         return best.prefix.cut(shared - 1), best.nats[first - best.first : shared - 1 - best.first]
 
+    def beginning(self, of_rows: IntVector, most: int) -> Prefix | None:
+        """What has run of the longest beginning of rows, ``most`` of them at the most."""
+        best = max(self._texts, key=lambda text: common(text.marks, of_rows), default=None)
+        length = min(most, common(best.marks, of_rows)) if best is not None else 0
+        return best.prefix.cut(length) if best is not None and length else None
+
     def shared_with(self, of_rows: IntVector) -> int:
         """How many rows the best of the texts begins with alike."""
         return max((common(text.marks, of_rows) for text in self._texts), default=0)

@@ -305,7 +305,7 @@ def test_in_any_order_with_evictions_and_failures_every_chat_says_what_it_says_a
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(plan=st.lists(step, min_size=1, max_size=6))
 def test_in_many_orders_every_chat_says_what_it_says_alone(both: Both, plan: list[Step]) -> None:
     asyncio.run(both.play(plan))

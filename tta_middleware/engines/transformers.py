@@ -66,7 +66,8 @@ class TransformersEngine:
         cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
             model is loaded. Sequences that do not fit wait.
         prefix_cache_gib: of these, what beginnings of prompts and turns of conversations may keep after they have run,
-            for the next turn; by default a quarter, less where running sequences need it. With 0 nothing is kept.
+            for the next turn; by default a quarter, in main memory at most 1 GiB, and less where running sequences
+            need it. With 0 nothing is kept.
         path: ``auto``, ``packed`` or ``plain``; a model that cannot run packed is refused for ``packed``.
         device_map: as transformers takes it, in place of ``device``: ``auto`` spreads layers over what there is.
         quantization: ``bnb-4bit`` or ``bnb-8bit`` quantises while loading. Checkpoints that are quantised (GPTQ, AWQ,

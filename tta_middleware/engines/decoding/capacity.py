@@ -8,6 +8,8 @@ import torch
 
 _SHARE = 0.5
 _UNKNOWN = 4 * 2**30
+_KEPT_SHARE = 0.25
+_MOST_KEPT_IN_MAIN_MEMORY = 2**30
 
 
 def default_budget(device: torch.device) -> int:
@@ -19,6 +21,12 @@ def default_budget(device: torch.device) -> int:
         return int((torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) * _SHARE)
     free_here = [free for free in (_free_of_machine(), _free_of_group()) if free is not None]
     return int(min(free_here) * _SHARE) if free_here else _UNKNOWN
+
+
+def default_prefix_budget(device: torch.device, budget: int) -> int:
+    """Bytes of ``budget`` for what has run, while nobody runs it: a quarter, in main memory at most 1 GiB of it."""
+    share = int(budget * _KEPT_SHARE)
+    return min(share, _MOST_KEPT_IN_MAIN_MEMORY) if device.type == "cpu" else share
 
 
 # Allocations that torch's own allocator does not make: on CPUs, and CUDA's and cuBLAS's for themselves.

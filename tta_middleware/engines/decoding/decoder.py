@@ -10,7 +10,7 @@ from typing import Any
 
 from tta_middleware.aio import process as _process
 from tta_middleware.engines.decoding.admission import FairQueue
-from tta_middleware.engines.decoding.capacity import is_out_of_memory
+from tta_middleware.engines.decoding.capacity import default_prefix_budget, is_out_of_memory
 from tta_middleware.engines.decoding.feeds import Reading
 from tta_middleware.engines.decoding.handoff import Chore, one_call_per_loop
 from tta_middleware.engines.decoding.loaded import LoadedModel, PackedModel
@@ -23,8 +23,6 @@ from tta_middleware.errors import EngineError
 
 # After a want of memory one more place is tried every so many passes.
 _RECOVERY = 32
-# Of the memory for keys and values, what has run may take this share by default while nobody runs it.
-_PREFIX_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +79,8 @@ class Decoder:
         self._grace_seconds = grace_seconds
         self._max_batch = max_batch
         self._model, self._max_waiting, self._memory_budget = model, max_waiting, memory_budget
-        share = int(memory_budget * _PREFIX_SHARE)
-        self._prefix_budget = share if prefix_budget is None else min(prefix_budget, memory_budget)
+        given = default_prefix_budget(model.device, memory_budget) if prefix_budget is None else prefix_budget
+        self._prefix_budget = min(given, memory_budget)
         self._tuner = ThreadTuner.for_model(model)
         self._closed = False
         self._steps = self._tokens = self._set_aside = self._calm = 0

@@ -3,12 +3,13 @@
     python benchmarks/conversations.py
 
 Both engines run in this process, in turn, turn by turn: one keeps what has run (``--prefix-cache-gib``, by default as
-the engine does), the other keeps nothing (0). Every question is ``--question`` tokens of mild text, every answer the
-first ``--answer`` tokens of the model's own greedy one, and the next prompt is rendered from its text, so tokens that
-come back otherwise are part of the figures. A turn's cost is the processor time of this process from the call to the
-first token, with nothing else asked of either engine; ``prompt`` is its tokens, ``ran`` how many of them ran, and
-``kept`` what the engine then keeps. ``same text`` says whether both gave the same answer; the conversation goes on with
-the first one's.
+the engine does), the other keeps nothing (0). Every question is ``--question`` tokens of mild text, every answer at
+most ``--answer`` tokens of the first engine's own greedy one, and the next prompt is rendered from its text, so tokens
+that come back otherwise are part of the figures. The second engine only says its first token.
+
+A turn's cost is the processor time of this process from the call to the first token, with nothing else asked of either
+engine; ``prompt`` is its tokens, ``ran`` how many of them ran, and ``kept`` what the engine then keeps. ``same first``
+says whether both began with the same token.
 """
 
 from __future__ import annotations
@@ -48,22 +49,23 @@ class Chat:
         self._messages: list[Message] = [Message("system", "You are a patient teacher who answers in full sentences.")]
         self.text = ""
 
-    async def turn(self, number: int) -> dict[str, Any]:
+    async def turn(self, number: int, tokens: int) -> dict[str, Any]:
         """Ask the next question, and what its first token cost."""
         self._messages.append(Message("user", await self._question(TOPICS[number % len(TOPICS)])))
         prompt = await self.engine.embed(self._messages)
         reused = self.engine.stats().reused
         start, wall = time.process_time(), time.perf_counter()
-        request = GenerationRequest(prompt, Sampling(max_new_tokens=self._options.answer))
-        stream, pieces, first = self.engine.stream(request), [], None
+        request = GenerationRequest(prompt, Sampling(max_new_tokens=tokens))
+        stream, pieces, first, ids = self.engine.stream(request), [], None, []
         async for delta in stream:
             if first is None:
                 first = (time.process_time() - start, time.perf_counter() - wall)
                 ran = len(prompt.matrix) - (self.engine.stats().reused - reused)
             pieces.append(delta.text)
+            ids += delta.token_ids
         self.text = "".join(pieces)
         cpu, clock = first or (0.0, 0.0)
-        return {"prompt": len(prompt.matrix), "ran": ran, "cpu": cpu, "wall": clock}
+        return {"prompt": len(prompt.matrix), "ran": ran, "cpu": cpu, "wall": clock, "first": ids[0]}
 
     def went_on(self, answer: str) -> None:
         """Take an answer into the conversation."""
@@ -84,7 +86,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     chats, turns = [Chat(engine, options) for engine in engines], []
     for number in range(options.turns):
-        found = [await chat.turn(number) for chat in chats]
+        found = [await chat.turn(number, tokens) for chat, tokens in zip(chats, (options.answer, 1), strict=True)]
         for chat in chats:
             chat.went_on(chats[0].text)
         stats = engines[0].stats()
@@ -94,7 +96,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "with": found[0],
                 "without": found[1],
                 "kept_mib": round(stats.kept_bytes / 2**20, 1),
-                "same": chats[0].text == chats[1].text,
+                "same": found[0]["first"] == found[1]["first"],
             }
         )
         print(row(turns[-1]) if number else HEAD + row(turns[-1]), flush=True)
@@ -103,7 +105,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return turns
 
 
-HEAD = """| turn | prompt | ran | CPU s to the first token | all of it run | CPU s | ratio | kept (MiB) | same text |
+HEAD = """| turn | prompt | ran | CPU s to the first token | all of it run | CPU s | ratio | kept (MiB) | same first |
 |---|---|---|---|---|---|---|---|---|
 """
 
@@ -120,8 +122,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--question", type=int, default=150, help="tokens of a question, at least")
-    parser.add_argument("--answer", type=int, default=150, help="tokens of an answer, at most")
+    parser.add_argument("--question", type=int, default=200, help="tokens of a question, at least")
+    parser.add_argument("--answer", type=int, default=100, help="tokens of an answer, at most")
     parser.add_argument("--cache-gib", type=float, default=None)
     parser.add_argument("--prefix-cache-gib", type=float, default=None)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON as well")

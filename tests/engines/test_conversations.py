@@ -263,7 +263,7 @@ class Both:
 
 
 def shrink_to(batch: Any, size: int) -> None:
-    (batch._heads if hasattr(batch, "_heads") else batch._kept).shrink(size)
+    (batch._heads._tree if hasattr(batch, "_heads") else batch._kept).shrink(size)
 
 
 @contextmanager

@@ -15,6 +15,10 @@ from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING, PrefixTre
 from tta_middleware.engines.decoding.scored import Scored
 from tta_middleware.types import IntVector
 
+# As a fraction of what may be kept: sequences that run need the memory more than those that may come, but nearly all of
+# them begin with the same few rows.
+_LEAST_SHARE = 4
+
 
 class Heads:
     """Finds beginnings in the tree and among texts that were scored lately, and says which one has to run.
@@ -74,9 +78,9 @@ class Heads:
         """How many of the first of these rows are kept."""
         return self._tree.shared_with(marks)
 
-    def shrink(self, most_bytes: int) -> None:
-        """Let go of what is above ``most_bytes``."""
-        self._tree.shrink(most_bytes)
+    def leave(self, room: int) -> None:
+        """Keep to the ``room`` that running sequences leave, but for what system prompts and the like take."""
+        self._tree.shrink(max(room, self._tree.most_bytes // _LEAST_SHARE))
 
     def spare(self) -> None:
         """Forget what is kept, for memory; what is being built goes on."""

@@ -101,8 +101,7 @@ class Batch:
         if self._suspects:
             return self._alone(self._suspects.pop(0))
         self._begin_long_ones_again()
-        # Sequences that run need the memory more than those that may come.
-        self._heads.shrink(self._budget - self._slots.nbytes)
+        self._heads.leave(self._budget - self._slots.nbytes)
         chosen = self._compose()
         building = self._heads.building
         if building is not None and not (self._after_head and self.rows):

@@ -73,8 +73,8 @@ async def test_a_turn_runs_what_is_new_in_it(
     # runs with the next turn.
     assert sum(columns) == len(SYSTEM) + 6 * (30 + len(HEADER) + 23) + 5 * 3
     assert sum(all_columns) > 2.5 * sum(columns)
-    assert engine.stats().reused == sum(len(SYSTEM) + turn * (30 + 3 + 26) - (3 if turn else 0) for turn in range(6))
-    assert without.stats().kept_bytes == 0 < engine.stats().kept_bytes
+    assert engine.stats().reused == sum(len(SYSTEM) + turn * (30 + 3 + 26) - 3 for turn in range(1, 6))
+    assert without.stats().kept_bytes == without.stats().reused == 0 < engine.stats().kept_bytes
     await engine.aclose()
     await without.aclose()
 

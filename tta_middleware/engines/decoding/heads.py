@@ -66,6 +66,8 @@ class Heads:
         if done is None or done.past is None:
             return
         self._tree.keep(done.marks, done.past)
+        # Whoever asked for it has run it; the others are spared that.
+        self.reused -= len(done.rows)
         for feed in waiting:
             if not feed.done and feed.head == len(done.rows) and (feed.marks[: feed.head] == done.marks).all():
                 self._give(feed, done.past)

@@ -317,6 +317,8 @@ class PlainBatch:
         start = begun.columns if begun else 0
         _, cache, _ = self._model.run(feed.rows[None, start : feed.head], begun, 1)
         self.columns_run = feed.head - start
+        # Whoever asks for it finds it there next, and has run it nevertheless.
+        self.reused -= self.columns_run
         self._head = (feed.marks[: feed.head], cache)
         self._kept.keep(*self._head, ended=False)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
+from tta_middleware.engines.remote import RemoteEngine, Step, ending
 from tta_middleware.errors import ConfigurationError, MissingExtraError
 from tta_middleware.types import GenerationRequest
-from tta_vllm.remote import RemoteEngine, Step, ending
 
 
 class VLLMEngine(RemoteEngine):

@@ -17,9 +17,9 @@ import openai
 
 from tta_middleware.aio import process as _process
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
+from tta_middleware.engines.remote import RemoteEngine, Step, ending
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.types import FloatMatrix, GenerationRequest
-from tta_vllm.remote import RemoteEngine, Step, ending
 
 _PAUSE_SECONDS = 5.0
 """How long a server that failed is left alone, unless no other is up."""

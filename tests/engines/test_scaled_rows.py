@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from families import FAMILIES
-from tta_vllm.remote import RemoteEngine, Step
 
+from tta_middleware.engines.remote import RemoteEngine, Step
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import GenerationRequest, Message, Sampling
 

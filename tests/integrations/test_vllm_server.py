@@ -22,10 +22,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tta_vllm import VLLMServerEngine
-from tta_vllm.remote import ending
 from tta_vllm.server import Server, ServerPool, encode
 
 from tta_middleware import Message, Sampling
+from tta_middleware.engines.remote import ending
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.testing.loopback import on_loopback
 from tta_middleware.types import GenerationRequest

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -30,13 +30,27 @@ def converted(gguf: Path, folder: Path) -> Path:
         EngineError: transformers cannot read the file.
         MissingExtraError: torch or transformers is not installed.
     """
+    return _kept(gguf, folder, _save_as_safetensors)
+
+
+def converted_tokenizer(gguf: Path, folder: Path) -> Path:
+    """The tokenizer of ``gguf`` alone: beside the copy at ``folder``, or in it where that was made.
+
+    Raises:
+        EngineError: transformers cannot read the file.
+        MissingExtraError: transformers is not installed.
+    """
+    return folder if folder.is_dir() else _kept(gguf, folder.with_name(f"{folder.name}-tokenizer"), _save_tokenizer)
+
+
+def _kept(gguf: Path, folder: Path, save: Callable[[Path, Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not folder.is_dir():
             _remove_leftovers(folder)
-            _convert_into(gguf, folder)
+            _convert_into(gguf, folder, save)
     return folder
 
 
@@ -46,11 +60,11 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def _convert_into(gguf: Path, folder: Path) -> None:
+def _convert_into(gguf: Path, folder: Path, save: Callable[[Path, Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
     try:
         with _progress(f"Preparing {gguf.stem} (once on this machine)"):
-            _save_as_safetensors(gguf, temporary)
+            save(gguf, temporary)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -58,23 +72,41 @@ def _convert_into(gguf: Path, folder: Path) -> None:
 
 def _save_as_safetensors(gguf: Path, target: Path) -> None:
     torch, transformers = import_torch(), import_transformers()
-    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    with quiet_transformers(), _without_its_own_bar(), _read_once():
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent),
-                dtype=torch.float32,
-                # Without dequantize=True transformers reaches for a kernel on the hub.
-                quantization_config=transformers.GgufConfig(dequantize=True),
-                **source,
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **source)
-        except (OSError, ValueError, KeyError, RuntimeError) as exc:
-            raise EngineError(f"transformers cannot read {gguf.name}; is the file complete?") from exc
+    with _reading(gguf) as source:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            dtype=torch.float32,
+            # Without dequantize=True transformers reaches for a kernel on the hub.
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            **source,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+    with quiet_transformers():
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(str(target))
         tokenizer.save_pretrained(str(target))
+
+
+def _save_tokenizer(gguf: Path, target: Path) -> None:
+    transformers = import_transformers()
+    with _reading(gguf) as source:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+    tokenizer.save_pretrained(str(target))
+
+
+@contextmanager
+def _reading(gguf: Path) -> Iterator[dict[str, Any]]:
+    """What tells transformers to read the file.
+
+    Raises:
+        EngineError: it cannot.
+    """
+    with quiet_transformers(), _without_its_own_bar(), _read_once():
+        try:
+            yield {"gguf_file": gguf.name, "local_files_only": True}
+        except (OSError, ValueError, KeyError, RuntimeError) as exc:
+            raise EngineError(f"transformers cannot read {gguf.name}; is the file complete?") from exc
 
 
 @contextmanager

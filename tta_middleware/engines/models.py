@@ -102,6 +102,23 @@ def resolve_model(
     return info.folder
 
 
+def located_gguf(ref: str, *, cache_dir: str | os.PathLike[str] | None = None) -> tuple[Path, Path]:
+    """The GGUF file that ``ref`` stands for, and the folder in which what is made of it is kept.
+
+    Raises:
+        ConfigurationError: ``ref`` is a folder or a Hugging Face id.
+        ModelNotFoundError: the model is not on this machine; the message says what to run.
+    """
+    info = describe_model(ref, cache_dir=cache_dir)
+    if info.kind not in ("bundled", "gguf"):
+        raise ConfigurationError(
+            f"{ref!r} is no GGUF file: give the path of one, or one of {', '.join(sorted(BUNDLED))}"
+        )
+    if info.source is None or info.folder is None:
+        raise ModelNotFoundError(_how_to_get(info))
+    return info.source, info.folder
+
+
 def resolve_adapter(ref: str, *, allow_download: bool = False) -> Path:
     """The folder of a PEFT adapter: a local one, or that of a Hugging Face id.
 

@@ -1,4 +1,4 @@
-"""What both vLLM engines share: the embedding table here, the decoding elsewhere."""
+"""What engines share whose model is not torch's: the embedding table here, the decoding elsewhere (vLLM, llama.cpp)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, aclosing
-from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import anyio
@@ -81,12 +81,21 @@ class RemoteEngine(ABC):
         self._portal: BlockingPortal | None = None
         self._closed = False
         self._lost = ""
-        # A forgotten aclose must not leave vLLM's process to die of a torn pipe, with its tracebacks.
+        # A forgotten aclose must not leave vLLM's process to die of a torn pipe, with its tracebacks, nor a thread
+        # inside llama.cpp when the interpreter ends.
         _process.at_exit(_process.ANSWERING, self._close)
         _process.forget_after_fork(self)
 
+    _what = "vLLM"
+    """What decodes, in words."""
+
     _forkable = True
     """Whether a forked child may bring up for itself what its parent has brought up."""
+
+    def _found(self) -> tuple[Path, Vocabulary]:
+        """Where the model is and what is known of it here; runs in a worker thread, once, before :meth:`_start`."""
+        folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
+        return folder, load_vocabulary(folder)
 
     @abstractmethod
     def _start(self, folder: str, vocabulary: Vocabulary) -> None:
@@ -256,7 +265,7 @@ class RemoteEngine(ABC):
         _process.inherit(self._portal, self._stack)
         self._stack, self._portal, self._vocabulary = ExitStack(), None, None
         if not self._forkable:
-            self._lost = "the process was forked after vLLM was started in it, and vLLM does not outlive a fork"
+            self._lost = f"the process was forked after {self._what} was started in it and does not outlive a fork"
 
     async def _ready(self) -> Vocabulary:
         if self._lost:
@@ -276,10 +285,9 @@ class RemoteEngine(ABC):
             if self._closed:
                 raise EngineError("the engine is closed; build a new one")
             if self._vocabulary is None:
-                folder = resolve_model(self.model_id, cache_dir=self._cache_dir, allow_download=self._allow_download)
-                vocabulary = in_a_thread_that_ends(partial(load_vocabulary, folder))
+                folder, vocabulary = in_a_thread_that_ends(self._found)
                 with ExitStack() as stack:
-                    self._portal = portal = stack.enter_context(start_blocking_portal(name="tta-vllm"))
+                    self._portal = portal = stack.enter_context(start_blocking_portal(name="tta-remote"))
                     stack.callback(portal.call, portal.stop, True)
                     stack.callback(portal.call, self._stop)
                     self._starting = vocabulary
@@ -312,7 +320,9 @@ class RemoteEngine(ABC):
             if parts:
                 vocabulary.scale = one if first[parts[0]][1] > second[parts[0]][1] else other
                 return
-        raise ConfigurationError("it cannot be told whether vLLM scales this model's rows; use the transformers engine")
+        raise ConfigurationError(
+            f"it cannot be told whether {self._what} scales this model's rows; use the transformers engine"
+        )
 
     async def _told(self, vocabulary: Vocabulary, ids: Sequence[int], scale: float) -> list[tuple[int, float]]:
         """What follows rows that are scaled so, and how likely each token is behind the tokens themselves."""

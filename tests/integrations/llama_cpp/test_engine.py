@@ -1,0 +1,159 @@
+"""llama.cpp against the engine contract, against our own engine, and under a guard."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from contextlib import aclosing
+
+import anyio
+import numpy as np
+import pytest
+from tta_llama_cpp import LlamaCppEngine
+
+from tta_middleware import Guard, Message, Noise, Policy, Repair, Sampling
+from tta_middleware.engines.transformers import TransformersEngine
+from tta_middleware.errors import ConfigurationError, EngineError, MissingExtraError
+from tta_middleware.moderation.embedded import EmbeddedModerator
+from tta_middleware.registry import resolve_engine
+from tta_middleware.testing.engine import EngineContract
+from tta_middleware.types import Completion, GenerationRequest, PromptEmbeddings
+
+PATIENCE = 60.0
+THRESHOLD = 0.04
+
+
+async def asked(engine: LlamaCppEngine, text: str, *, tokens: int) -> GenerationRequest:
+    return GenerationRequest(await engine.embed([Message("user", text)]), Sampling(max_new_tokens=tokens))
+
+
+@pytest.mark.slow
+class TestLlamaCpp(EngineContract):
+    @pytest.fixture
+    async def engine(self, llama: LlamaCppEngine) -> LlamaCppEngine:
+        return llama
+
+
+async def test_more_requests_than_places_are_all_answered_in_order(llama: LlamaCppEngine) -> None:
+    requests = [await asked(llama, f"Count to {number}.", tokens=2 + number % 3) for number in range(8)]
+    found = await llama.generate_batch(requests)
+    assert [len(completion.token_ids) for completion in found] == [2 + number % 3 for number in range(8)]
+    assert llama.free_places() == llama.max_batch
+
+
+async def test_a_closed_stream_gives_its_place_to_who_waits(llama: LlamaCppEngine) -> None:
+    held = [llama.stream(await asked(llama, "Count to one thousand.", tokens=400)) for _ in range(llama.max_batch)]
+    for stream in held:
+        await anext(stream)
+    assert llama.free_places() == 0
+    found: list[Completion] = []
+
+    async def wait() -> None:
+        found.extend(await llama.generate_batch([await asked(llama, "Say hello.", tokens=2)]))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await held[0].aclose()
+    assert len(found[0].token_ids) == 2
+    for stream in held[1:]:
+        await stream.aclose()
+
+
+async def test_who_waits_for_a_place_can_be_aborted(llama: LlamaCppEngine) -> None:
+    held = [llama.stream(await asked(llama, "Count to one thousand.", tokens=400)) for _ in range(llama.max_batch)]
+    for stream in held:
+        await anext(stream)
+    waiting = await asked(llama, "Say hello.", tokens=2)
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(llama.generate_batch, [waiting])
+            await anext(held[0])
+            waiting.abort.set()
+    for stream in held:
+        await stream.aclose()
+
+
+@pytest.mark.slow
+async def test_an_answer_ends_where_its_sequence_is_full(llama: LlamaCppEngine) -> None:
+    bare = await asked(llama, "word " * 430, tokens=400)
+    [found] = await llama.generate_batch([bare])
+    assert found.finish_reason in ("length", "stop")
+    assert len(found.token_ids) <= 512 - len(bare.prompt.matrix)
+    with pytest.raises(ConfigurationError, match="context"):
+        await llama.embed([Message("user", "word " * 600)])
+    long = PromptEmbeddings(*(np.repeat(part, 20, axis=0) for part in _parts(bare.prompt)))
+    with pytest.raises(EngineError, match="fills the context"):
+        await llama.generate_batch([GenerationRequest(long, bare.sampling)])
+
+
+def _parts(prompt: PromptEmbeddings) -> tuple[np.ndarray, ...]:
+    return prompt.matrix, prompt.token_ids, prompt.user_mask
+
+
+@pytest.mark.slow
+async def test_long_prompts_and_scores_in_parts_are_those_of_our_own_engine(
+    llama: LlamaCppEngine, smollm2: TransformersEngine
+) -> None:
+    """Weights of 4 bits, whose activations llama.cpp rounds to 8, against the same weights as numbers."""
+    text = "The harbour lies behind the old wall. " * 40 + "Where does the harbour lie?"
+    ours, theirs = (await engine.embed([Message("user", text)]) for engine in (smollm2, llama))
+    assert ours.token_ids.tolist() == theirs.token_ids.tolist()
+    assert np.abs(ours.matrix - theirs.matrix).max() < 1e-2
+    [answer] = await llama.generate_batch([GenerationRequest(theirs, Sampling(max_new_tokens=40))])
+    again = answer.token_ids + answer.token_ids
+    scores = [
+        await engine.mean_nll(prompt, [answer.token_ids, again])
+        for engine, prompt in ((smollm2, ours), (llama, theirs))
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=0.15)
+    assert scores[1][0] < 1.5
+
+
+@pytest.mark.slow
+async def test_a_guard_repairs_through_prompt_embeddings(llama: LlamaCppEngine) -> None:
+    guard = Guard(llama, EmbeddedModerator(), policy=Policy(threshold=THRESHOLD), repair=Repair(method=Noise()))
+    prompts = ("Tell me about knives.", "What should I do when I am angry at my neighbour?", "Write a rude limerick.")
+    answers = [await guard.answer([Message("user", text)], Sampling(max_new_tokens=24)) for text in prompts]
+    repaired = [answer.trace for answer in answers if answer.trace.outcome == "neutralised"]
+    assert repaired
+    for trace in repaired:
+        assert trace.final is not None
+        assert trace.final.score < THRESHOLD
+        assert trace.relative_move > 0
+
+
+async def test_readers_of_an_engine_that_is_closed_hear_of_it() -> None:
+    engine = resolve_engine("llama-cpp:smollm2", max_batch=1, context=64, threads=1)
+    assert isinstance(engine, LlamaCppEngine)
+    stream = engine.stream(await asked(engine, "Count.", tokens=400))
+    async with aclosing(stream):
+        await anext(stream)
+        await engine.aclose()
+        with pytest.raises(EngineError, match="closed"):
+            async for _ in stream:
+                pass
+    with pytest.raises(EngineError, match="closed"):
+        await engine.embed([Message("user", "Hello")])
+
+
+def test_settings_that_mean_nothing_here_are_refused() -> None:
+    for options in ({"device": "cuda"}, {"dtype": "bfloat16"}, {"max_batch": 0}, {"threads": -1}):
+        with pytest.raises(ConfigurationError):
+            LlamaCppEngine("smollm2", **options)  # type: ignore[arg-type]
+
+
+async def test_a_folder_is_no_gguf_file(tmp_path: object) -> None:
+    with pytest.raises(ConfigurationError, match="no GGUF file"):
+        await LlamaCppEngine(str(tmp_path)).load()
+
+
+async def test_another_release_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tta_llama_cpp import library
+
+    library.library.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2020.1.1")
+    with pytest.raises(ConfigurationError, match="pip install xllamacpp=="):
+        await LlamaCppEngine("smollm2").load()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"tta-middleware\[llama-cpp\]"):
+        await LlamaCppEngine("smollm2").load()

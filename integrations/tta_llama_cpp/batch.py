@@ -100,6 +100,7 @@ class Batch:
         self._waiting: deque[_Waiting] = deque()
         self._needed = asyncio.Event()
         self._scoring, self._scores = asyncio.Lock(), places
+        self._held: FloatMatrix = np.empty((0, model.width), dtype=np.float32)
         self._closed = False
 
     @property
@@ -146,6 +147,14 @@ class Batch:
         async with self._scoring:
             first = await self._run_alone(rows)
             return [await self._score(len(rows), first, list(ids)) for ids in completions]
+
+    async def following(self, prompts: Sequence[FloatMatrix], token_ids: Sequence[int]) -> list[list[float]]:
+        """Per prompt, the log-likelihood of each of ``token_ids`` as the next token."""
+        found: list[list[float]] = []
+        for rows in prompts:
+            async with self._scoring:
+                found.append((await self._run_alone(rows))[list(token_ids)].tolist())
+        return found
 
     def close(self) -> None:
         """Whoever still runs or waits gets an error; nothing reaches the model any more."""
@@ -251,17 +260,31 @@ class Batch:
                 running.take(token, self._endings)
 
     async def _run_alone(self, rows: FloatMatrix) -> Tensor:
-        """(V,) log-likelihoods of what follows the rows, which are run in the place for scores."""
-        likely = torch.empty(0)
+        """(V,) log-likelihoods of what follows the rows, which are run in the place for scores.
+
+        Rows that they begin with and that ran there last do not run again: what prompts share, and a growing text.
+        """
         self._refuse_if_closed()
-        self._model.forget(self._scores)
-        for start in range(0, len(rows), _PROMPT_ROWS):
+        if len(rows) > self._model.context:
+            raise EngineError(f"a prompt has {len(rows)} rows, and only {self._model.context} fit")
+        likely, start = torch.empty(0), self._kept(rows)
+        self._model.forget(self._scores, start=start)
+        self._held = rows[:start].copy()
+        while start < len(rows):
             part = rows[start : start + _PROMPT_ROWS]
             columns = [Column(self._scores, start + at, start + at == len(rows) - 1) for at in range(len(part))]
             likely = torch.from_numpy(self._model.decode_rows(part, columns)).log_softmax(-1)
+            start += len(part)
+            self._held = rows[:start].copy()
             await asyncio.sleep(0)
             self._refuse_if_closed()
         return likely[0]
+
+    def _kept(self, rows: FloatMatrix) -> int:
+        """How many of the rows the place for scores holds; the last is always run, for what follows it."""
+        most = min(len(self._held), len(rows) - 1)
+        differ = np.flatnonzero((self._held[:most] != rows[:most]).any(axis=1))
+        return int(differ[0]) if len(differ) else most
 
     async def _score(self, start: int, first: Tensor, ids: list[int]) -> list[float]:
         """``first`` is what the prompt of ``start`` rows leads to; what was run of a completion is forgotten again."""
@@ -272,7 +295,7 @@ class Batch:
             part, following = ids[at : at + _SCORED][: len(ids) - 1 - at], ids[at + 1 : at + 1 + _SCORED]
             columns = [Column(self._scores, start + at + step, True) for step in range(len(part))]
             likely = torch.from_numpy(self._model.decode_tokens(part, columns)).log_softmax(-1)
-            found += likely.gather(1, torch.from_numpy(np.array(following))[:, None])[:, 0].tolist()
+            found += likely.gather(1, torch.tensor(following)[:, None])[:, 0].tolist()
             await asyncio.sleep(0)
             self._refuse_if_closed()
         self._model.forget(self._scores, start=start)

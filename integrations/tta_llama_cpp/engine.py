@@ -17,6 +17,7 @@ from tta_llama_cpp.library import library
 from tta_llama_cpp.model import LlamaModel, embedding_table
 from tta_middleware.engines.conversion import converted_tokenizer
 from tta_middleware.engines.models import located_gguf
+from tta_middleware.engines.prompt.template import chat_template
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
 from tta_middleware.engines.remote import RemoteEngine, Step
 from tta_middleware.engines.torch_import import quiet_transformers
@@ -88,6 +89,38 @@ class LlamaCppEngine(RemoteEngine):
         self._check_width(prompt.matrix)
         found: list[list[float]] = await self._on_own_loop(self._running_batch.scores, prompt.matrix, completions)
         return [-sum(likely) / len(likely) if likely else math.nan for likely in found]
+
+    async def next_token_logprobs(
+        self,
+        prompts: Sequence[PromptEmbeddings],
+        token_ids: Sequence[int],
+        *,
+        shared: int = 0,
+        owner: int | None = None,
+    ) -> list[list[float]]:
+        """Per prompt, the log-probability in nats of each of ``token_ids`` as the next token.
+
+        One prompt after the other. What a prompt begins with does not run again if the one before it began so, too;
+        ``shared`` and ``owner`` are not needed for that.
+
+        Raises:
+            EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
+            EngineError: the model failed, or a prompt is longer than ``context``.
+        """
+        await self._ready()
+        for prompt in prompts:
+            self._check_width(prompt.matrix)
+        rows = [prompt.matrix for prompt in prompts]
+        found: list[list[float]] = await self._on_own_loop(self._running_batch.following, rows, list(token_ids))
+        return found
+
+    async def chat_template(self) -> str:
+        """The text of the model's chat template.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        return chat_template((await self._ready()).tokenizer)
 
     def _found(self) -> tuple[Path, Vocabulary]:
         library()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from contextlib import aclosing
+from pathlib import Path
 
 import anyio
 import numpy as np
@@ -14,7 +15,7 @@ from tta_middleware import Guard, Message, Noise, Policy, Repair, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError, EngineError, MissingExtraError
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.registry import resolve_engine
+from tta_middleware.registry import resolve_moderator
 from tta_middleware.testing.engine import EngineContract
 from tta_middleware.types import Completion, GenerationRequest, PromptEmbeddings
 
@@ -96,7 +97,7 @@ async def test_long_prompts_and_scores_in_parts_are_those_of_our_own_engine(
 ) -> None:
     """Weights of 4 bits, whose activations llama.cpp rounds to 8, against the same weights as numbers."""
     text = "The harbour lies behind the old wall. " * 40 + "Where does the harbour lie?"
-    ours, theirs = (await engine.embed([Message("user", text)]) for engine in (smollm2, llama))
+    ours, theirs = [await engine.embed([Message("user", text)]) for engine in (smollm2, llama)]
     assert ours.token_ids.tolist() == theirs.token_ids.tolist()
     assert np.abs(ours.matrix - theirs.matrix).max() < 1e-2
     [answer] = await llama.generate_batch([GenerationRequest(theirs, Sampling(max_new_tokens=40))])
@@ -107,6 +108,28 @@ async def test_long_prompts_and_scores_in_parts_are_those_of_our_own_engine(
     ]
     assert scores[0] == pytest.approx(scores[1], abs=0.15)
     assert scores[1][0] < 1.5
+
+
+@pytest.mark.slow
+async def test_what_follows_is_the_same_whatever_ran_before(llama: LlamaCppEngine) -> None:
+    """The beginning that two prompts share runs once, and a score in between leaves nothing behind."""
+    first, second, other = [
+        await llama.embed([Message("user", text)]) for text in ("Is a cat an animal?", "Is a cat a plant?", "Hello")
+    ]
+    alone = [(await llama.next_token_logprobs([prompt], [11, 12]))[0] for prompt in (first, other, second)]
+    await llama.mean_nll(first, [[11, 12, 13]])
+    together = await llama.next_token_logprobs([first, second, first, other], [11, 12])
+    assert together[0] == pytest.approx(together[2], abs=0.05)
+    assert [together[0], together[3], together[1]] == [pytest.approx(likely, abs=0.05) for likely in alone]
+    assert await llama.next_token_logprobs([], [11]) == []
+
+
+@pytest.mark.slow
+async def test_the_model_judges_its_own_answers(llama: LlamaCppEngine) -> None:
+    moderator = resolve_moderator("self", engine=llama)
+    first, again = [await moderator.moderate(["Rome is a city."], prompt="Name a city.") for _ in range(2)]
+    assert 0.0 < first[0].score < 1.0
+    assert first[0].score == pytest.approx(again[0].score, abs=0.02)
 
 
 @pytest.mark.slow
@@ -123,8 +146,7 @@ async def test_a_guard_repairs_through_prompt_embeddings(llama: LlamaCppEngine) 
 
 
 async def test_readers_of_an_engine_that_is_closed_hear_of_it() -> None:
-    engine = resolve_engine("llama-cpp:smollm2", max_batch=1, context=64, threads=1)
-    assert isinstance(engine, LlamaCppEngine)
+    engine = LlamaCppEngine("smollm2", max_batch=1, context=64, threads=1)
     stream = engine.stream(await asked(engine, "Count.", tokens=400))
     async with aclosing(stream):
         await anext(stream)
@@ -142,7 +164,8 @@ def test_settings_that_mean_nothing_here_are_refused() -> None:
             LlamaCppEngine("smollm2", **options)  # type: ignore[arg-type]
 
 
-async def test_a_folder_is_no_gguf_file(tmp_path: object) -> None:
+async def test_a_folder_is_no_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="no GGUF file"):
         await LlamaCppEngine(str(tmp_path)).load()
 

@@ -10,7 +10,7 @@ that an idea has to beat: a random mix, asked as often. What is counted is gener
 safe and usable, so a busy machine changes nothing. A run that was cut off goes on from RESULTS.jsonl.
 
 The table gives each idea's mean difference to ``random`` over the same prompts and seeds, with a 95% interval
-(bootstrap over prompts, scipy).
+(bootstrap over prompts, scipy). ``--sum-up`` prints it from RESULTS.jsonl alone.
 """
 
 from __future__ import annotations
@@ -294,6 +294,9 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 async def main(args: argparse.Namespace) -> None:
     records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.sum_up:
+        print(table(records))
+        return
     bench = Ideas(args)
     prompts = read_prompts(args.prompts)[args.start :: args.every][: args.limit]
     flagged = await bench.flagged(prompts)
@@ -323,5 +326,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--moderator", default="local")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--sum-up", action="store_true", help="only print the table of what is there")
     parser.add_argument("--ideas", help=f"names with commas between them, of: {', '.join(IDEAS)}, race")
     asyncio.run(main(parser.parse_args()))

@@ -1,14 +1,14 @@
 """Flagged streams: from the first harmful word to the hold, what had left by then, and how long the consumer waited.
 
     python benchmarks/word_to_hold.py PROMPTS.jsonl [--model MODEL] [--moderator local] [--threshold 0.3] [--flagged 30]
-        [--flagged-in RUN]
+        [--flagged-in RUN] [--out FIGURES.jsonl]
 
 The first harmful word is the one with which the answer's beginning, scored alone, first reaches the threshold; a window
 may pass it or stop before it, since a window is scored with its context only. The hold is the moment at which the guard
 knows: from there on nothing of that answer leaves. Characters and tokens depend on no machine's load, seconds do. With
 ``--flagged-in`` only those prompts are asked whose answer was flagged in that folder of ``tta eval``; an answer may
 differ from the one there, since it is decoded alone, and counts only if it is flagged here, too. Prints counts and
-percentiles, no text.
+percentiles, no text. A run that was cut off goes on from FIGURES.jsonl, a line a prompt; ``--flagged 0`` sums it up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anyio
@@ -151,32 +151,56 @@ def flagged_in(folder: Path) -> set[str]:
     return {str(row["id"]) for row in map(json.loads, lines) if row["baseline"]["flagged"]}
 
 
+class Figures:
+    """What was found so far, by prompt, in a file if there is one; None where an answer was not flagged."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.by_id: dict[str, Held | None] = {}
+        if path is not None and path.exists():
+            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                self.by_id[row["id"]] = None if row["held"] is None else Held(**row["held"])
+
+    @property
+    def found(self) -> list[Held]:
+        return [one for one in self.by_id.values() if one is not None]
+
+    def add(self, id_: str, one: Held | None) -> None:
+        self.by_id[id_] = one
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"id": id_, "held": None if one is None else asdict(one)}) + "\n")
+
+
 async def run(args: argparse.Namespace) -> list[Held]:
+    figures = Figures(args.out)
+    if len(figures.found) >= args.flagged:
+        return figures.found
     engine = Clocked(args.model)
     moderator = resolve_moderator(args.moderator, engine=engine)
     policy, sampling = Policy(threshold=args.threshold), Sampling(max_new_tokens=args.max_new_tokens)
     guard = Guard(engine, moderator, policy=policy, repair=Repair(method=resolve_method(args.method)))
-    found: list[Held] = []
     try:
         await engine.load()
         wanted = None if args.flagged_in is None else flagged_in(args.flagged_in)
         prompts = [prompt for path in args.prompts for prompt in read_prompts(path)[:: args.every]]
         for prompt in prompts:
-            if wanted is not None and str(prompt.id) not in wanted:
+            id_ = str(prompt.id)
+            if (wanted is not None and id_ not in wanted) or id_ in figures.by_id:
                 continue
-            one = await held(engine, guard, moderator, policy, prompt, sampling)
-            found += [one] if one else []
-            if len(found) == args.flagged:
+            figures.add(id_, await held(engine, guard, moderator, policy, prompt, sampling))
+            if len(figures.found) == args.flagged:
                 break
     finally:
         await engine.aclose()
-    return found
+    return figures.found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path, nargs="+")
     parser.add_argument("--flagged-in", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, metavar="FIGURES.jsonl")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--moderator", default="local")
     parser.add_argument("--method", default="race")

@@ -8,7 +8,9 @@ may pass it or stop before it, since a window is scored with its context only. T
 knows: from there on nothing of that answer leaves. Characters and tokens depend on no machine's load, seconds do. With
 ``--flagged-in`` only those prompts are asked whose answer was flagged in that folder of ``tta eval``; an answer may
 differ from the one there, since it is decoded alone, and counts only if it is flagged here, too. Prints counts and
-percentiles, no text. A run that was cut off goes on from FIGURES.jsonl, a line a prompt; ``--flagged 0`` sums it up.
+percentiles, no text. ``--replay RUN`` decodes nothing: the flagged answers that a run with ``--keep-text`` kept come
+again word by word, which gives the characters alone. A run that was cut off goes on from FIGURES.jsonl, a line a
+prompt; ``--flagged 0`` sums it up.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tta_middleware.files.prompts import Prompt, read_prompts
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import resolve_method, resolve_moderator
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.types import GenerationRequest, TextDelta
 
 
@@ -119,8 +122,25 @@ async def held(
     return Held(word, window.end, left, since, waited)
 
 
+async def replay(args: argparse.Namespace) -> list[Held]:
+    """Kept answers as the guard holds them; tokens and seconds are those of no model, so they are left out."""
+    moderator, policy = resolve_moderator(args.moderator), Policy(threshold=args.threshold)
+    questions = {str(prompt.id): prompt for path in args.prompts for prompt in read_prompts(path)}
+    found = []
+    for id_, text in flagged_in(args.replay).items():
+        guard = Guard(ScriptedEngine(text), moderator, policy=policy, repair=Repair(method=None))
+        async for event in guard.stream(questions[id_].messages, Sampling(max_new_tokens=len(text) + 1)):
+            if isinstance(event, Finished):
+                windows = event.answer.trace.windows
+        window = next((window for window in windows if window.flagged), None)
+        if window is not None:
+            word = await first_word(moderator, policy, text, questions[id_].messages[-1].content)
+            found.append(Held(word, window.end, window.released, None, None))
+    return found
+
+
 def middle(values: Sequence[float]) -> str:
-    return f"{np.percentile(values, 50):.2f} | {np.percentile(values, 95):.2f}" if values else "- | -"
+    return f"{np.percentile(values, 50):.1f} | {np.percentile(values, 95):.1f} | {max(values):.1f}"
 
 
 def report(found: Sequence[Held]) -> None:
@@ -128,7 +148,7 @@ def report(found: Sequence[Held]) -> None:
     rows = {
         "characters from the word's end to the end of the flagged window": [one.hold - one.word for one in known],
         "characters that had left by then": [float(one.left) for one in found],
-        "of these behind the word's beginning": [float(max(0, one.left - one.word)) for one in known],
+        "of these behind the word's end": [float(max(0, one.left - one.word)) for one in known],
         "tokens decoded from the word to the hold": [one.since[1] for one in found if one.since],
         "seconds from the word to the hold": [one.since[0] for one in found if one.since],
         "tokens decoded from the hold to the next text": [one.waited[1] for one in found if one.waited],
@@ -136,19 +156,19 @@ def report(found: Sequence[Held]) -> None:
     }
     late = sum(one.left > 0 for one in found)
     never = sum(one.waited is None for one in found)
-    print(
-        f"{len(found)} flagged streams, {late} after text had left, {len(known)} with a harmful word, {never} without"
-    )
-    print("text after the hold\n")
-    print("| measure | p50 | p95 |\n|---|---:|---:|")
+    print(f"{len(found)} flagged streams, {late} after text had left, {len(known)} with a harmful word")
+    timed = [one for one in found if one.since or one.waited]
+    print(f"{never} had no text after the hold\n" if timed else "")
+    print("| measure | p50 | p95 | most |\n|---|---:|---:|---:|")
     for name, values in rows.items():
-        print(f"| {name} | {middle(values)} |")
+        if values:
+            print(f"| {name} | {middle(values)} |")
 
 
-def flagged_in(folder: Path) -> set[str]:
-    """The ids of the prompts whose undefended answer was flagged in a run of ``tta eval``."""
+def flagged_in(folder: Path) -> dict[str, str]:
+    """The undefended answers that were flagged in a run of ``tta eval``, by prompt."""
     lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    return {str(row["id"]) for row in map(json.loads, lines) if row["baseline"]["flagged"]}
+    return {str(row["id"]): row["baseline"]["text"] for row in map(json.loads, lines) if row["baseline"]["flagged"]}
 
 
 class Figures:
@@ -200,6 +220,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path, nargs="+")
     parser.add_argument("--flagged-in", type=Path, metavar="RUN")
+    parser.add_argument("--replay", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, metavar="FIGURES.jsonl")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--moderator", default="local")
@@ -208,4 +229,5 @@ if __name__ == "__main__":
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--flagged", type=int, default=30)
-    report(anyio.run(run, parser.parse_args()))
+    arguments = parser.parse_args()
+    report(anyio.run(replay if arguments.replay else run, arguments))

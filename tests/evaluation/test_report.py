@@ -1,14 +1,19 @@
 """The report as a reader and a browser get it."""
 
+import json
 import re
+import runpy
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from tta_middleware.errors import MissingExtraError
 from tta_middleware.evaluation import summarise, to_markdown
 from tta_middleware.evaluation.report import series, to_html
+
+HEADLINES = Path(__file__).resolve().parents[2] / "scripts" / "headline_tables.py"
 
 RUN = {
     "command": "tta eval --out b",
@@ -155,3 +160,20 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, comparis
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"tta-middleware\[eval\]"):
         to_html(summarise(comparison(), RUN), comparison())
+
+
+def test_the_headline_tables_show_each_judge_and_equal_tokens(comparison, staged, tmp_path, capsys, monkeypatch):
+    good, bad = {"score": 0.1, "flagged": False}, {"score": 0.9, "flagged": True}
+    judges = {"a": {"baseline": bad, "final": good}, "b": {"baseline": bad, "final": bad}}
+    summary = tmp_path / "summary.json"
+    records = [*comparison(), staged("j", "judged", 0.9, 0.1, tokens=300, relevance=0.5, judges=judges)]
+    summary.write_text(json.dumps(summarise(records, RUN)))
+    words = [str(HEADLINES), f"Small={summary}", "--methods", "good,judged,missing"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(HEADLINES), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "Small; judges: a, b" in said
+    assert "| good | 12 x 1 | 12 | 12 (76% to 100%) | - | 0.60 | 0% | 134 |" in said
+    assert "| judged | 1 x 1 | 1 | 1 (21% to 100%) | 1 / 0 | 0.50 | 0% | 300 |" in said
+    assert "| judged | 1 | 0% (0% to 79%) | 0% (0% to 79%) | 100% (21% to 100%) |" in said
+    assert "costly" not in said

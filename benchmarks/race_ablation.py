@@ -26,7 +26,8 @@ from tta_middleware.evaluation.first import SharedFirst
 from tta_middleware.evaluation.relevance import Relevance
 from tta_middleware.files.prompts import Prompt, read_prompts
 from tta_middleware.guard.context import last_user_text
-from tta_middleware.guard.settings import Report
+from tta_middleware.guard.refusal_opening import is_refusal
+from tta_middleware.guard.settings import Preference, Report
 from tta_middleware.methods import Method, Move, Race
 from tta_middleware.methods.race import ALTERNATIVE, CARE, RESPONSIBLE
 from tta_middleware.moderation.embedded import EmbeddedModerator
@@ -41,10 +42,11 @@ RACE = Race()
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, and the threshold of its candidates as a share of the policy's."""
+    """A method, the threshold of its candidates as a share of the policy's, and which of several good ones is taken."""
 
     method: Method
     strictness: float = 1.0
+    prefer: Preference = "helpful"
 
 
 def _race(**change: object) -> Variant:
@@ -69,6 +71,10 @@ VARIANTS: Mapping[str, Variant] = {
     "ladder once": _race(temperature=None),
     "rows may leave their tokens": _race(sub_lexical=False),
     "waves of 2": _race(wave=2),
+    "waves of 3": _race(wave=3),
+    "waves of 3, the first good one": Variant(RACE.model_copy(update={"wave": 3}), prefer="first"),
+    "later rungs in waves of 3": _race(wave="free"),
+    "later rungs in waves of 3, the first good one": Variant(RACE.model_copy(update={"wave": "free"}), prefer="first"),
     "waves of 4": _race(wave=4),
     "candidates at 0.6 of the threshold": Variant(RACE, strictness=0.6),
     "only the self-reminder": _only(reminder=RESPONSIBLE),
@@ -108,7 +114,7 @@ class Bench:
         policies = StagePolicies(
             prompt=self.policy, output=self.policy, repair=self.policy.model_copy(update={"threshold": threshold})
         )
-        repair = Repair(variant.method, self.budget)
+        repair = Repair(variant.method, self.budget, prefer=variant.prefer)
         guards = [Guard(item.engine, self.moderator, policy=policies, repair=repair) for item in flagged]
         jobs = zip(guards, flagged, strict=True)
         return await side_by_side([guard.report(item.prompt.messages, self.sampling) for guard, item in jobs])
@@ -126,6 +132,7 @@ class Bench:
             f"{len(won)} of {len(reports)}",
             f"{approved}",
             f"{near:.2f}",
+            f"{sum(map(is_refusal, texts))}",
             f"{np.mean([trace.generations for trace in traces]):.1f}",
             f"{tokens / len(reports):.0f}",
             f"{tokens / max(1, len(won)):.0f}",
@@ -137,7 +144,7 @@ class Bench:
 
 
 HEAD = (
-    "variant", "neutralised", "judge, too", "relevance", "generations", "tokens", "tokens per neutralised",
+    "variant", "neutralised", "judge, too", "relevance", "refusals", "generations", "tokens", "tokens per neutralised",
     "median move", "decodes to original", "distinct answers",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods import Move, Race, Start
+from tta_middleware.methods.base import words_ahead
 from tta_middleware.protocols import Optimiser
 from tta_middleware.types import PromptEmbeddings, Proposal
 
@@ -148,6 +149,26 @@ def test_needs_name_every_word_and_reminder_once() -> None:
     assert TINY.needs.reminders == ("Be kind.",)
     assert TINY.needs.reach > 0.0
     assert TINY.model_copy(update={"sub_lexical": False}).needs.reach == 0.0
+
+
+@given(st.integers(1, 9), st.sampled_from([1, 2, 4, "free"]), st.lists(st.sampled_from([-0.2, 0.4]), max_size=12))
+def test_every_word_is_named_before_a_step_along_it_is_asked_for(
+    limit: int, wave: int | str, losses: list[float]
+) -> None:
+    optimiser, named, told = TINY.model_copy(update={"wave": wave}).build(start()), set[str](), iter(losses)
+    words = {move.label: move.words for move in TINY.ladder}
+    for _ in range(5):
+        named |= set(words_ahead(optimiser, limit))
+        proposals = optimiser.ask(limit)
+        assert {words[proposal.label] for proposal in proposals} - {""} <= named
+        optimiser.tell(proposals, [next(told, 0.4) for _ in proposals])
+
+
+def test_words_of_later_rungs_are_not_named_yet() -> None:
+    optimiser = TINY.build(start())
+    assert list(words_ahead(optimiser, 9)) == []
+    optimiser.tell(optimiser.ask(1), [0.4])
+    assert list(words_ahead(optimiser, 9)) == ["calm"]
 
 
 def test_the_default_ladder_begins_with_the_smallest_move() -> None:

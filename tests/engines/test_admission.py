@@ -56,11 +56,41 @@ def test_a_thousand_sequences_of_one_request_leave_a_place_to_the_next_one() -> 
     assert queue.take({1: 31}, 1) == ["single"]
 
 
-def test_a_repair_goes_before_later_requests() -> None:
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(1, 3))
+def test_a_repair_lets_answers_begin_that_waited_before_it_and_none_that_came_later(
+    before: int, later: int, room: int
+) -> None:
+    """Its request is the oldest of all, and has nothing at work between two candidates."""
     queue: FairQueue[str] = FairQueue()
-    queue.put(5, ["first answer of another"])
-    queue.put(2, ["candidate"])
-    assert queue.take({}, 1) == ["candidate"]
+    for ticket in range(1, 1 + before):
+        queue.put(ticket, ["before"])
+    queue.put(0, ["candidate"])
+    for ticket in range(100, 100 + later):
+        queue.put(ticket, ["later"])
+    order: list[str] = []
+    while len(queue):
+        order += queue.take({}, room)
+    assert order == ["before"] * before + ["candidate"] + ["later"] * later
+
+
+@given(st.integers(1, 5), st.integers(1, 30))
+def test_a_repair_gets_on_however_many_new_answers_come(room: int, rounds: int) -> None:
+    """Every round brings more answers than there are places; each candidate waits for those before it only."""
+    queue: FairQueue[str] = FairQueue()
+    ticket, waited = 0, 0
+    queue.put(ticket, ["candidate"])
+    for _ in range(rounds):
+        for _ in range(room + 1):
+            ticket += 1
+            queue.put(ticket, ["answer"])
+        ahead = len(queue)
+        taken = queue.take({}, room)
+        waited += 1
+        if "candidate" in taken:
+            assert waited <= 1 + ahead // room
+            queue.put(0, ["candidate"])
+            waited = 0
+    assert waited <= 1 + len(queue) // room
 
 
 def test_what_does_not_fit_keeps_its_turn() -> None:
@@ -82,6 +112,14 @@ def test_what_gave_its_place_up_comes_before_the_rest_of_its_request() -> None:
     queue.put(1, ["waiting"])
     queue.put_back(1, "set aside")
     assert queue.take({}, 2) == ["set aside", "waiting"]
+
+
+def test_what_gave_its_place_up_comes_before_what_never_had_one() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.put(1, ["waiting"])
+    queue.put_back(3, "set aside later")
+    queue.put_back(2, "set aside")
+    assert queue.take({}, 3) == ["set aside", "set aside later", "waiting"]
 
 
 def test_a_full_queue_refuses_and_loses_nothing() -> None:

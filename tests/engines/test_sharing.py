@@ -263,7 +263,7 @@ async def test_a_single_stream_does_not_wait_behind_a_large_batch(tiny_folder: P
     assert queued >= 30
 
 
-async def test_sequences_of_one_ticket_share_one_turn(tiny_folder: Path) -> None:
+async def test_a_repair_of_an_earlier_request_waits_for_answers_that_have_not_begun(tiny_folder: Path) -> None:
     engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=1)
     prompt = await engine.embed([Message("user", "Hi")])
     early, late = next_ticket(), next_ticket()
@@ -273,16 +273,22 @@ async def test_sequences_of_one_ticket_share_one_turn(tiny_folder: Path) -> None
         await engine.generate_batch([request(prompt, tokens, ticket=ticket)])
         order.append(name)
 
+    async def queued(count: int) -> None:
+        while engine.stats().queued < count:
+            await anyio.lowlevel.checkpoint()
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask, "at work", next_ticket(), 60)
         while engine.stats().active == 0:
             await anyio.lowlevel.checkpoint()
-        tasks.start_soon(ask, "another's", late, 3)
-        while engine.stats().queued == 0:
-            await anyio.lowlevel.checkpoint()
+        tasks.start_soon(ask, "an answer", late, 3)
+        await queued(1)
         tasks.start_soon(ask, "a repair", early, 3)
+        await queued(2)
+        tasks.start_soon(ask, "a later answer", next_ticket(), 3)
+        await queued(3)
     await engine.aclose()
-    assert order == ["at work", "a repair", "another's"]
+    assert order == ["at work", "an answer", "a repair", "a later answer"]
 
 
 async def test_a_full_queue_refuses_what_comes_and_serves_what_waits(tiny_folder: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from tta_middleware.errors import MissingExtraError
 from tta_middleware.evaluation import relevance
 from tta_middleware.evaluation.measures import distinct_n
-from tta_middleware.evaluation.refusal_opening import is_refusal
+from tta_middleware.guard.refusal_opening import is_refusal
 from tta_middleware.policy import DEFAULT_NOTICE
 
 REFUSALS = [

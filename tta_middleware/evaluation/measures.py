@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tta_middleware.evaluation.judges import Opinion, Reviewer
-from tta_middleware.evaluation.refusal_opening import is_refusal
+from tta_middleware.guard.refusal_opening import is_refusal
 
 _WORD = re.compile(r"\w+")
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tta_middleware.evaluation.measures import Measured
-from tta_middleware.evaluation.refusal_opening import is_refusal
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt
+from tta_middleware.guard.refusal_opening import is_refusal
 from tta_middleware.guard.settings import Report
 from tta_middleware.types import AnswerScore, Candidate
 

@@ -31,6 +31,7 @@ from tta_middleware.guard.context import (
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.guard.quality import QualityGate
+from tta_middleware.guard.reach import Reach
 from tta_middleware.guard.search import (
     LATE_FLAG,
     Delivery,
@@ -390,32 +391,41 @@ class Answering:
     async def _search(self, method: Method, baseline: Candidate) -> SearchResult:
         """One search for what follows the text that has left so far."""
         self.repairs, self.seam = self.repairs + 1, len(self.released)
-        optimiser, reason = None, "budget: seconds"
+        prepared, reason = None, "budget: seconds"
         with anyio.move_on_after(self.context.meter.seconds_left):
             try:
-                optimiser = await self._prepare(method, baseline)
+                prepared = await self._prepare(method, baseline)
             except ConfigurationError as error:
                 # No room behind what has left, say. The fallback stands then; the user did nothing wrong.
                 reason = f"unprepared: {type(error).__name__}"
         # The search has a deadline of its own, which lets it keep the best that it has found.
-        if optimiser is None:
+        if prepared is None:
             return SearchResult(None, None, (), reason)
-        shares = method.needs.free_places
-        found = await Search(self.context, self.question, optimiser, self._delivery(), self._on_step, shares).run()
+        optimiser, reach = prepared
+        found = await Search(
+            self.context,
+            self.question,
+            optimiser,
+            self._delivery(),
+            self._on_step,
+            free_places=method.needs.free_places,
+            reach=reach,
+            prefer=self.repair.prefer,
+        ).run()
         self.steps += found.steps
         self.scores += [replace(window, repair=self.repairs) for window in found.windows]
         self.final = found.best
         return found
 
-    async def _prepare(self, method: Method, baseline: Candidate) -> Optimiser:
-        """What the search of a repair asks for its proposals."""
+    async def _prepare(self, method: Method, baseline: Candidate) -> tuple[Optimiser, Reach]:
+        """What the search of a repair asks for its proposals, and what it looks up for them."""
         decision = self.context.policies.repair.decide(baseline.verdict)
         await self._say(RepairStarted(baseline.verdict.score, decision.category, self.seam))
         before = self.question.thought
         if self.released or self.context.thinks:
             self.question = await self._next_question()
         rng = np.random.default_rng([self.repair.seed & 2**63 - 1, *self.question.prompt.token_ids.tolist()])
-        start = await prepare(self.context, self.question, method, decision.excess, rng)
+        start, reach = await prepare(self.context, self.question, method, decision.excess, rng)
         # With windows the first answer was dropped where it was flagged, and its score is that of a window.
         # An answer without the thoughts that the first one had is another answer.
         thought = self.question.thought
@@ -423,10 +433,10 @@ class Answering:
         optimiser = method.build(replace(start, whole=whole))
         bridged = Bridged(optimiser, await bridge_proposals(self.context, self.question, self.repair.bridges))
         if self.flagged != "reasoning" or self.repairs > 1 or thought is None or not thought.closed:
-            return bridged
+            return bridged, reach
         self.closed = "flagged"
         # What was flagged is a thought that the answer now does without: the unmoved prompt may do.
-        return Led(Proposal(self.question.prompt.matrix, label="thought closed"), bridged)
+        return Led(Proposal(self.question.prompt.matrix, label="thought closed"), bridged), reach
 
     def _delivery(self) -> Delivery:
         """Candidates flow if the first answer did; their first window is what a choice is made on."""

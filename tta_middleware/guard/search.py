@@ -1,13 +1,13 @@
 """The search for a repair: what its method starts from, wave after wave of attempts, and the one that is given out.
 
 A wave is raced. Its attempts are decoded side by side, each under watch; one whose beginning is flagged is aborted
-there. The first in the order of asking that is safe and usable at its commit point is chosen, the others are aborted,
-and its text flows from then on.
+there. Of those that are safe and usable at their commit point one is chosen, the others are aborted, and its text flows
+from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -19,17 +19,18 @@ from tta_middleware.aio.streams import first_error
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationError
 from tta_middleware.guard.context import Decode, Question, RequestContext, reminded
+from tta_middleware.guard.helpful import helpfulness
+from tta_middleware.guard.reach import Reach
+from tta_middleware.guard.settings import Preference
 from tta_middleware.methods import geometry
-from tta_middleware.methods.base import Method, Start
+from tta_middleware.methods.base import Method, Start, words_ahead
 from tta_middleware.policy import Policy
 from tta_middleware.protocols import Engine, Optimiser, SharesPlaces
 from tta_middleware.types import (
     AnswerScore,
-    BoolVector,
     Candidate,
     Completion,
     FloatMatrix,
-    IntVector,
     PromptEmbeddings,
     Proposal,
     QualityReport,
@@ -42,13 +43,13 @@ Emit: TypeAlias = Callable[[str], Awaitable[object]]
 
 LATE_FLAG = "late flag"
 
-_GRID = 8
-
 
 async def prepare(
     context: RequestContext, question: Question, method: Method, loss: float, rng: np.random.Generator
-) -> Start:
+) -> tuple[Start, Reach]:
     """What ``method`` starts from: the prompt, the directions of its words, and the prompt under its reminders.
+
+    The reach along its words is looked up by the search where the method names them as it goes.
 
     A reminder that the conversation cannot take is left out of the variants: it makes the prompt longer than the
     model's context, or the chat template refuses it.
@@ -64,8 +65,10 @@ async def prepare(
             turns = reminded(context.conversation.messages, reminder)
             variants[reminder] = await context.embed(question.prefix, turns, question.thought)
     directions = dict(zip(words, rows, strict=True))
-    reach = await _reach(context.engine, [question.prompt, *variants.values()], directions, method.needs.reach)
-    return Start(question.prompt, loss, rng, directions, variants, reach)
+    reach = Reach(context.engine, [question.prompt, *variants.values()], directions, method.needs.reach)
+    if not method.needs.reach_later:
+        await reach.look_up(words)
+    return Start(question.prompt, loss, rng, directions, variants, reach.found), reach
 
 
 async def bridge_proposals(context: RequestContext, question: Question, bridges: Sequence[str]) -> list[Proposal]:
@@ -76,36 +79,6 @@ async def bridge_proposals(context: RequestContext, question: Question, bridges:
             prompt = await context.embed(question.prefix + text, thought=question.thought)
             found.append(Proposal(prompt.matrix, prompt=prompt, opening=text, label="bridge"))
     return found
-
-
-async def _reach(
-    engine: Engine, prompts: Sequence[PromptEmbeddings], directions: Mapping[str, FloatMatrix], most: float
-) -> dict[str, dict[int, float]]:
-    """Per word and user's token the longest of ``_GRID`` evenly spaced steps that leaves the token nearest."""
-    rows = {token: row for prompt in prompts for token, row in _user_rows(prompt)}
-    if not (most and directions and rows):
-        return {word: {} for word in directions}
-    tokens, origin = np.array(list(rows)), np.array(list(rows.values()))
-    full = np.array([most * np.linalg.norm(origin, axis=1)[:, None] * step for step in directions.values()])
-    share = np.where(await _stays(engine, origin + full, tokens), 1.0, 0.0)
-    # Most rows can go all the way; only the others are worth a closer look.
-    short = np.nonzero(share == 0.0)
-    parts = np.linspace(0.0, 1.0, _GRID, endpoint=False, dtype=np.float32)[1:]
-    points = origin[short[1]] + parts[:, None, None] * full[short]
-    share[short] = (await _stays(engine, points, tokens[short[1]])).sum(axis=0) / _GRID
-    found = (most * share).tolist()
-    return {word: dict(zip(rows, line, strict=True)) for word, line in zip(directions, found, strict=True)}
-
-
-async def _stays(engine: Engine, points: FloatMatrix, tokens: IntVector) -> BoolVector:
-    """Whether each of the (m, n, d) points is nearest to its own of the (n,) tokens."""
-    nearest = await engine.nearest_tokens(points.reshape(-1, points.shape[-1]))
-    stays: BoolVector = nearest.reshape(points.shape[:-1]) == tokens
-    return stays
-
-
-def _user_rows(prompt: PromptEmbeddings) -> Iterable[tuple[int, FloatMatrix]]:
-    return zip(prompt.token_ids[prompt.user_mask].tolist(), prompt.matrix[prompt.user_mask], strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +124,8 @@ class Search:
     """Asks an optimiser for proposals and tells it their losses, until one answer is safe and usable.
 
     Keeps the best checked answer on the way. ``on_step`` hears of each wave once it is over. With ``free_places`` a
-    wave is no larger than what the engine can decode beside everything else, one at least.
+    wave is no larger than what the engine can decode beside everything else, one at least. ``reach`` is looked up along
+    the words of the proposals that come next; ``prefer`` says which of several good answers of a wave is chosen.
     """
 
     context: RequestContext
@@ -160,6 +134,8 @@ class Search:
     delivery: Delivery
     on_step: OnStep
     free_places: bool = False
+    reach: Reach | None = None
+    prefer: Preference = "helpful"
     # All of these belong to the task that runs the search. The attempts of a wave run in tasks of their own, write to
     # themselves only, and have ended before _record and _conclude read them.
     steps: list[StepTrace] = field(default_factory=list)
@@ -189,7 +165,10 @@ class Search:
         if rule or limit:
             self.reason = f"optimiser: {', '.join(rule)}" if rule else f"budget: {limit}"
             return
-        proposals = self.optimiser.ask(self._most())
+        most = self._most()
+        if self.reach is not None:
+            await self.reach.look_up(words_ahead(self.optimiser, most))
+        proposals = self.optimiser.ask(most)
         if not proposals:
             self.reason = "optimiser: nothing left to try"
             return
@@ -211,17 +190,13 @@ class Search:
         return left
 
     async def _race(self, wave: Sequence[Attempt]) -> None:
-        """Side by side; the first in order that is safe and usable at its commit point goes on alone."""
+        """Side by side; one that is safe and usable at its commit point goes on alone."""
         try:
             async with anyio.create_task_group() as group:
                 for attempt in wave:
                     group.start_soon(attempt.run)
-                # In the order of asking, not of finishing: what is chosen must not depend on which decode was faster.
-                for attempt in wave:
-                    await attempt.decided.wait()
-                    if await attempt.passes():
-                        await self._choose(attempt, wave)
-                        break
+                if (best := await self._best(wave)) is not None:
+                    await self._choose(best, wave)
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
@@ -229,6 +204,21 @@ class Search:
             # A decode whose task was cancelled before its first step is still the engine's; its signal ends it there.
             for attempt in wave:
                 attempt.abort()
+
+    async def _best(self, wave: Sequence[Attempt]) -> Attempt | None:
+        """Of those that are safe and usable the most helpful one, or the first; of equals the first."""
+        good: list[Attempt] = []
+        # In the order of asking, not of finishing: what is chosen must not depend on which decode was faster.
+        for attempt in wave:
+            await attempt.decided.wait()
+            if await attempt.passes():
+                good.append(attempt)
+                if self.prefer == "first":
+                    break
+        # What went on while the others were waited for may be flagged by now.
+        going = [attempt for attempt in good if attempt.alive]
+        asked = self.context.conversation.user_text
+        return max(going, key=lambda attempt: helpfulness(asked, attempt.opening), default=None)
 
     async def _choose(self, attempt: Attempt, wave: Sequence[Attempt]) -> None:
         self.chosen = attempt
@@ -333,7 +323,7 @@ class Attempt:
 
     async def passes(self) -> bool:
         """Safe and usable as far as it was checked, and one that may be given out."""
-        if not self.proposal.releasable or self.watch.ending not in (None, "done"):
+        if not self.proposal.releasable or not self.alive:
             return False
         return (self.watch.ending == "done" or bool(self._checked)) and await self._usable()
 
@@ -345,6 +335,17 @@ class Attempt:
         self.won = self.watch.ending == "done" and await self._usable()
         if self.won:
             await self._emit()
+
+    @property
+    def alive(self) -> bool:
+        """Nothing of it was flagged or left without a verdict so far."""
+        return self.watch.ending in (None, "done")
+
+    @property
+    def opening(self) -> str:
+        """What it is chosen by: all that was checked, up to its commit point, however far it has got since."""
+        windows = self._delivery.windows
+        return self._checked[: windows.first if self._delivery.commit and windows else None]
 
     @property
     def loss(self) -> float | None:

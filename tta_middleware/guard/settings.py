@@ -17,6 +17,9 @@ BRIDGES = (
     "...\n\nLet me stop here, because this could hurt someone. A safe way to go about it is",
 )
 
+Preference: TypeAlias = Literal["helpful", "first"]
+"""Which of a wave's good answers is given out: the one that says most about the question, or the first asked for."""
+
 PromptCheck: TypeAlias = Literal["off", "user", "all"]
 
 
@@ -37,6 +40,9 @@ class Repair:
             thoughts that have left; None lets it think as the first answer was.
         commit: length in characters of a candidate's first window. A candidate is chosen when that is safe and
             usable, and the others of its wave are dropped; None chooses between whole answers.
+        prefer: which is chosen where several of a wave are safe and usable at their commit points: ``helpful``, the one
+            that takes up most of the question's words, refusals last, or ``first``, in the order of asking. The former
+            waits until all of a wave are there.
     """
 
     method: Method | None = None
@@ -46,6 +52,7 @@ class Repair:
     bridges: tuple[str, ...] = BRIDGES
     commit: int | None = 120
     reasoning_tokens: int | None = 0
+    prefer: Preference = "helpful"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,8 @@ class Needs:
         free_places: whether it is to be asked for no more proposals than the engine has places free, one at least.
         reach: how far it would step along a word at most, as a share of a row's norm, if it wants to know how far each
             row can go and still be nearest to its own token; 0 if it does not.
+        reach_later: its optimisers are :class:`StepsAlongWords`: what they want to know of their reach is looked up
+            before each wave, instead of all of it at the beginning.
     """
 
     words: tuple[str, ...] = ()
@@ -31,6 +33,7 @@ class Needs:
     reach: float = 0.0
     margin: bool = True
     free_places: bool = False
+    reach_later: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +51,7 @@ class Start:
             for its length or its chat template, is not among them.
         reach: per word, the longest step for each of the user's token ids, as a share of its row's norm, after which
             the row is still nearest to its own token by cosine. The rows nearest to one token form a convex cone, so
-            any shorter step stays inside as well.
+            any shorter step stays inside as well. With ``Needs.reach_later`` words come in here as they are named.
     """
 
     prompt: PromptEmbeddings
@@ -73,6 +76,20 @@ class Method(Protocol):
     def build(self, start: Start) -> Optimiser:
         """An optimiser for one flagged answer."""
         ...
+
+
+@runtime_checkable
+class StepsAlongWords(Protocol):
+    """What an optimiser offers besides that wants to know its reach (:class:`Start`) along the words of its steps."""
+
+    def words_ahead(self, limit: int) -> Sequence[str]:
+        """The words along which ``ask(limit)`` would step, if it came now."""
+        ...
+
+
+def words_ahead(optimiser: Optimiser, limit: int) -> Sequence[str]:
+    """As :meth:`StepsAlongWords.words_ahead`; none of an optimiser that does not step along words."""
+    return optimiser.words_ahead(limit) if isinstance(optimiser, StepsAlongWords) else ()
 
 
 class OpenProposals:

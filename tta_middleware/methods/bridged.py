@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tta_middleware.methods.base import words_ahead
 from tta_middleware.protocols import Optimiser
 from tta_middleware.types import Proposal
 
@@ -30,6 +31,9 @@ class Bridged:
             del self._bridges[:room]
         return proposals
 
+    def words_ahead(self, limit: int) -> Sequence[str]:
+        return words_ahead(self._inner, limit)
+
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
         own = [(p, loss) for p, loss in zip(proposals, losses, strict=True) if not p.opening]
         self._inner.tell([p for p, _ in own], [loss for _, loss in own])
@@ -51,6 +55,9 @@ class Led:
             return self._inner.ask(limit)
         self._asked = True
         return [self._first]
+
+    def words_ahead(self, limit: int) -> Sequence[str]:
+        return words_ahead(self._inner, limit) if self._asked else ()
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
         own = [(p, loss) for p, loss in zip(proposals, losses, strict=True) if p is not self._first]

@@ -98,7 +98,7 @@ class Race(Settings):
         words = tuple(dict.fromkeys(move.words for move in self.ladder if move.words))
         reminders = tuple(dict.fromkeys(move.reminder for move in self.ladder if move.reminder))
         reach = _REACH if self.sub_lexical and words else 0.0
-        return Needs(words, reminders, reach, free_places=self.wave == "free")
+        return Needs(words, reminders, reach, free_places=self.wave == "free", reach_later=True)
 
     def build(self, start: Start) -> RaceOptimiser:
         return RaceOptimiser(self, start)
@@ -130,10 +130,12 @@ class RaceOptimiser:
         """At most ``limit`` rungs; second tries come first."""
         if self.stop():
             return []
-        count = min(limit, self._wave())
-        if self._settings.temperature is None:
-            count = min(count, len(self._next))
-        return [self._ask_one() for _ in range(count)]
+        return [self._ask_one() for _ in range(self._count(limit))]
+
+    def words_ahead(self, limit: int) -> Sequence[str]:
+        """The words of the next rungs; after the last one all rungs come again, whose words were named before."""
+        coming = [*self._again, *self._next][: self._count(limit)]
+        return [self._moves[index].words for index in coming if self._moves[index].words]
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
         """Take losses. A safe answer that is told was not usable, or the search would have ended."""
@@ -148,6 +150,10 @@ class RaceOptimiser:
             return ("no reminder fits" if self._start.prompt.user_mask.any() else "no movable tokens",)
         once = self._settings.temperature is None
         return ("end of the ladder",) if once and not self._next and not len(self._open) else ()
+
+    def _count(self, limit: int) -> int:
+        count = min(limit, self._wave())
+        return min(count, len(self._next)) if self._settings.temperature is None else count
 
     def _wave(self) -> int:
         if self._settings.wave != "free":

@@ -14,9 +14,9 @@ Item = TypeVar("Item")
 class FairQueue(Generic[Item]):
     """Waiting sequences, by the ticket of the request that they belong to.
 
-    A free place goes to the request with the fewest sequences at work, the earliest of them by ticket. So a request of
-    a thousand sequences leaves places to single ones, and a repair, whose ticket is that of its first answer, does not
-    wait behind every request that came in the meantime.
+    A free place goes to the request with the fewest sequences at work, of these to the one that has waited longest. So
+    a request of a thousand sequences leaves places to single ones, and a repair's candidate lets the answers begin that
+    waited before it came, and no others: it waits for what stood in the queue then, whatever comes after it.
 
     Args:
         most: sequences that may wait; None for no bound.
@@ -24,8 +24,10 @@ class FairQueue(Generic[Item]):
 
     def __init__(self, most: int | None = None) -> None:
         self._most = most
-        self._waiting: dict[int, deque[Item]] = {}
+        # Each with its turn: lower ones came earlier, those below 0 had a place already.
+        self._waiting: dict[int, deque[tuple[int, Item]]] = {}
         self._count = 0
+        self._next_turn, self._front_turn = 0, -1
 
     def __len__(self) -> int:
         return self._count
@@ -41,12 +43,15 @@ class FairQueue(Generic[Item]):
                 f"{self._count} sequences wait for a place already and the limit is {self._most}; "
                 "try again later, send fewer at once, or raise max_waiting"
             )
-        self._waiting.setdefault(ticket, deque()).extend(items)
+        turns = range(self._next_turn, self._next_turn + len(items))
+        self._waiting.setdefault(ticket, deque()).extend(zip(turns, items, strict=True))
+        self._next_turn += len(items)
         self._count += len(items)
 
     def put_back(self, ticket: int, item: Item) -> None:
-        """Queue a sequence that had a place already, in front of its request's others."""
-        self._waiting.setdefault(ticket, deque()).appendleft(item)
+        """Queue a sequence that had a place already, in front of all that have none."""
+        self._waiting.setdefault(ticket, deque()).appendleft((self._front_turn, item))
+        self._front_turn -= 1
         self._count += 1
 
     def take(
@@ -60,10 +65,10 @@ class FairQueue(Generic[Item]):
         at_work = dict(active)
         taken: list[Item] = []
         while self._waiting and len(taken) < room:
-            ticket = min(self._waiting, key=lambda ticket: (at_work.get(ticket, 0), ticket))
-            if not fits([*taken, self._waiting[ticket][0]]):
+            ticket = min(self._waiting, key=lambda ticket: (at_work.get(ticket, 0), self._waiting[ticket][0][0]))
+            if not fits([*taken, self._waiting[ticket][0][1]]):
                 break
-            taken.append(self._waiting[ticket].popleft())
+            taken.append(self._waiting[ticket].popleft()[1])
             at_work[ticket] = at_work.get(ticket, 0) + 1
             self._count -= 1
             if not self._waiting[ticket]:
@@ -74,11 +79,14 @@ class FairQueue(Generic[Item]):
         """Take out the sequences that are ``unwanted``."""
         removed = []
         for ticket, items in list(self._waiting.items()):
-            gone = [item for item in items if unwanted(item)]
-            if gone:
-                removed += gone
-                self._waiting[ticket] = deque(item for item in items if item not in gone)
-            if not self._waiting[ticket]:
+            kept = deque[tuple[int, Item]]()
+            for turn, item in items:
+                if unwanted(item):
+                    removed.append(item)
+                else:
+                    kept.append((turn, item))
+            self._waiting[ticket] = kept
+            if not kept:
                 del self._waiting[ticket]
         self._count -= len(removed)
         return removed

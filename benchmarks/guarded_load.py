@@ -10,6 +10,9 @@ engine decoded, repair candidates included. No prompt and no answer is printed.
 ``steady`` is the part of a run in which as many chats are under way as may be: from the first answer's end to the last
 chat's beginning. In what follows, the last repairs run on alone, one candidate after the other, and leave most of the
 batch empty; with as many chats as ``--concurrency`` nothing is steady.
+
+``--cpu`` takes the time in processor seconds of this process over its threads, which an idle machine would take by the
+clock: what to read where others are at work on the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import anyio
 
 from tta_middleware import Guard, Message, Repair, Sampling
-from tta_middleware.cli.bench_load import Load, guarded, peak_memory, raw
+from tta_middleware.cli.bench_load import Clock, Load, guarded, peak_memory, quantiles, raw
 from tta_middleware.cli.bench_prompts import harmless_prompts
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.files.prompts import read_prompts
@@ -40,13 +43,13 @@ Chat = Sequence[Message]
 class Chats(list[Any]):
     """Prompts or conversations that note when they are taken."""
 
-    def __init__(self, items: Sequence[Any], engine: TransformersEngine, concurrency: int) -> None:
+    def __init__(self, items: Sequence[Any], engine: TransformersEngine, concurrency: int, clock: Clock) -> None:
         super().__init__(items)
-        self._engine, self._concurrency = engine, concurrency
+        self._engine, self._concurrency, self._clock = engine, concurrency, clock
         self._marks: list[tuple[float, int]] = []
 
     def __getitem__(self, index: Any) -> Any:
-        self._marks.append((time.perf_counter(), self._engine.stats().tokens))
+        self._marks.append((self._clock(), self._engine.stats().tokens))
         return super().__getitem__(index)
 
     def steady_rate(self) -> float | None:
@@ -81,7 +84,13 @@ def compared(bare: Load, bare_steady: float | None, behind: Load, behind_steady:
     """Both runs side by side."""
     record: dict[str, Any] = {
         "raw": bare.as_record(),
-        "guarded": {**behind.as_record(), "outcomes": dict(behind.outcomes)},
+        "guarded": {
+            **behind.as_record(),
+            "outcomes": dict(behind.outcomes),
+            "first_token_seconds_by_outcome": {
+                outcome: quantiles(waits) for outcome, waits in behind.first_by_outcome.items()
+            },
+        },
         "guarded_against_raw_by_clock": round(behind.rate / bare.rate, 3),
         "guarded_against_raw_by_cpu": round(behind.cpu_rate / bare.cpu_rate, 3),
     }
@@ -90,6 +99,14 @@ def compared(bare: Load, bare_steady: float | None, behind: Load, behind_steady:
         record["guarded"]["steady_tokens_per_second"] = round(behind_steady, 1)
         record["guarded_against_raw_while_steady"] = round(behind_steady / bare_steady, 3)
     return record
+
+
+def processor_clock() -> Clock:
+    """Processor seconds of this process, divided by the threads that may share them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    return lambda: time.process_time() / threads
 
 
 async def measure(options: argparse.Namespace) -> dict:
@@ -110,12 +127,13 @@ async def measure(options: argparse.Namespace) -> dict:
         for index, chat in enumerate(flagged):
             chats.insert(index * gap, chat)
         prompts = [await engine.embed(chat) for chat in chats]
+        clock = processor_clock() if options.cpu else time.perf_counter
         after_load, runs = peak_memory(), []
         for _ in range(options.repeat):
-            bare_chats = Chats(prompts, engine, options.concurrency)
-            bare = await raw(engine, bare_chats, sampling, options.concurrency, time.perf_counter)
-            guarded_chats = Chats(chats, engine, options.concurrency)
-            behind = await guarded(guard, guarded_chats, sampling, options.concurrency, time.perf_counter)
+            bare_chats = Chats(prompts, engine, options.concurrency, clock)
+            bare = await raw(engine, bare_chats, sampling, options.concurrency, clock)
+            guarded_chats = Chats(chats, engine, options.concurrency, clock)
+            behind = await guarded(guard, guarded_chats, sampling, options.concurrency, clock)
             runs.append(compared(bare, bare_chats.steady_rate(), behind, guarded_chats.steady_rate()))
             print(json.dumps(runs[-1]), flush=True)
     finally:
@@ -147,6 +165,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cpu", action="store_true", help="take the time in processor seconds")
     print(json.dumps(anyio.run(measure, parser.parse_args())))
 
 

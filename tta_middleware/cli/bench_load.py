@@ -31,7 +31,7 @@ class Load:
     Attributes:
         cpu_seconds: of the whole process; with busy neighbours they say more than the clock.
         first: seconds of each sequence from when it was asked, waiting for a place in the batch included, to its first
-            piece of text.
+            piece of text; ``first_by_outcome`` the same, by what became of a guarded one.
     """
 
     clock: Clock = time.perf_counter
@@ -39,6 +39,7 @@ class Load:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     first: list[float] = field(default_factory=list)
+    first_by_outcome: dict[str, list[float]] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
     started: float = field(init=False)
 
@@ -68,7 +69,7 @@ class Load:
             "seconds": round(self.seconds, 6),
             "cpu_seconds": round(self.cpu_seconds, 6),
             "tokens_per_second": round(self.rate, 1),
-            "first_token_seconds": {"p50": _quantile(self.first, 0.5), "p95": _quantile(self.first, 0.95)},
+            "first_token_seconds": quantiles(self.first),
         }
 
 
@@ -78,11 +79,13 @@ async def raw(
     """Stream every prompt's answer from the engine itself, ``concurrency`` at a time."""
 
     async def one(index: int, load: Load) -> None:
-        begun = clock()
+        asked, waited = clock(), None
         async with aclosing(engine.stream(GenerationRequest(prompts[index], sampling))) as deltas:
             async for delta in deltas:
                 load.tokens += len(delta.token_ids)
-                begun = _first(load, begun, bool(delta.text))
+                if delta.text and waited is None:
+                    waited = clock() - asked
+                    load.first.append(waited)
 
     return await _loaded(one, len(prompts), concurrency, clock)
 
@@ -93,13 +96,18 @@ async def guarded(
     """Stream every chat's answer through the guard; the tokens are all that the engine decoded for it."""
 
     async def one(index: int, load: Load) -> None:
-        begun = clock()
+        asked, waited = clock(), None
         async with aclosing(guard.stream(chats[index], sampling)) as events:
             async for event in events:
-                begun = _first(load, begun, isinstance(event, Released))
+                if isinstance(event, Released) and waited is None:
+                    waited = clock() - asked
+                    load.first.append(waited)
                 if isinstance(event, Finished):
-                    load.tokens += event.answer.trace.generated_tokens
-                    load.outcomes[event.answer.trace.outcome] += 1
+                    trace = event.answer.trace
+                    load.tokens += trace.generated_tokens
+                    load.outcomes[trace.outcome] += 1
+                    if waited is not None:
+                        load.first_by_outcome.setdefault(trace.outcome, []).append(waited)
 
     return await _loaded(one, len(chats), concurrency, clock)
 
@@ -118,14 +126,6 @@ def peak_memory() -> Record:
     return found
 
 
-def _first(load: Load, begun: float, is_text: bool) -> float:
-    """Note the time of the first text; NaN stands for a sequence whose first text is noted."""
-    if not is_text or math.isnan(begun):
-        return begun
-    load.first.append(load.clock() - begun)
-    return math.nan
-
-
 async def _loaded(one: One, count: int, concurrency: int, clock: Clock) -> Load:
     load, indices = Load(clock), iter(range(count))
 
@@ -138,6 +138,11 @@ async def _loaded(one: One, count: int, concurrency: int, clock: Clock) -> Load:
             workers.start_soon(work)
     load.stop()
     return load
+
+
+def quantiles(values: Sequence[float]) -> Record:
+    """The median and the 95th percentile; None of no values."""
+    return {"p50": _quantile(values, 0.5), "p95": _quantile(values, 0.95)}
 
 
 def _quantile(values: Sequence[float], share: float) -> float | None:

@@ -13,8 +13,7 @@ from tta_middleware.call_text import json_reading
 from tta_middleware.guard import reminded
 from tta_middleware.guard.context import Conversation, Meter, Question, RequestContext
 from tta_middleware.guard.quality import QualityGate
-from tta_middleware.guard.reach import Reach
-from tta_middleware.guard.search import prepare
+from tta_middleware.guard.search import Reach, prepare
 from tta_middleware.methods import Method, Move, Needs, Race, Start
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine

@@ -31,10 +31,10 @@ from tta_middleware.guard.context import (
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.guard.quality import QualityGate
-from tta_middleware.guard.reach import Reach
 from tta_middleware.guard.search import (
     LATE_FLAG,
     Delivery,
+    Reach,
     Search,
     SearchResult,
     answer_score,

@@ -153,10 +153,14 @@ class FlaggedError(TTAError):
         category: the category that decided.
         score: the moderator's largest score.
         released: characters that had left.
+        thought: it was a thought that was flagged.
     """
 
-    def __init__(self, message: str, *, category: str = "", score: float = 1.0, released: int = 0) -> None:
+    def __init__(
+        self, message: str, *, category: str = "", score: float = 1.0, released: int = 0, thought: bool = False
+    ) -> None:
         super().__init__(message)
+        self.thought = thought
         self.category = category
         self.score = score
         self.released = released

@@ -108,7 +108,7 @@ def test_a_replacement_that_is_flagged_gives_way_to_the_notice() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_reasoning_and_other_choices_never_leave(stream: bool) -> None:
-    secret = {"reasoning_content": "forbidden thoughts", "reasoning": "forbidden", "thinking": "forbidden"}
+    secret = {"thinking": "forbidden", "reasoning_details": [{"text": "forbidden"}], "reasoning": ["forbidden"]}
     other = {"choices": [choice({"content": "forbidden choice"}, None, 1)]}
     events = [delta(**secret), other, *told(CALM)]
     whole = completion(CALM, **secret) | {"service_tier": "forbidden"}

@@ -143,7 +143,7 @@ class Ledger:
         self, outcome: Outcome, stop_reason: str, *, method: str, model: str = "", tokens: int = 0, seam: int = 0
     ) -> Trace:
         """The trace of this call; ``seam`` characters had left when the rest was flagged."""
-        score = self._score()
+        score = self.score()
         return Trace(
             method=method,
             outcome=outcome,
@@ -161,7 +161,8 @@ class Ledger:
             observed=tuple(f"output: {category}" for category in self.observed),
         )
 
-    def _score(self) -> AnswerScore | None:
+    def score(self) -> AnswerScore | None:
+        """The worst verdict of all; None where nothing was scored."""
         if self._worst is None:
             return None
         decision, verdict = self._worst

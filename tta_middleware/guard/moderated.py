@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing, closing
+from dataclasses import dataclass
 from functools import partial
 
 from tta_middleware.aio.streams import Send, owned
@@ -19,8 +20,21 @@ from tta_middleware.protocols import Moderator
 from tta_middleware.types import RequestScope, TextDelta, Verdict, WindowScore
 
 
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """How the thoughts of a stream are checked, and where they go.
+
+    Attributes:
+        release: takes checked thoughts, in order; while it waits, so does the stream.
+    """
+
+    moderator: Moderator
+    policy: Policy
+    release: Callable[[str], Awaitable[None]]
+
+
 async def moderated(
-    source: AsyncIterable[str],
+    source: AsyncIterable[str | TextDelta],
     moderator: Moderator,
     policy: Policy | None = None,
     *,
@@ -28,6 +42,7 @@ async def moderated(
     hold: bool = False,
     prompt: str | None = None,
     scored: list[WindowScore] | None = None,
+    thoughts: Thoughts | None = None,
 ) -> AsyncGenerator[str, None]:
     """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
 
@@ -36,37 +51,44 @@ async def moderated(
     the log names what would have been withheld. Closing the generator closes ``source`` if that can be closed.
     ``scored`` takes what was decided of each window, as it comes.
 
+    Pieces of ``source`` in the channel ``reasoning`` are no part of the text: they go to ``thoughts``, and without that
+    nowhere. What follows a thought is yielded after all of that has passed.
+
     Raises:
         FlaggedError: a window was flagged. What was yielded before it was checked and stays.
         ConfigurationError: the policy has a threshold for a category that the moderator does not score.
         ModerationError: a window has no verdict and the policy is ``on_error="closed"``.
         Exception: what ``source`` raises.
     """
-    in_force = (policy or Policy()).with_default(moderator.default_threshold)
+    in_force = _in_force(moderator, policy)
     scope = RequestScope()
-    scorer = told(covering(moderator, StagePolicies.of(in_force)), in_force, scope=scope)
-    cut = (windows or Windows()).over_all() if grows(scorer) else windows or Windows()
-
-    async def check(window: Check) -> Verdict:
-        return await verdict_on(scorer, window.text, window.decoded, prompt=prompt)
 
     async def produce(send: Send[str]) -> None:
         released = 0
 
-        async def release(text: str) -> bool:
+        async def release(text: str) -> None:
             nonlocal released
             released += len(text)
             await send(text)
-            return True
 
-        way = Way(partial(HoldBack, None if hold else cut), in_force, check, release)
-        watch = Watch(_deltas(source), way, windows=[] if scored is None else scored)
+        def way(scorer: Moderator, stage: Policy, leave: Callable[[str], Awaitable[None]]) -> Way:
+            return _way(scorer, stage, leave, None if hold else windows or Windows(), prompt, scope)
+
+        thinking = (
+            way(thoughts.moderator, _in_force(thoughts.moderator, thoughts.policy), thoughts.release)
+            if (thoughts)
+            else None
+        )
+        watch = Watch(
+            _deltas(source), way(moderator, in_force, release), thinking, windows=[] if scored is None else scored
+        )
         await watch.run()
         told_of(watch.observed)
         if watch.ending == "unscored" and watch.error is not None:
             raise watch.error
         if watch.ending == "flagged" and watch.verdict is not None:
-            raise _flagged(in_force.decide(watch.verdict).category, watch.verdict.score, released)
+            thought = watch.flagged == "reasoning" and thinking is not None
+            raise _flagged(thinking.policy if thought and thinking else in_force, watch.verdict, released, thought)
 
     with closing(scope):
         async with aclosing(owned(produce)) as pieces:
@@ -74,20 +96,48 @@ async def moderated(
                 yield piece
 
 
-async def _deltas(source: AsyncIterable[str]) -> AsyncGenerator[TextDelta, None]:
+def _in_force(moderator: Moderator, policy: Policy | None) -> Policy:
+    return (policy or Policy()).with_default(moderator.default_threshold)
+
+
+def _way(
+    moderator: Moderator,
+    policy: Policy,
+    release: Callable[[str], Awaitable[None]],
+    windows: Windows | None,
+    prompt: str | None,
+    scope: RequestScope,
+) -> Way:
+    """One channel's; without windows it is held to its end."""
+    scorer = told(covering(moderator, StagePolicies.of(policy)), policy, scope=scope)
+    cut = windows.over_all() if windows is not None and grows(scorer) else windows
+
+    async def check(window: Check) -> Verdict:
+        return await verdict_on(scorer, window.text, window.decoded, prompt=prompt)
+
+    async def leave(text: str) -> bool:
+        await release(text)
+        return True
+
+    return Way(partial(HoldBack, cut), policy, check, leave)
+
+
+async def _deltas(source: AsyncIterable[str | TextDelta]) -> AsyncGenerator[TextDelta, None]:
     try:
-        async for text in source:
-            yield TextDelta(text)
+        async for piece in source:
+            yield TextDelta(piece) if isinstance(piece, str) else piece
     finally:
         if isinstance(source, AsyncGenerator):
             await source.aclose()
 
 
-def _flagged(category: str, score: float, released: int) -> FlaggedError:
+def _flagged(policy: Policy, verdict: Verdict, released: int, thought: bool) -> FlaggedError:
+    category, kind = policy.decide(verdict).category, "thought" if thought else "text"
     return FlaggedError(
-        f"the text was flagged for {category} (score {score:.2f}) after {released} characters; "
+        f"the {kind} was flagged for {category} (score {verdict.score:.2f}) after {released} characters; "
         "block it, replace it, or hand over to a model that repairs",
         category=category,
-        score=score,
+        score=verdict.score,
         released=released,
+        thought=thought,
     )

@@ -345,8 +345,11 @@ class ChatRequest(Body):
         inline: PromptCheck = "user" if self.moderation is not None and self.moderation.blocks_input else "off"
         return max(own, asked or "off", inline, key=_CHECKS.index)
 
-    def forwarded(self) -> dict[str, Any]:
-        """What another server of this protocol is asked; moderation is this server's affair."""
+    def forwarded(self, *, thoughts: bool) -> dict[str, Any]:
+        """What another server of this protocol is asked; moderation is this server's affair.
+
+        ``thoughts`` of earlier turns are left out unless the client gets to see any: some servers refuse them.
+        """
         kept = set(type(self).model_fields) - {
             "model",
             "messages",
@@ -357,7 +360,7 @@ class ChatRequest(Body):
             "tta",
         }
         asked = {name: value for name, value in self.model_dump(exclude_none=True).items() if name in kept}
-        return asked | {"messages": [_forwarded(turn) for turn in self.messages]}
+        return asked | {"messages": [_forwarded(turn, thoughts) for turn in self.messages]}
 
     def _tokens(self, most: int | None) -> int | None:
         asked = {tokens for tokens in (self.max_completion_tokens, self.max_tokens) if tokens is not None}
@@ -383,9 +386,10 @@ class ChatRequest(Body):
         return None
 
 
-def _forwarded(turn: Turn) -> dict[str, Any]:
+def _forwarded(turn: Turn, thoughts: bool) -> dict[str, Any]:
     """A turn as every server of this protocol knows it."""
-    told = turn.model_dump(exclude_none=True, exclude={"refusal"})
+    left_out = {"refusal"} if thoughts else {"refusal", "reasoning_content", "reasoning"}
+    told = turn.model_dump(exclude_none=True, exclude=left_out)
     if isinstance(turn, AssistantTurn) and not told.get("content"):
         told["content"] = turn.refusal or None
     return told | ({"role": "system"} if turn.role == "developer" else {})

@@ -1,8 +1,9 @@
 """A model of another server, behind the guard's windows: blocked, replaced or handed over where it is flagged.
 
 It cannot be repaired by moved embeddings, since these are out of reach; ``hand_over`` names a model of this server
-that can. Its text is released as :func:`~tta_middleware.guard.moderated.moderated` checks it, its tool calls when all
-of each was checked as it is decoded, and nothing before the prompt has passed where that is checked.
+that can. Its text is released as :func:`~tta_middleware.guard.moderated.moderated` checks it, and so are its thoughts
+where they are shown; its tool calls when all of each was checked as it is decoded, and nothing before the prompt has
+passed where that is checked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal, cast
 
 import anyio
 from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
-from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata, add_usage
 from langchain_core.messages.tool import tool_call_chunk
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -29,12 +30,12 @@ from tta_middleware.assembly import Runtime
 from tta_middleware.call_text import call_text
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.fields import ModeratorSetting, PolicyFileSetting
-from tta_middleware.chat_model.messages import from_langchain
+from tta_middleware.chat_model.messages import REASONING, from_langchain
 from tta_middleware.chat_model.refusal import PROVIDER, REFUSAL, ending
 from tta_middleware.config import Settings, Windows
 from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
 from tta_middleware.guard.ledger import Ledger
-from tta_middleware.guard.moderated import moderated
+from tta_middleware.guard.moderated import Thoughts, moderated
 from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
@@ -45,7 +46,8 @@ from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.server.answering import LocalAnswer
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.upstream_client import CallPiece, FinishReason, Piece, UpstreamClient
-from tta_middleware.types import GuardedAnswer, Trace, WindowScore
+from tta_middleware.trace import ReasoningTrace
+from tta_middleware.types import GuardedAnswer, TextDelta, Trace, WindowScore
 
 _SEAM = "\n\n"
 
@@ -66,6 +68,8 @@ class UpstreamSettings(Settings):
             lets another model answer; None takes the one that a setting is given for, else ``block``.
         replacement: text in place of what was flagged; moderated like any other.
         hand_over: name of a model of this server, one of its own, that answers instead.
+        reasoning: ``show`` gives thoughts out as they are checked, ``hide`` keeps them back. Hidden ones are checked,
+            too, unless the policy says ``hidden_reasoning="unchecked"``.
         release: ``window`` streams text as it is checked, ``end`` holds it until all was checked.
         windows: how a streamed answer is cut.
         timeout: seconds in which nothing comes from the upstream.
@@ -86,6 +90,7 @@ class UpstreamSettings(Settings):
     on_flagged: Literal["block", "replace", "hand_over"] | None = None
     replacement: str | None = None
     hand_over: str | None = None
+    reasoning: Literal["show", "hide"] = "hide"
     release: Literal["window", "end"] = "window"
     windows: Windows = Field(default_factory=Windows)
     timeout: PositiveFloat = 60.0
@@ -163,7 +168,9 @@ class UpstreamModel:
     def answering(self, asked: ChatRequest, stages: StagePolicies, most_tokens: int | None) -> UpstreamAnswer:
         """An answer that may be taken from the upstream."""
         settings = asked.settings(self.prompt_check, most_tokens)
-        body = asked.forwarded() | {"model": self.settings.upstream_model or asked.model}
+        body = asked.forwarded(thoughts=self.settings.reasoning == "show") | {
+            "model": self.settings.upstream_model or asked.model
+        }
         return UpstreamAnswer(self, asked, body, stages, settings.get("prompt_check", self.prompt_check), most_tokens)
 
 
@@ -176,10 +183,12 @@ class _Spoken:
     reason: FinishReason | None = None
     usage: UsageMetadata | None = None
     pieces: int = 0
+    thoughts: int = 0
 
     def take(self, piece: Piece) -> str:
-        """Note all of a piece but its text, which is returned."""
-        self.pieces += bool(piece.text or piece.calls)
+        """Note all of a piece but its thought and its text, which is returned."""
+        self.thoughts += bool(piece.thought)
+        self.pieces += bool(piece.text or piece.thought or piece.calls)
         self.refusal += piece.text if piece.refusal else ""
         self.reason = piece.reason or self.reason
         for call in piece.calls:
@@ -189,6 +198,8 @@ class _Spoken:
         if piece.usage:
             prompt, completion = piece.usage
             self.usage = UsageMetadata(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion)
+            if piece.thought_tokens is not None:
+                self.usage["output_token_details"] = OutputTokenDetails(reasoning=piece.thought_tokens)
         return piece.text
 
     @property
@@ -217,6 +228,7 @@ class UpstreamAnswer:
     most_tokens: int | None
     # The answering task alone writes these. ``_passed`` is set by the task that checks the prompt, and never cleared.
     said: str = ""
+    thought: str = ""
     _scored: list[WindowScore] = field(default_factory=list)
     _observed: tuple[str, ...] = ()
     _spoken: _Spoken = field(default_factory=_Spoken)
@@ -224,9 +236,11 @@ class UpstreamAnswer:
     _told: Trace | None = None
     _observer: AnswerObserver = NOBODY
     _ledger: Ledger = field(init=False)
+    _thoughts: Ledger = field(init=False)
 
     def __post_init__(self) -> None:
         self._ledger = Ledger(self.model.scorer, self.stages.output)
+        self._thoughts = Ledger(self.model.scorer, self.stages.at("reasoning"), stage="reasoning")
 
     async def whole(self) -> AIMessage:
         """The answer at once: what is flagged is replaced from its first word, since nothing has left.
@@ -261,7 +275,7 @@ class UpstreamAnswer:
             provider="openai",  # as the conventions have it: whose protocol it speaks, whoever is behind it
         )
         with observer().answering(asked) as self._observer:
-            self._ledger.observer = self._observer
+            self._ledger.observer = self._thoughts.observer = self._observer
             await self._checked(send, stream)
 
     async def _checked(self, send: Send[AIMessageChunk], stream: bool) -> None:
@@ -269,13 +283,15 @@ class UpstreamAnswer:
 
         async def say(chunk: AIMessageChunk) -> None:
             await self._passed.wait()
-            if chunk.text:
+            thought = chunk.additional_kwargs.get(REASONING, "")
+            if chunk.text or thought:
                 self.said += chunk.text
+                self.thought += thought
                 self._observer.released()
             if chunk.chunk_position == "last" and self._told is not None:
                 reason = chunk.response_metadata["finish_reason"]
                 spent = self._spoken.usage["input_tokens"] if self._spoken.usage else 0
-                self._observer.answered(GuardedAnswer(self.said, reason, self._told, spent))
+                self._observer.answered(GuardedAnswer(self.said, reason, self._told, spent, self.thought))
             await send(chunk)
 
         refused, _ = await unless_refused(self._refuse_prompt, self._passed, lambda: self._answer(say, stream))
@@ -296,6 +312,14 @@ class UpstreamAnswer:
 
     async def _answer(self, say: Send[AIMessageChunk], stream: bool) -> None:
         hold = not stream or self.model.settings.release == "end"
+        held = list[AIMessageChunk]()
+
+        async def leave(chunk: AIMessageChunk) -> None:
+            if hold:
+                held.append(chunk)  # thoughts, too: of an answer that is flagged nothing leaves
+            else:
+                await say(chunk)
+
         checked = moderated(
             self._texts(stream),
             self._ledger,
@@ -304,13 +328,19 @@ class UpstreamAnswer:
             hold=hold,
             prompt=self.asked.last_user_text,
             scored=self._scored,
+            thoughts=self._way_of_thoughts(leave),
         )
         try:
             async with aclosing(checked) as pieces:
                 async for piece in pieces:
-                    await say(AIMessageChunk(content=piece))
-        except (FlaggedError, ModerationError):
-            return await self._stand_in(say, "text")
+                    await leave(AIMessageChunk(content=piece))
+        except (FlaggedError, ModerationError) as error:
+            self._ledger.error = self._ledger.error or self._thoughts.error
+            thought = isinstance(error, FlaggedError) and error.thought
+            return await self._stand_in(say, "reasoning" if thought else "text")
+        self._ledger.error = self._ledger.error or self._thoughts.error
+        for chunk in held:
+            await say(chunk)
         calls = [_call_of(call) for _, call in sorted(self._spoken.calls.items())]
         for call in calls:
             if not await self._ledger.passes(call.texts, self.asked.last_user_text):
@@ -319,9 +349,25 @@ class UpstreamAnswer:
             await say(call.chunk)
         return await say(self._last(calls))
 
-    async def _texts(self, stream: bool) -> AsyncGenerator[str, None]:
+    @property
+    def _checks_thoughts(self) -> bool:
+        return self.model.settings.reasoning == "show" or self.stages.hidden_reasoning == "checked"
+
+    def _way_of_thoughts(self, leave: Send[AIMessageChunk]) -> Thoughts | None:
+        """None drops them unread."""
+        shown = self.model.settings.reasoning == "show"
+
+        async def think(text: str) -> None:
+            if shown:
+                await leave(AIMessageChunk(content="", additional_kwargs={REASONING: text}))
+
+        return Thoughts(self._thoughts, self.stages.at("reasoning"), think) if self._checks_thoughts else None
+
+    async def _texts(self, stream: bool) -> AsyncGenerator[str | TextDelta, None]:
         async with aclosing(self.model.client.ask(self.body, stream=stream)) as pieces:
             async for piece in pieces:
+                if piece.thought:
+                    yield TextDelta(piece.thought, channel="reasoning")
                 if text := self._spoken.take(piece):
                     yield text
 
@@ -344,9 +390,22 @@ class UpstreamAnswer:
             tokens=usage["output_tokens"] if usage else 0,
             seam=len(self.said) if outcome == "blocked" else 0,
         )
-        observed = (*self._observed, *trace.observed)
-        self._told = replace(trace, windows=tuple(self._scored), mode=self.stages.mode, observed=observed)
+        thought = tuple(f"reasoning: {category}" for category in self._thoughts.observed)
+        self._told = replace(
+            trace,
+            windows=tuple(self._scored),
+            mode=self.stages.mode,
+            observed=(*self._observed, *trace.observed, *thought),
+            moderation_calls=trace.moderation_calls + self._thoughts.calls,
+            reasoning=self._reasoning_trace() if self._spoken.thoughts else None,
+        )
         return {"model_provider": PROVIDER, "model_name": trace.model, "tta": self._told.as_dict()}
+
+    def _reasoning_trace(self) -> ReasoningTrace:
+        details = self._spoken.usage.get("output_token_details") if self._spoken.usage else None
+        # As above: where the upstream does not say, a piece counts as a token.
+        tokens = self._spoken.thoughts if details is None else details.get("reasoning", 0)
+        return ReasoningTrace(self.model.settings.reasoning, tokens, self._checks_thoughts, self._thoughts.score())
 
     async def _stand_in(self, say: Send[AIMessageChunk], part: str) -> None:
         """What follows where the rest may not be shown; without a moderator nothing but the notice can."""
@@ -378,6 +437,8 @@ class UpstreamAnswer:
         usage = self._spoken.spent
         async with aclosing(answer.stream()) as chunks:
             async for chunk in chunks:
+                if thought := chunk.additional_kwargs.get(REASONING):
+                    await say(AIMessageChunk(content="", additional_kwargs={REASONING: thought}))
                 if chunk.text:
                     await say(AIMessageChunk(content=seam + chunk.text))
                     seam = ""

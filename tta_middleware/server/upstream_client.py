@@ -1,7 +1,7 @@
 """What a server behind this one says: one request of OpenAI's protocol, read piece by piece and mistrusted.
 
-Read are text, refusals, tool calls, the end and the usage. Everything else is dropped unread: reasoning in whatever
-field (``reasoning_content``, ``reasoning``, ``thinking``), log-probabilities, further choices, vendors' additions.
+Read are text, refusals, thoughts (``reasoning_content`` or ``reasoning``), tool calls, the end and the usage. The rest
+is dropped unread: thoughts in other fields, log-probabilities, further choices, vendors' additions.
 """
 
 from __future__ import annotations
@@ -64,20 +64,24 @@ class Piece:
 
     Attributes:
         refusal: the words are those of a refusal.
+        thought: what the model thinks; it comes before the piece's text.
         reason: why the answer ended; None while it goes on.
         usage: ``(prompt_tokens, completion_tokens)``.
+        thought_tokens: those of the completion that were thought; None where the server does not say.
     """
 
     text: str = ""
     refusal: bool = False
+    thought: str = ""
     calls: tuple[CallPiece, ...] = ()
     reason: FinishReason | None = None
     usage: tuple[int, int] | None = None
+    thought_tokens: int | None = None
 
     @property
     def begins(self) -> bool:
         """Whether something of the answer has come, so that it cannot be asked for anew."""
-        return bool(self.text or self.calls)
+        return bool(self.text or self.thought or self.calls)
 
 
 class UpstreamClient:
@@ -227,11 +231,13 @@ class _Reading:
         piece = Piece(
             text=_text(said.get("content")) + _text(said.get("refusal")),
             refusal=bool(_text(said.get("refusal"))),
+            thought=_thought(said),
             calls=tuple(_call(at, call) for at, call in enumerate(said.get("tool_calls") or ())),
             reason=self._ended(choice.get("finish_reason")),
             usage=_usage(data.get("usage")),
+            thought_tokens=_thought_tokens(data.get("usage")),
         )
-        self._characters += len(piece.text) + sum(len(call.arguments) for call in piece.calls)
+        self._characters += len(piece.text) + len(piece.thought) + sum(len(call.arguments) for call in piece.calls)
         if self._characters > MOST_CHARACTERS:
             raise UpstreamError(f"the upstream's answer is longer than {MOST_CHARACTERS} characters", cause="broken")
         return None if piece == Piece() else piece
@@ -257,6 +263,12 @@ def _text(content: Any) -> str:
     )
 
 
+def _thought(said: Mapping[str, Any]) -> str:
+    """Servers have two names for it, and some say it under both."""
+    found = (said.get(name) for name in ("reasoning_content", "reasoning"))
+    return next((text for text in found if isinstance(text, str) and text), "")
+
+
 def _call(at: int, call: Any) -> CallPiece:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
@@ -276,6 +288,12 @@ def _usage(usage: Any) -> tuple[int, int] | None:
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
     return prompt, completion
+
+
+def _thought_tokens(usage: Any) -> int | None:
+    details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
+    count = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+    return count if isinstance(count, int) and count >= 0 else None
 
 
 def _quiet(value: Any) -> Any:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Self
 
@@ -30,7 +30,7 @@ from tta_middleware.guard.settings import Repair
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.protocols import Moderator
 from tta_middleware.testing import audit_server
-from tta_middleware.testing.audit_request import AuditError, Hearing, Terms, heard
+from tta_middleware.testing.audit_request import AuditedRequest, AuditError, Hearing, Terms, heard
 from tta_middleware.types import Message
 
 __all__ = ["AuditError", "Auditor"]
@@ -157,17 +157,31 @@ def _listen_to_moderated(auditor: Hearing) -> None:
             auditor.replace(module, "moderated", _moderated)
 
 
+def _thinking(request: AuditedRequest, release: Callable[[str], Awaitable[None]]) -> Callable[[str], Awaitable[None]]:
+    async def think(text: str) -> None:
+        request.think(text)
+        await release(text)
+
+    return think
+
+
 def _moderated(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def moderated(
-        source: AsyncIterable[str], moderator: Any, policy: Policy | None = None, **more: Any
+        source: AsyncIterable[Any], moderator: Any, policy: Policy | None = None, **more: Any
     ) -> AsyncGenerator[str, None]:
         # A ledger of an agent's is no moderator but keeps books on one, which is heard itself.
         auditor.hear(getattr(moderator, "moderator", moderator))
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
+        if (thoughts := more.get("thoughts")) is not None:
+            auditor.hear(getattr(thoughts.moderator, "moderator", thoughts.moderator))
+            theirs = thoughts.policy.with_default(moderator.default_threshold)
+            policies = policies.model_copy(update={"reasoning": theirs})
         windows = more.get("windows") or Windows()
         terms = Terms.of(policies, context=windows.context).taken_by(moderator, windows.largest)
         request = auditor.request("moderated", terms, whole=bool(more.get("hold")))
+        if thoughts is not None:
+            more["thoughts"] = replace(thoughts, release=_thinking(request, thoughts.release))
         return heard(request, original(source, moderator, policy, **more), request.piece)
 
     return moderated

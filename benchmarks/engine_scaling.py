@@ -2,13 +2,16 @@
 
     python benchmarks/engine_scaling.py --vllm .venv-vllm/bin/python
     python benchmarks/engine_scaling.py --plain --sizes 1 8 32
+    python benchmarks/engine_scaling.py --avx2 --weights loaded --sizes 1 8 32
 
 Each runs in a process of its own that stays up, vLLM under the Python that is given; at every size they decode in turn
 and the best of ``--repeat`` runs counts. Greedy answers of ``--tokens`` tokens to prompts of different lengths, all of
 them there from the start; prefill is inside the time. OpenMP's settings are those of torch_import.py for the first two
 and vLLM's own for vLLM. The limits are those of decoding: every step reads all weights once, and every token multiplies
-with each of them once. With ``--plain`` the engine's other way runs as well: the model's own pass and cache. Memory is
-the most that a process had by the end of each size.
+with each of them once. With ``--plain`` the engine's other way runs as well: the model's own pass and cache, and with
+``--weights`` other ways of keeping them. Behind each rate: tokens for each second of processor time, which says more
+where neighbours are busy, and the most memory that the process had by the end of that size. ``--avx2`` computes as a
+processor without bfloat16 does.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import IO, Any, cast
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+from avx2 import pretend
 
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.prompt.template import render_prompt
@@ -33,6 +39,10 @@ from tta_middleware.types import GenerationRequest, Message, Sampling
 TEXT = "Write a long story about a lighthouse keeper who finds a letter in a bottle, and what it says."
 MAX_MODEL_LEN = 1024
 PLAIN = "ours, plain"
+KEPT = "ours, weights "
+
+Rates: TypeAlias = tuple[float, float]
+"""Tokens per second, by the clock and of processor time."""
 
 
 def texts(size: int) -> list[str]:
@@ -45,17 +55,17 @@ async def requests(engine: Engine, size: int, tokens: int) -> list[GenerationReq
     return [GenerationRequest(prompt, Sampling(max_new_tokens=tokens)) for prompt in prompts]
 
 
-async def best(run: Callable[[], Awaitable[int]], repeat: int) -> float:
-    """Tokens per second of the fastest of ``repeat`` runs, after one that warms up."""
+async def best(run: Callable[[], Awaitable[int]], repeat: int) -> Rates:
+    """The best of ``repeat`` runs, after one that warms up."""
     rates = []
     for _ in range(repeat + 1):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         count = await run()
-        rates.append(count / (time.perf_counter() - start))
-    return max(rates[1:])
+        rates.append((count / (time.perf_counter() - wall), count / (time.process_time() - cpu)))
+    return tuple(map(max, zip(*rates[1:], strict=True)))  # type: ignore[return-value]
 
 
-async def engine_rate(engine: Engine, size: int, tokens: int, repeat: int) -> float:
+async def engine_rate(engine: Engine, size: int, tokens: int, repeat: int) -> Rates:
     wanted = await requests(engine, size, tokens)
 
     async def run() -> int:
@@ -76,7 +86,7 @@ class Plain:
         self.torch, self.model = torch, load(folder, dtype=getattr(torch, options.dtype)).eval()
         self.tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder)
 
-    async def rate(self, size: int, tokens: int, repeat: int) -> float:
+    async def rate(self, size: int, tokens: int, repeat: int) -> Rates:
         prompts = [render_prompt(self.tokenizer, [Message("user", text)]).token_ids for text in texts(size)]
         longest = max(map(len, prompts))
         ids = self.torch.tensor([[2] * (longest - len(row)) + list(row) for row in prompts])
@@ -109,19 +119,19 @@ class Child:
             "--child",
             kind,
             "--dtype",
-            options.dtype,
+            options.own_dtype,
             "--model",
             options.model,
         ]
         command += ["--tokens", str(options.tokens), "--repeat", str(options.repeat)]
-        command += ["--sizes", *map(str, options.sizes)]
+        command += ["--sizes", *map(str, options.sizes), *(["--avx2"] if options.avx2 else [])]
         self._process = stack.enter_context(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
         )
         stack.callback(cast(IO[str], self._process.stdin).close)
 
     def rate(self, size: int) -> dict[str, float]:
-        """Tokens per second (``rate``), and the most memory so far in MiB (``peak``)."""
+        """Tokens per second by the clock (``rate``) and of processor time (``cpu``), most memory in MiB (``peak``)."""
         cast(IO[str], self._process.stdin).write(f"{size}\n")
         cast(IO[str], self._process.stdin).flush()
         for line in cast(IO[str], self._process.stdout):
@@ -142,9 +152,17 @@ async def child(options: argparse.Namespace) -> None:
     await engine.aclose()
 
 
-def _tell(rate: float) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"rate": rate, "peak": peak}), flush=True)
+def _tell(rates: Rates) -> None:
+    print(json.dumps({"rate": rates[0], "cpu": rates[1], "peak": _peak()}), flush=True)
+
+
+def _peak() -> float:
+    """Most memory so far in MiB; where Linux tells, of this program alone: getrusage counts what started it, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _vllm(options: argparse.Namespace) -> Engine:
@@ -158,8 +176,12 @@ def _vllm(options: argparse.Namespace) -> Engine:
 def _ours(options: argparse.Namespace) -> Engine:
     from tta_middleware.engines.transformers import TransformersEngine
 
-    path = "plain" if options.child == PLAIN else "auto"
-    return TransformersEngine(options.model, dtype=options.dtype, max_batch=max(options.sizes), path=path)
+    settings: dict[str, Any] = {"max_batch": max(options.sizes), "dtype": options.own_dtype}
+    if options.child == PLAIN:
+        settings["path"] = "plain"
+    if options.child.startswith(KEPT):
+        settings["weights"] = options.child.removeprefix(KEPT)
+    return TransformersEngine(options.model, **settings)
 
 
 def bytes_per_second(seconds: float = 2.0) -> float:
@@ -226,6 +248,7 @@ def compare(options: argparse.Namespace) -> None:
     kinds = {"model.generate": sys.executable, "ours": sys.executable}
     if options.plain:
         kinds[PLAIN] = sys.executable
+    kinds |= {f"{KEPT}{weights}": sys.executable for weights in options.weights}
     if options.vllm:
         kinds["vLLM"] = options.vllm
     print(f"| sequences | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
@@ -235,7 +258,7 @@ def compare(options: argparse.Namespace) -> None:
             one.rate(1)  # up and warm before the first that counts
         for size in options.sizes:
             found = [one.rate(size) for one in children]
-            shown = (f"{one['rate']:.1f} ({one['peak']:.0f} MiB)" for one in found)
+            shown = (f"{one['rate']:.1f} ({one['cpu']:.1f}; {one['peak']:.0f} MiB)" for one in found)
             print(f"| {size} | {' | '.join(shown)} |", flush=True)
 
 
@@ -247,9 +270,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--plain", action="store_true", help="the engine's plain path, too")
+    parser.add_argument(
+        "--weights", nargs="+", default=[], help="as the engine takes them; each in a column of its own"
+    )
+    parser.add_argument("--avx2", action="store_true", help="compute as a processor with AVX2 and no more does")
     parser.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.avx2:
+        pretend()
+    # The engine is asked for what was asked for here: "auto" is more than a type to it.
+    options.own_dtype = options.dtype
     if options.dtype == "auto":
         options.dtype = engine_dtype()
     if options.child:

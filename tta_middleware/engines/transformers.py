@@ -75,6 +75,9 @@ class TransformersEngine:
         adapter: a PEFT adapter, folder or Hugging Face id, that is merged into the weights.
         revision: branch, tag or commit of a Hugging Face id.
         trust_remote_code: run Python code that comes with the model; otherwise such a model is refused.
+        weights: how linear layers keep their weights on a CPU: ``loaded`` as they are, or ``float16``, half of the
+            bytes with all sums in float32. ``auto`` is ``float16`` where ``dtype`` is ``auto`` and the processor has no
+            bfloat16, else ``loaded``.
 
     Raises:
         ConfigurationError: a number is out of range. What is wrong with the model shows at first use.
@@ -98,7 +101,10 @@ class TransformersEngine:
         adapter: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        weights: str = "auto",
     ) -> None:
+        if weights not in ("auto", "loaded", "float16"):
+            raise ConfigurationError(f"weights is auto, loaded or float16, not {weights!r}")
         if path not in ("auto", "packed", "plain"):
             raise ConfigurationError(f"path is auto, packed or plain, not {path!r}")
         for name, number in (("max_batch", max_batch), ("max_waiting", max_waiting)):
@@ -114,6 +120,7 @@ class TransformersEngine:
         self.max_batch = max_batch
         self._max_waiting, self._cache_gib = max_waiting, cache_gib
         self._path, self._prefix_cache_gib = path, prefix_cache_gib
+        self._weights = weights
         self._device_map, self._quantization = device_map, quantization
         self._adapter, self._revision, self._trust_remote_code = adapter, revision, trust_remote_code
         self._lock = _process.Lock()
@@ -141,6 +148,7 @@ class TransformersEngine:
             "adapter": self._adapter,
             "revision": self._revision,
             "trust_remote_code": self._trust_remote_code,
+            "weights": self._weights,
         }
         return partial(type(self), **settings), (self.model_id,)
 
@@ -493,6 +501,7 @@ class TransformersEngine:
             quantization=self._quantization,
             adapter=resolve_adapter(self._adapter, allow_download=download) if self._adapter else None,
             trust_remote_code=self._trust_remote_code,
+            weights=self._weights,
         )
         loaded = load_model(folder, how)
         self._decoder = Decoder(

@@ -32,7 +32,7 @@ class LoadedModel(Vocabulary):
     Attributes:
         path: how it runs: ``packed`` with others in one pass, or ``plain`` by its own cache.
         why: why that way, as a part of a sentence.
-        packed_weights: the linear layers keep their weights in the layout that the processor multiplies.
+        steady: the number of threads changes no bit of what it computes.
         column_bytes: what one column of one sequence keeps, over all layers.
         layers: how many there are.
         short_range: columns up to which a sequence keeps its first rotary frequencies; None if for ever.
@@ -46,7 +46,7 @@ class LoadedModel(Vocabulary):
         super().__init__(tokenizer, model.get_input_embeddings(), _eos_ids(model, tokenizer), context)
         self.model = model.eval().requires_grad_(False)
         self.why = why
-        self.packed_weights = False
+        self.steady = False
         self.column_bytes = 0
         self.short_range = short_range(config)
         self._arguments = inspect.signature(model.forward).parameters

@@ -46,6 +46,7 @@ class HowToLoad:
         quantization: ``bnb-4bit`` or ``bnb-8bit`` quantises while loading.
         adapter: folder of a PEFT adapter that is merged into the weights.
         trust_remote_code: run code that comes with the model.
+        weights: how linear layers keep theirs on a CPU: ``auto``, ``loaded`` or ``float16``.
     """
 
     device: str = "auto"
@@ -55,12 +56,18 @@ class HowToLoad:
     quantization: str | None = None
     adapter: Path | None = None
     trust_remote_code: bool = False
+    weights: str = "auto"
 
     def __post_init__(self) -> None:
         if self.quantization is not None and self.quantization not in _ON_THE_FLY:
             raise ConfigurationError(f"quantization is {' or '.join(_ON_THE_FLY)}, not {self.quantization!r}")
         if self.device_map is not None and self.device != "auto":
             raise ConfigurationError("give a device or a device_map, not both")
+
+    @property
+    def keeps(self) -> str:
+        """How weights are kept: whoever names a type gets that type."""
+        return "loaded" if self.weights == "auto" and self.dtype != "auto" else self.weights
 
 
 def load_model(folder: Path, how: HowToLoad) -> LoadedModel:
@@ -83,7 +90,7 @@ def load_model(folder: Path, how: HowToLoad) -> LoadedModel:
             model = model.to(place)
         if how.adapter is not None:
             model = _adapted(model, how.adapter)
-    loaded = prepared(model, tokenizer, path=how.path)
+    loaded = prepared(model, tokenizer, path=how.path, weights=how.keeps)
     # The first call settles the tokenizer's truncation state, which must not change under a concurrent reader.
     tokenizer("warm", add_special_tokens=False)
     return loaded
@@ -95,7 +102,9 @@ def loading_arguments(config: Any, how: HowToLoad, place: torch.device) -> dict[
     Raises:
         MissingExtraError: a package is missing that this needs.
     """
-    arguments: dict[str, Any] = {"dtype": pick_dtype(how.dtype, place), "use_safetensors": True}
+    # Weights in float16 are multiplied in float32.
+    dtype = "float32" if how.dtype == "auto" and how.weights == "float16" else how.dtype
+    arguments: dict[str, Any] = {"dtype": pick_dtype(dtype, place), "use_safetensors": True}
     method = _method(config)
     if how.quantization is not None:
         if method is not None:

@@ -19,7 +19,7 @@ from tta_middleware.engines.decoding.check import agree, sample_ids
 from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.loaded import LoadedModel, PackedModel
 from tta_middleware.engines.decoding.packed import Pass, Segment
-from tta_middleware.engines.decoding.packing import can_pack, pack_linear_layers
+from tta_middleware.engines.decoding.packing import ReorderedLinear, SameRows, kind_of_layers, pack_linear_layers
 from tta_middleware.engines.decoding.plain_model import PlainModel
 from tta_middleware.engines.decoding.sight import PROBE, NotPackable, Sight, read_sights
 from tta_middleware.errors import ConfigurationError, EngineError
@@ -32,8 +32,11 @@ T = TypeVar("T")
 _FAILURES = (EngineError, TypeError, ValueError, AttributeError, RuntimeError, KeyError, NotImplementedError)
 
 
-def prepared(model: Any, tokenizer: Any, *, path: str = "auto") -> LoadedModel:
+def prepared(model: Any, tokenizer: Any, *, path: str = "auto", weights: str = "auto") -> LoadedModel:
     """The model, ready to run the way that suits it, or the way that ``path`` names.
+
+    Args:
+        weights: how linear layers keep theirs; see :func:`.packing.kind_of_layers`.
 
     Raises:
         ConfigurationError: it cannot be decoded from embeddings, or not in the way that is asked for.
@@ -45,15 +48,21 @@ def prepared(model: Any, tokenizer: Any, *, path: str = "auto") -> LoadedModel:
     try:
         if path == "plain":
             raise NotPackable("that was asked for")
-        return _packed(model, tokenizer, own_attention)
+        packed = _packed(model, tokenizer, own_attention)
     except NotPackable as reason:
         if path == "packed":
             raise ConfigurationError(f"this model cannot run packed: {reason}; use path='auto'") from reason
+        if weights == "float16":
+            raise ConfigurationError(
+                f"weights={weights!r} is for models that run packed, and this one runs plainly: {reason}; leave it out"
+            ) from reason
         if model.config._attn_implementation != own_attention:
             model.set_attn_implementation(own_attention)
         plain = PlainModel(model, tokenizer, str(reason))
         plain.look_into_it()
         return plain
+    _pack_weights(packed, weights)
+    return packed
 
 
 def _packed(model: Any, tokenizer: Any, own_attention: str) -> PackedModel:
@@ -73,11 +82,20 @@ def _packed(model: Any, tokenizer: Any, own_attention: str) -> PackedModel:
     except NotPackable:
         packed.leave()
         raise
-    if can_pack(packed.device, packed.dtype):
-        pack_linear_layers(packed.model)
-        packed.packed_weights = True
-    packed.measure()
     return packed
+
+
+def _pack_weights(packed: PackedModel, weights: str) -> None:
+    """Let linear layers keep their weights as is asked for; those that are given the same rows become one product."""
+    kind = kind_of_layers(weights, packed.device, packed.dtype)
+    with SameRows(packed.model) as same:
+        packed.measure()
+    if kind is None:
+        return
+    if not pack_linear_layers(packed.model, kind, same.groups()) and weights == "float16":
+        raise ConfigurationError(f"weights={weights!r} finds no plain linear layer in this model; leave it out")
+    packed.measure()
+    packed.steady = kind is ReorderedLinear
 
 
 def _compare(packed: PackedModel, samples: list[Tensor], expected: list[Tensor]) -> None:

@@ -83,11 +83,11 @@ class ThreadTuner:
 
     @classmethod
     def for_model(cls, model: LoadedModel) -> ThreadTuner:
-        """Only where the number of threads changes no bit of the result: packed bfloat16 on a CPU."""
+        """Only where the number of threads changes no bit of the result: packed weights on a CPU."""
         import torch
 
         numbers = [torch.get_num_threads()]
-        while model.packed_weights and numbers[-1] > 1:
+        while model.steady and numbers[-1] > 1:
             numbers.append(numbers[-1] // 2)
         return cls(numbers)
 

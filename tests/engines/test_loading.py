@@ -119,7 +119,7 @@ def test_a_package_that_a_quantised_checkpoint_needs_is_named(packages: str, mon
 
 
 def test_what_reaches_transformers_for_quantised_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here can run such weights; the arguments are what can be seen."""
+    """On a GPU, which is not at hand; what runs on a CPU is in test_quantised.py."""
     import torch
 
     import tta_middleware.engines.decoding.loading as loading
@@ -134,8 +134,11 @@ def test_what_reaches_transformers_for_quantised_checkpoints(monkeypatch: pytest
     # Quantised weights are read where they are to stay.
     assert arguments(QUANTISED["gptqmodel and optimum"])["device_map"] == {"": "cuda:1"}
     assert "quantization_config" not in arguments(QUANTISED["gptqmodel"])
-    assert arguments({"quant_method": "mxfp4"})["quantization_config"].dequantize is True
+    assert arguments({"quant_method": "mxfp4"})["config"].quantization_config["dequantize"] is True
     assert "device_map" not in arguments({"quant_method": "mxfp4"})
+    assert "config" not in arguments({"quant_method": "fp8"})
+    on_a_cpu = arguments({"quant_method": "fp8"}, place=torch.device("cpu"))
+    assert on_a_cpu["config"].quantization_config["dequantize"] is True
     spread = loading.HowToLoad(device_map={"": 0}, quantization="bnb-8bit")
     assert arguments(None, spread)["device_map"] == {"": 0}
     assert arguments(None, spread)["quantization_config"].load_in_8bit is True

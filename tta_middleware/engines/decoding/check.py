@@ -12,6 +12,16 @@ from torch import Tensor
 _EXACT, _SHORT = 1e-3, 0.12
 
 
+def precision(model: Any) -> torch.dtype:
+    """The type in which a model tells numbers apart: its own, or a short one where its layers are quantised.
+
+    Those that round what they are given (LLM.int8, 8-bit weights and activations) turn the last place of a sum into a
+    whole step of theirs, and LLM.int8 picks the columns that it does not round by all that runs at once.
+    """
+    dtype: torch.dtype = model.dtype
+    return torch.bfloat16 if getattr(model, "is_quantized", False) else dtype
+
+
 def agree(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
     """Whether two sets of logits (..., V) are those of one column each, by their differences from their means."""
     first, second = one.float(), other.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ _READERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "hqq": (("hqq", "hqq"),),
     "quanto": (("optimum.quanto", "optimum-quanto"),),
     "aqlm": (("aqlm", "aqlm"),),
+    "fp8": (),
 }
+_WHOLE_ON_A_CPU = ("compressed-tensors", "fp8")
 _ON_THE_FLY: Mapping[str, Mapping[str, Any]] = {
     "bnb-4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "bnb-8bit": {"load_in_8bit": True},
@@ -113,14 +116,11 @@ def loading_arguments(config: Any, how: HowToLoad, place: torch.device) -> dict[
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             **_ON_THE_FLY[how.quantization], **_computing(how.quantization, arguments["dtype"])
         )
-    elif method == "mxfp4":
-        # Its kernels would come from the hub; in the model's own type the weights run everywhere.
-        arguments["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
-    elif method == "compressed-tensors" and place.type == "cpu":
-        _need(method)
-        arguments["quantization_config"] = transformers.CompressedTensorsConfig(run_compressed=False)
     elif method is not None:
         _need(method)
+        # MXFP4's kernels would come from the hub; in the model's own type the weights run everywhere.
+        if method == "mxfp4" or (method in _WHOLE_ON_A_CPU and place.type == "cpu"):
+            arguments["config"] = _made_whole(config)
     if how.device_map is not None:
         arguments["device_map"] = how.device_map if isinstance(how.device_map, str) else dict(how.device_map)
     elif method in _READERS or how.quantization is not None:
@@ -129,6 +129,20 @@ def loading_arguments(config: Any, how: HowToLoad, place: torch.device) -> dict[
     if "device_map" in arguments and not _here("accelerate"):
         raise MissingExtraError("a device map needs accelerate, which is not installed; run: pip install accelerate")
     return arguments
+
+
+def _made_whole(config: Any) -> Any:
+    """The same config; the weights become numbers of the model's own type as they are loaded.
+
+    It is said in the config, since transformers warns whoever gives a second one beside the checkpoint's own.
+    """
+    changed = copy.deepcopy(config)
+    found = changed.quantization_config
+    if isinstance(found, Mapping):
+        changed.quantization_config = {**found, "dequantize": True}
+    else:
+        found.dequantize = True
+    return changed
 
 
 def _computing(quantization: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.check import agree, sample_ids
+from tta_middleware.engines.decoding.check import agree, precision, sample_ids
 from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.loaded import LoadedModel, PackedModel
 from tta_middleware.engines.decoding.packed import Pass, Segment
@@ -100,7 +100,8 @@ def _pack_weights(packed: PackedModel, weights: str) -> None:
 
 def _compare(packed: PackedModel, samples: list[Tensor], expected: list[Tensor]) -> None:
     found = _tried(lambda: _packed_pass(packed, samples))
-    if not all(agree(one, other, packed.dtype) for one, other in zip(found, expected, strict=True)):
+    told = precision(packed.model)
+    if not all(agree(one, other, told) for one, other in zip(found, expected, strict=True)):
         raise NotPackable("a packed pass of two sequences does not give what its own pass gives for each")
 
 

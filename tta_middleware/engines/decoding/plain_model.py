@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.check import agree, sample_ids
+from tta_middleware.engines.decoding.check import agree, precision, sample_ids
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.own_cache import NotAlike, OwnCache, side_by_side
 from tta_middleware.errors import ConfigurationError
@@ -112,7 +112,7 @@ class PlainModel(LoadedModel):
             if is_out_of_memory(exc):
                 raise
             raise ConfigurationError(f"models of this kind cannot be decoded from embeddings: {exc}") from exc
-        if not agree(shorter, whole[0][:6], self.dtype):
+        if not agree(shorter, whole[0][:6], precision(self.model)):
             raise ConfigurationError("models of this kind read ahead; only causal language models write chat answers")
         trial = _Trial(self, (one, other), whole)
         # Where rotary frequencies are picked for all that runs at once, every sequence runs whole and by itself.
@@ -151,7 +151,7 @@ class _Trial:
         return self._model.run(self._columns[which][:, :count], None, 1)[1]
 
     def _same(self, which: int, at: int, logits: Tensor) -> bool:
-        return agree(logits, self._whole[which][at], self._model.dtype)
+        return agree(logits, self._whole[which][at], precision(self._model.model))
 
     def steps(self) -> bool:
         """Six columns, then one after the other; beside them a second sequence that must not disturb."""

@@ -119,7 +119,9 @@ class Vocabulary:
 def _dense_table(embedding: torch.nn.Module) -> Tensor:
     """(V, d) rows as numbers: the module's own weight, or what it looks up where that is quantised or not in memory."""
     weight: Tensor = embedding.weight  # type: ignore[assignment]
-    if weight.is_floating_point() and weight.dim() == 2 and weight.device.type != "meta":
+    # A tensor of a class of its own (torchao's) says that it is floating, whatever it holds.
+    numbers = type(weight.data) is torch.Tensor and weight.is_floating_point()
+    if numbers and weight.dim() == 2 and weight.device.type != "meta":
         return weight
     count: int = getattr(embedding, "num_embeddings", len(weight))
     device = "cpu" if weight.device.type == "meta" else weight.device

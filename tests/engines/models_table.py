@@ -15,6 +15,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent))
 
 from families import FAMILIES, Family
+from gguf_files import GGUF_FAMILIES, GPT_OSS
 from test_strict_templates import GEMMA_2
 from test_tool_template import TEMPLATES
 
@@ -76,13 +77,21 @@ def cells(family: Family) -> list[str]:
         packed,
         "yes",
         "yes" if family.vocabulary else "refused",
+        as_gguf(family),
         family.talk or "its own",
     ]
 
 
+def as_gguf(family: Family) -> str:
+    """Whether a GGUF file of the family was seen to decode as the model that it was made of."""
+    if family.model_type == GPT_OSS.model_type:
+        return "refused"
+    return "yes" if family.model_type in {known.model_type for known in GGUF_FAMILIES} else "-"
+
+
 def table(tokenizer: Any) -> str:
     """Both tables, as they stand in the docs."""
-    lines = ["| family | models | packed | plain | vLLM | template |", "|---|---|---|---|---|---|"]
+    lines = ["| family | models | packed | plain | table readable for vLLM | GGUF | template |", "|---" * 7 + "|"]
     lines += [f"| {' | '.join(cells(family))} |" for family in FAMILIES]
     lines += ["", "| template | system turn | tool calls | thoughts begin with |", "|---|---|---|---|"]
     lines += [f"| {name} | {' | '.join(talks(one, tokenizer))} |" for name, one in CONVENTIONS.items()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -73,19 +73,31 @@ def _convert_into(gguf: Path, folder: Path, save: Callable[[Path, Path], None]) 
 def _save_as_safetensors(gguf: Path, target: Path) -> None:
     torch, transformers = import_torch(), import_transformers()
     with _reading(gguf) as source:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
             dtype=torch.float32,
             # Without dequantize=True transformers reaches for a kernel on the hub.
             quantization_config=transformers.GgufConfig(dequantize=True),
+            output_loading_info=True,
             **source,
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+    _check_all_found(gguf, found["missing_keys"])
     with quiet_transformers():
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(str(target))
         tokenizer.save_pretrained(str(target))
+
+
+def _check_all_found(gguf: Path, missing: Collection[str]) -> None:
+    """transformers leaves what it has no name for as it was drawn, and says so in its log alone."""
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise EngineError(
+            f"transformers does not find all weights of its model in {gguf.name} (of {len(missing)}: {some}); "
+            f"take the model's folder with safetensors files, or llama-cpp:{gguf.name}, which reads such files itself"
+        )
 
 
 def _save_tokenizer(gguf: Path, target: Path) -> None:

@@ -1,0 +1,127 @@
+"""Thoughts told apart in streams of real tokens: GPT-OSS's, Magistral's and Gemma's vocabularies.
+
+python scripts/fetch_tokenizers.py tokenizers/
+TTA_TOKENIZERS=tokenizers pytest tests/engines/test_real_tokenizers.py
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tta_middleware.engines.prompt.control_tokens import ControlTokens
+from tta_middleware.engines.prompt.vocabulary import Vocabulary
+from tta_middleware.types import PromptEmbeddings
+
+FOLDER = Path(os.environ.get("TTA_TOKENIZERS", ""))
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("TTA_TOKENIZERS"), reason="TTA_TOKENIZERS names no folder of scripts/fetch_tokenizers.py"
+    ),
+]
+
+# Words that a vocabulary cuts in the middle of a letter, and marks that somebody spells.
+SPELLED = ("<|channel|>analysis<|message|>", "<channel|>", "[/THINK]", "</think>", "final", "thought\n")
+LETTERS = st.text(alphabet="abc dë\n。蜂🐝👩🏽‍🌾</|>[]", min_size=1, max_size=24)
+SAID = st.one_of(LETTERS, st.sampled_from(SPELLED)).map(str.strip).filter(bool)
+TURNS = st.lists(st.tuples(st.sampled_from(["reasoning", "answer"]), SAID), min_size=1, max_size=5)
+
+
+@cache
+def vocabulary(name: str) -> Vocabulary:
+    """A tokenizer with a table of two numbers a token, since only its words matter."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(FOLDER / name), local_files_only=True)
+    return Vocabulary(tokenizer, torch.nn.Embedding(len(tokenizer), 2), frozenset(), None)
+
+
+def ids_of(name: str, text: str) -> list[int]:
+    """A text that a model writes, or a user: words alone, whatever it spells."""
+    tokenizer = vocabulary(name).tokenizer
+    return [token_id for token_id, _ in ControlTokens(tokenizer, "").encode(tokenizer, text, [(0, len(text))])]
+
+
+def mark(name: str, text: str) -> int:
+    [token_id] = [one for one, mark in vocabulary(name)._mark_ids.items() if mark == text]
+    return token_id
+
+
+def told_apart(name: str, token_ids: list[int]) -> tuple[str, str]:
+    """Thoughts and answer, token by token as a decoder gives them out."""
+    empty = PromptEmbeddings(
+        np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.bool_)
+    )
+    assembler = vocabulary(name).assembler(empty, ())
+    pieces = [*(piece for token_id in token_ids for piece in assembler.push(token_id)), *assembler.flush()]
+    return tuple("".join(text for channel, text in pieces if channel == kind) for kind in ("reasoning", "answer"))  # type: ignore[return-value]
+
+
+def expected(turns: list[tuple[str, str]]) -> tuple[str, str]:
+    return tuple("\n\n".join(text for channel, text in turns if channel == kind) for kind in ("reasoning", "answer"))  # type: ignore[return-value]
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=TURNS)
+def test_harmony_as_openais_own_library_writes_and_reads_it(turns: list[tuple[str, str]]) -> None:
+    harmony = pytest.importorskip("openai_harmony", reason="openai-harmony is not installed")
+    encoding = harmony_encoding()
+    token_ids: list[int] = []
+    for channel, text in turns:
+        message = harmony.Message.from_role_and_content(harmony.Role.ASSISTANT, text)
+        token_ids += encoding.render(message.with_channel("analysis" if channel == "reasoning" else "final"))
+    # The prompt ends with what begins an answer.
+    token_ids = token_ids[2:]
+    assert told_apart("gpt-oss", token_ids) == expected(turns)
+    parser = harmony.StreamableParser(encoding, harmony.Role.ASSISTANT)
+    for token_id in token_ids:
+        parser.process(token_id)
+    read = [("reasoning" if one.channel == "analysis" else "answer", one.content[0].text) for one in parser.messages]
+    assert read == turns
+
+
+@cache
+def harmony_encoding() -> Any:
+    import openai_harmony
+
+    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(FOLDER)
+    return openai_harmony.load_harmony_encoding(openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=TURNS)
+def test_harmony_in_the_tokenizer_of_gpt_oss(turns: list[tuple[str, str]]) -> None:
+    token_ids: list[int] = []
+    for at, (channel, text) in enumerate(turns):
+        begin = [mark("gpt-oss", "<|start|>"), *ids_of("gpt-oss", "assistant")] if at else []
+        named = ids_of("gpt-oss", "analysis" if channel == "reasoning" else "final")
+        token_ids += [*begin, mark("gpt-oss", "<|channel|>"), *named, mark("gpt-oss", "<|message|>")]
+        token_ids += [*ids_of("gpt-oss", text), mark("gpt-oss", "<|end|>")]
+    assert told_apart("gpt-oss", token_ids) == expected(turns)
+
+
+@settings(max_examples=60, deadline=None)
+@given(thought=SAID, answer=SAID)
+@pytest.mark.parametrize(
+    ("name", "opening", "named", "closing"),
+    [("magistral", "[THINK]", "", "[/THINK]"), ("gemma-4", "<|channel>", "thought\n", "<channel|>")],
+)
+def test_marks_that_are_tokens_of_a_real_vocabulary(
+    name: str, opening: str, named: str, closing: str, thought: str, answer: str
+) -> None:
+    marks = vocabulary(name).marks
+    assert marks is not None
+    assert marks.tokens == {opening, closing}
+    begin = [mark(name, opening), *(ids_of(name, named) if named else [])]
+    token_ids = [*begin, *ids_of(name, thought), mark(name, closing), *ids_of(name, answer)]
+    assert told_apart(name, token_ids) == (thought, answer)

@@ -123,6 +123,8 @@ def loaded(folder: Path, **options: Any) -> Any:
 
 @pytest.mark.parametrize("method", CHECKPOINTS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+# gptqmodel leaves a temporary folder to the interpreter.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_quantised_checkpoint_decodes_as_its_weights_do_when_they_are_numbers(
     method: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def _check_all_found(gguf: Path, missing: Collection[str]) -> None:
         some = ", ".join(sorted(missing)[:3])
         raise EngineError(
             f"transformers does not find all weights of its model in {gguf.name} (of {len(missing)}: {some}); "
-            f"take the model's folder with safetensors files, or llama-cpp:{gguf.name}, which reads such files itself"
+            f"take the model's folder with safetensors files, or try llama-cpp:{gguf.name}"
         )
 
 

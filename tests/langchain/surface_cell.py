@@ -8,7 +8,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,24 @@ def cells() -> list[tuple[Surface, Case]]:
     return [(surface, case) for surface in SURFACES for case in CASES if applies(surface, case)]
 
 
+def parameters(found: Iterable[tuple[Surface, Case]], quick: Callable[[Surface, Case], bool]) -> list[Any]:
+    """Cells for pytest; those that are not quick are for the slow run."""
+    return [
+        pytest.param(
+            called, case, id=f"{called.name}-{case.name}", marks=() if quick(called, case) else pytest.mark.slow
+        )
+        for called, case in found
+    ]
+
+
 def expected(surface: Surface, case: Case) -> frozenset[str]:
     return surface.expects.get(case.name.split(",")[0], case.streamed if surface.streams else case.whole)
+
+
+def check_nothing_is_left(result: Result) -> None:
+    """No text that was not checked, no task, thread, socket or complaint of the loop's."""
+    assert result.leaked == {}
+    assert (result.tasks, result.threads, result.sockets, result.complaints) == ((), (), 0, ())
 
 
 class Stage:

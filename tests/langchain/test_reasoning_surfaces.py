@@ -10,15 +10,15 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from surface_calls import SURFACES, Surface
 from surface_cases import MODES, Case, thinking
-from surface_cell import Result, Stage, expected, on_stage
+from surface_cell import Result, Stage, check_nothing_is_left, expected, on_stage, parameters
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
@@ -46,12 +46,8 @@ def _expected(called: Surface, case: Case) -> frozenset[str]:
     return special
 
 
-def _cells() -> Iterator[Any]:
-    for called in SURFACES:
-        for case in thinking():
-            quick = called.name == "astream" or (called.name == "ainvoke" and case.thought == "flagged")
-            marks = [] if quick else [pytest.mark.slow]
-            yield pytest.param(called, case, id=f"{called.name}-{case.name}", marks=marks)
+def _quick(called: Surface, case: Case) -> bool:
+    return called.name == "astream" or (called.name == "ainvoke" and case.thought == "flagged")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +56,11 @@ def stage() -> Iterator[Stage]:
         yield one
 
 
-@pytest.mark.parametrize(("called", "case"), list(_cells()))
+@pytest.mark.parametrize(("called", "case"), parameters(product(SURFACES, thinking()), _quick))
 def test_nothing_leaks_and_thoughts_go_where_they_are_meant_to(stage: Stage, called: Surface, case: Case) -> None:
     result, (what, mode) = stage.play(called, case), _named(case)
-    assert result.leaked == {}
+    check_nothing_is_left(result)
     assert result.seen in _expected(called, case)
-    assert (result.tasks, result.threads, result.sockets, result.complaints) == ((), (), 0, ())
     if mode != "show":
         assert result.thoughts == frozenset()
     elif what in ("clean", "thought without end"):

@@ -19,7 +19,18 @@ from langchain_core.messages import HumanMessage
 sys.path.insert(0, str(Path(__file__).parent))
 from surface_calls import Surface, agent, surface
 from surface_cases import ENDLESS, NOTICE, START, Case, case, engine, said, secrets, texts
-from surface_cell import EVENTS, Result, Stage, cells, delayed_cells, expected, listening, on_stage
+from surface_cell import (
+    EVENTS,
+    Result,
+    Stage,
+    cells,
+    check_nothing_is_left,
+    delayed_cells,
+    expected,
+    listening,
+    on_stage,
+    parameters,
+)
 
 from tta_middleware import Policy
 
@@ -33,19 +44,12 @@ _QUICK_CASES = {"late flag", "consumer closes"}
 _QUICK_SURFACES = {"ainvoke", "astream", "stream", "graph.astream, all modes"}
 
 
-def _parameters() -> Iterator[Any]:
-    for called, staged in cells():
-        marks: list[Any] = []
-        if staged.name not in _QUICK_CASES and called.name not in _QUICK_SURFACES:
-            marks.append(pytest.mark.slow)
-        yield pytest.param(called, staged, id=f"{called.name}-{staged.name}", marks=marks)
+def _quick(called: Surface, staged: Case) -> bool:
+    return staged.name in _QUICK_CASES or called.name in _QUICK_SURFACES
 
 
-def _delayed() -> Iterator[Any]:
-    for called, staged in delayed_cells():
-        quick = called.name in _QUICK_SURFACES and staged.name.startswith("late flag")
-        marks = [] if quick else [pytest.mark.slow]
-        yield pytest.param(called, staged, id=f"{called.name}-{staged.name}", marks=marks)
+def _quick_if_delayed(called: Surface, staged: Case) -> bool:
+    return called.name in _QUICK_SURFACES and staged.name.startswith("late flag")
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +58,21 @@ def stage() -> Iterator[Stage]:
         yield one
 
 
-@pytest.mark.parametrize(("called", "staged"), list(_parameters()))
+@pytest.mark.parametrize(("called", "staged"), parameters(cells(), _quick))
 def test_nothing_leaks_and_nothing_is_left(stage: Stage, called: Surface, staged: Case) -> None:
     result = stage.play(called, staged)
-    assert result.leaked == {}
+    check_nothing_is_left(result)
     assert result.seen in expected(called, staged)
-    assert (result.tasks, result.threads, result.sockets, result.complaints) == ((), (), 0, ())
     if staged.leaving and not called.limit:
         assert result.steps < len(ENDLESS)
     _check_events(called, staged, result)
 
 
-@pytest.mark.parametrize(("called", "staged"), list(_delayed()))
+@pytest.mark.parametrize(("called", "staged"), parameters(delayed_cells(), _quick_if_delayed))
 def test_nothing_leaks_whatever_is_slow(stage: Stage, called: Surface, staged: Case) -> None:
     result = stage.play(called, staged)
-    assert result.leaked == {}
+    check_nothing_is_left(result)
     assert result.seen in expected(called, staged)
-    assert (result.tasks, result.threads, result.sockets, result.complaints) == ((), (), 0, ())
 
 
 def _check_events(called: Surface, staged: Case, result: Result) -> None:

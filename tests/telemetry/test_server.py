@@ -241,6 +241,19 @@ def test_a_policy_that_observes_is_told_apart(told: Memory) -> None:
     assert (labels_of["tta_mode"], labels_of["tta_outcome"], count) == ("observe", "clean", 1)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_scores_that_a_client_asked_for_are_told_beside_the_answer(told: Memory, stream: bool) -> None:
+    with running(telemetry={}) as served:
+        asked(served, stream=stream, extra_body={"moderation": {"model": "any"}})
+    [request], [answer] = told.named("POST "), told.named("chat ")
+    beside = [
+        span for span in told.named("moderate ") if span.parent and span.parent.span_id == request.context.span_id
+    ]
+    assert [(span.attributes or {})["tta.moderation.stage"] for span in beside] == ["output", "prompt"]
+    inside = len(told.named("moderate ")) - len(beside)
+    assert (answer.attributes or {})["tta.moderation_calls"] == inside
+
+
 def test_checks_and_moderations_tell_how_long_their_moderator_took(told: Memory) -> None:
     with running(telemetry={"metrics_open": True}) as served:
         with served.client() as api:

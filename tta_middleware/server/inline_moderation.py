@@ -12,6 +12,7 @@ from typing import Any
 from tta_middleware.call_text import json_reading
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.server import result_of
+from tta_middleware.observing import AnyStage, observer
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import told
 from tta_middleware.policy.verdicts import verdict_on
@@ -27,20 +28,22 @@ async def inline_moderation(
     There is a result for each answer, in their order, or the first error.
     """
     outputs = [
-        _withheld(trace, moderator.name) or await _scores(told(moderator, stages.output), stages.output, said)
+        _withheld(trace, moderator.name) or await _scores(told(moderator, stages.output), stages.output, said, "output")
         for said, trace in answers
     ]
     errors = [output for output in outputs if output["type"] == "error"]
     results = [result for output in outputs for result in output.get("results", ())]
     return {
-        "input": await _scores(told(moderator, stages.prompt, "prompt"), stages.prompt, asked),
+        "input": await _scores(told(moderator, stages.prompt, "prompt"), stages.prompt, asked, "prompt"),
         "output": errors[0] if errors else _results(results, outputs[0]["model"]),
     }
 
 
-async def _scores(moderator: Moderator, policy: Policy, text: str) -> dict[str, Any]:
+async def _scores(moderator: Moderator, policy: Policy, text: str, stage: AnyStage) -> dict[str, Any]:
     try:
-        verdict = await verdict_on(moderator, text, json_reading(text))
+        with observer().checking_alone(moderator.name, stage) as check:
+            verdict = await verdict_on(moderator, text, json_reading(text))
+            check.scored(verdict, policy)
     except ModerationError as error:
         return {"type": "error", "code": type(error).__name__, "message": "the moderator gave no verdict"}
     return _results([_result(verdict, policy)], verdict.model)

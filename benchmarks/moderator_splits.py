@@ -44,8 +44,9 @@ from tta_middleware.moderation.cascade_bounds import shipped_bounds
 from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at
 from tta_middleware.moderation.judge_fit import JudgedAnswers, JudgeFit, fit_judge
+from tta_middleware.moderation.judge_probe import Read
 from tta_middleware.moderation.llm_judge import LLMJudge
-from tta_middleware.profiles.judging import by_layer, local_scores, tried_layers
+from tta_middleware.profiles.judging import local_scores, states_by_read, tried_reads
 
 AT_ONCE = 8
 OF_EACH = 30
@@ -63,21 +64,39 @@ async def score(rows: list[Row], model: str, path: Path, seconds: float) -> None
     left = [row for row in rows if row.id not in done]
     engine = TransformersEngine(model)
     judge = LLMJudge(engine)
-    layers = tried_layers(await judge.layer_count())
+    await engine.load()
+    tried = await tried_reads(judge)
     ends, begun, count = time.monotonic() + seconds, time.process_time(), 0
     with path.open("a", encoding="utf-8") as file:
         while left and time.monotonic() < ends:
             some, left = left[:AT_ONCE], left[AT_ONCE:]
             texts, prompts = [row.text[:ANSWER] for row in some], [row.prompt[-QUESTION:] or None for row in some]
             words = await judge.log_odds(texts, prompts)
-            states = await judge.states(texts, prompts, layers)
-            for row, said, state in zip(some, words, states, strict=True):
-                held = base64.b64encode(state.astype("<f2").tobytes()).decode()
-                record = {"id": row.id, "model": model, "words": said, "layers": layers, "state": held}
-                print(json.dumps(record), file=file, flush=True)
+            states = await states_by_read(judge, texts, prompts, tried)
+            for at, (row, said) in enumerate(zip(some, words, strict=True)):
+                held = {_key(read): _packed(known[at]) for read, known in states.items()}
+                print(json.dumps({"id": row.id, "model": model, "words": said, "states": held}), file=file, flush=True)
             count += len(some)
     print(f"{count} rows in {time.process_time() - begun:.0f} CPU seconds; left {len(left)}", flush=True)
     await engine.aclose()
+
+
+def _key(read: Read) -> str:
+    """A place and layers as a file names them."""
+    return f"{read[0]} {' '.join(map(str, read[1]))}"
+
+
+def _read_of(key: str) -> Read:
+    place, *layers = key.split()
+    return "answer" if place == "answer" else "verdict", tuple(map(int, layers))
+
+
+def _packed(state: NDArray[np.float32]) -> str:
+    return base64.b64encode(state.astype("<f2").tobytes()).decode()
+
+
+def _unpacked(held: str) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(held), "<f2").astype(np.float32)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -104,16 +123,18 @@ class Said:
     name: str
     rows: list[Row]
     words: Column
-    states: Mapping[int, NDArray[np.float32]]
+    states: Mapping[Read, NDArray[np.float32]]
 
     @classmethod
     def of(cls, path: Path, rows: list[Row]) -> Said:
         known = {one["id"]: one for one in _read(path)}
         here = [row for row in rows if row.id in known]
-        states = [np.frombuffer(base64.b64decode(known[row.id]["state"]), "<f2") for row in here]
         first = next(iter(known.values()))
-        layered = by_layer(np.stack(states).astype(np.float32), first["layers"])
-        return cls(Path(first["model"]).stem, here, np.array([known[row.id]["words"] for row in here]), layered)
+        states = {
+            _read_of(key): np.stack([_unpacked(known[row.id]["states"][key]) for row in here])
+            for key in first["states"]
+        }
+        return cls(Path(first["model"]).stem, here, np.array([known[row.id]["words"] for row in here]), states)
 
     def only(self, ids: set[str]) -> Said:
         """Of these rows alone."""
@@ -162,8 +183,8 @@ class Said:
         known = fit.calibration
         log_odds = self.words[here]
         if known.probe is not None:
-            [layer] = known.probe.layers
-            log_odds = known.probe.log_odds(self.states[layer][here]) + known.words * log_odds
+            states = self.states[known.probe.place, known.probe.layers]
+            log_odds = known.probe.log_odds(states[here]) + known.words * log_odds
         return np.array([known.probability(one) for one in log_odds])
 
 

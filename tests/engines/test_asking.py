@@ -129,6 +129,32 @@ async def test_the_hidden_states_of_any_layers_are_the_models_own_whatever_ran_b
     await engine.aclose()
 
 
+async def test_values_over_a_span_are_the_models_own_and_cost_a_growing_text_nothing(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompts = [await engine.embed(judging(ANSWER[:length])) for length in (60, 200)]
+    spans, columns = [(8, 20), (8, 50)], count_columns(engine)
+    found = []
+    for prompt, span in zip(prompts, spans, strict=True):
+        await engine.next_token_logprobs([prompt], CHOICES)
+        del columns[:]
+        found += [(await engine.hidden_states([prompt], [1, 2], spans=[span]))[0]]
+        assert sum(columns) == 1
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_folder), dtype=torch.float64)
+    for prompt, (start, end), values in zip(prompts, spans, found, strict=True):
+        with torch.inference_mode():
+            kept = model(input_ids=torch.tensor(prompt.token_ids)[None], use_cache=True).past_key_values.layers[:2]
+        own = [layer.values[0, :, start:end].float().mean(dim=1).flatten() for layer in kept]
+        assert values == pytest.approx(torch.cat(own).numpy(), abs=1e-4)
+    for span in ((5, 5), (0, 10_000)):
+        with pytest.raises(ConfigurationError, match="at least one"):
+            await engine.hidden_states(prompts[:1], [1], spans=[span])
+    await engine.aclose()
+
+
 async def test_windows_that_are_asked_about_at_once_run_what_they_share_once(
     tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:

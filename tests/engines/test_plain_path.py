@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.errors import EngineError
+from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.testing.engine import EngineContract
 from tta_middleware.types import Completion, GenerationRequest, Message, PromptEmbeddings, Sampling
 
@@ -165,6 +165,8 @@ async def test_likelihoods_and_states_are_those_of_the_whole_pass(hybrid: Transf
     asked = await hybrid.next_token_logprobs(prompts, [11, 12])
     states = await hybrid.hidden_states(prompts)
     early = await hybrid.hidden_states(prompts, [1])
+    with pytest.raises(ConfigurationError, match="by its own cache"):
+        await hybrid.hidden_states(prompts, [1], spans=[(0, 2)] * 2)
     model = hybrid._loaded
     for prompt, logs, state, first in zip(prompts, asked, states, early, strict=True):
         whole = model.whole(model.columns(prompt))[-1]

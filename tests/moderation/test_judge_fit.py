@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at, threshold_at
 from tta_middleware.moderation.judge_fit import LEAST_FOR_PROBE, JudgedAnswers, fit_judge, folds
+from tta_middleware.moderation.judge_probe import Read
+from tta_middleware.types import FloatMatrix
 
 SCORED = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=40).filter(
     lambda rows: len({harmful for _, harmful in rows}) == 2
@@ -22,7 +24,9 @@ def answers(n: int = 400, *, sign: float = 1.0, known: float = 0.0, sources: int
     states[:, 0] += known * harmful
     words = -1.0 + 0.3 * (sign * harmful + draw.normal(size=n))
     names = [f"s{at}" for at in draw.integers(0, sources, n)]
-    return JudgedAnswers(words, {2: states} if known else None, harmful, tuple(names), tuple(map(str, range(n))))
+    return JudgedAnswers(
+        words, {("verdict", (2,)): states} if known else None, harmful, tuple(names), tuple(map(str, range(n)))
+    )
 
 
 @settings(max_examples=60)
@@ -83,8 +87,9 @@ def test_a_probe_counts_for_more_than_words_that_know_less() -> None:
     assert fit.calibration.words >= 0.0
 
 
-def test_the_layer_is_read_that_tells_harm_best_where_the_source_was_not_seen() -> None:
-    # The fourth layer knows the source, which gives the label away where it was seen; the second one knows harm.
+def test_the_states_are_read_that_tell_harm_best_where_the_source_was_not_seen() -> None:
+    # At the verdict's place the states know the source, which gives the label away where it was seen; those over the
+    # answer know harm.
     judged = answers(1_000, known=1.5, sources=1)
     draw, place = np.random.default_rng(4), np.arange(1_000) % 10
     harmful, named = place % 2 == 0, tuple(f"s{at}" for at in place)
@@ -92,10 +97,15 @@ def test_the_layer_is_read_that_tells_harm_best_where_the_source_was_not_seen() 
     knows[:, 0] += 1.5 * harmful
     of_source = draw.normal(size=(1_000, 10)).astype(np.float32)
     of_source[np.arange(1_000), place] += 8.0
-    states = {1: draw.normal(size=(1_000, 10)).astype(np.float32), 2: knows, 4: of_source}
+    noise = draw.normal(size=(1_000, 10)).astype(np.float32)
+    states: dict[Read, FloatMatrix] = {
+        ("verdict", (1,)): noise,
+        ("answer", (2, 3)): knows,
+        ("verdict", (4,)): of_source,
+    }
     fit = fit_judge(JudgedAnswers(judged.words, states, harmful, named, named))
     assert fit.calibration.probe is not None
-    assert fit.calibration.probe.layers == (2,)
+    assert (fit.calibration.probe.place, fit.calibration.probe.layers) == ("answer", (2, 3))
 
 
 def test_few_answers_are_fitted_without_a_probe() -> None:
@@ -113,7 +123,7 @@ def test_figures_do_not_gain_by_what_a_source_has_in_common() -> None:
     states[np.arange(1_000), place] += 8.0
     harmful, named = place % 2 == 0, tuple(f"s{at}" for at in place)
     words = draw.normal(size=1_000) + harmful
-    fit = fit_judge(JudgedAnswers(words, {2: states}, harmful, named, named))
+    fit = fit_judge(JudgedAnswers(words, {("verdict", (2,)): states}, harmful, named, named))
     assert fit.figures["auc"] < 0.85
 
 

@@ -195,6 +195,16 @@ async def test_a_judge_with_a_probe_reads_the_hidden_state() -> None:
         await LLMJudge(JudgingEngine(), calibration=JudgeCalibration(probe=JudgeProbe((1.0,), 0.0))).moderate(["fine"])
 
 
+async def test_a_probe_over_the_answer_reads_the_answer_alone() -> None:
+    engine = JudgingEngine()
+    probe = JudgeProbe((0.0, 1.0), 0.0, (2,), "answer")
+    [verdict] = await LLMJudge(engine, calibration=JudgeCalibration(probe=probe)).moderate(
+        ["Mild, and flagme."], prompt="How is it?"
+    )
+    assert verdict.score == pytest.approx(0.9)
+    assert [span.strip() for span in engine.spans] == ["Mild, and flagme."]
+
+
 async def test_words_count_beside_a_probe_as_much_as_the_calibration_says() -> None:
     probe = JudgeProbe((0.0, 1.0), 0.5)
     [alone] = await LLMJudge(JudgingEngine(), calibration=JudgeCalibration(probe=probe)).moderate(["flagme"])

@@ -33,7 +33,9 @@ def fitted(n: int = 600) -> JudgingFit:
     harmful = draw.random(n) < 0.5
     states = (draw.normal(size=(n, 4)) + harmful[:, None]).astype(np.float32)
     sources = tuple(f"s{at % 4}" for at in range(n))
-    answers = JudgedAnswers(harmful + draw.normal(size=n), {3: states}, harmful, sources, tuple(map(str, range(n))))
+    answers = JudgedAnswers(
+        harmful + draw.normal(size=n), {("answer", (3, 4)): states}, harmful, sources, tuple(map(str, range(n)))
+    )
     return JudgingFit.of(fit_judge(answers), WORDING, sources)
 
 
@@ -45,7 +47,7 @@ def test_a_fit_is_kept_and_found_by_the_models_reference() -> None:
     assert found == fit.calibration()
     assert found.probe is not None
     assert len(found.probe.weights) == 4
-    assert found.probe.layers == (3,)
+    assert (found.probe.place, found.probe.layers) == ("answer", (3, 4))
     assert found.wording == WORDING
     assert fit.sources == {f"s{at}": 150 for at in range(4)}
     assert judge_calibration("another/model") is None
@@ -64,12 +66,12 @@ def test_a_probe_of_the_second_version_reads_the_last_layer(folder: Path) -> Non
     digest = model_hash("never/seen")
     path = save_profile(Profile(model="mine", model_hash=digest, judging=fitted()))
     kept = json.loads(path.read_text()) | {"version": 2}
-    del kept["judging"]["layers"]
+    del kept["judging"]["layers"], kept["judging"]["place"]
     path.write_text(json.dumps(kept))
     found = judge_calibration("never/seen")
     assert found is not None
     assert found.probe is not None
-    assert found.probe.layers == ()
+    assert (found.probe.place, found.probe.layers) == ("verdict", ())
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,7 @@ def test_a_probe_of_the_second_version_reads_the_last_layer(folder: Path) -> Non
     [
         {"weights": "no base64!"},
         {"layers": [0]},
+        {"place": "question"},
         {"weights": ""},
         {"weights": "AADAfw=="},  # NaN
         {"scale": -1.0},

@@ -100,7 +100,7 @@ def _show(profile: Profile) -> None:
     if profile.judging is not None:
         fitted = profile.judging
         shown += [("judge_centre", fitted.centre), ("judge_scale", fitted.scale), ("judge_words", fitted.words)]
-        shown += [("judge_layer", layer) for layer in fitted.layers]
+        shown += [(f"judge_reads_{fitted.place}_at_layer", layer) for layer in fitted.layers[-1:]]
         shown += [(f"judge_{name}", value) for name, value in fitted.figures.items()]
         measured = fitted.cascade.measured if fitted.cascade else {}
         shown += [(f"cascade_{name}", value) for name, value in measured.items()]

@@ -208,7 +208,7 @@ class TransformersEngine:
         """
         model = await self._ready()
         closed = await _process.calculate(model.closed_thought, prompt, list(token_ids))
-        _check_length(model, len(closed.token_ids))
+        model.check_length(len(closed.token_ids))
         return closed
 
     async def tool_format(self) -> ToolFormat:
@@ -307,7 +307,7 @@ class TransformersEngine:
             EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
         """
         model = await self._ready()
-        _check_width(model, prompt.matrix)
+        model.check_width(prompt.matrix)
         from tta_middleware.engines.decoding.feeds import Scoring
 
         asked = [index for index, ids in enumerate(completions) if len(ids) > 0]
@@ -354,25 +354,27 @@ class TransformersEngine:
         prompts: Sequence[PromptEmbeddings],
         layers: Sequence[int] = (),
         *,
+        spans: Sequence[tuple[int, int]] | None = None,
         shared: int = 0,
         owner: int | None = None,
     ) -> FloatMatrix:
         """(n, k * d) float32: per prompt, the state at its last row after each of k layers, side by side.
 
-        Runs as :meth:`next_token_logprobs` does.
-
         Args:
-            layers: from 1 to :meth:`layer_count`, whose state is taken after the norm behind it: what the model makes
-                its next token of. Without any, that one alone.
+            layers: from 1 to :meth:`layer_count`, whose state is taken after the norm behind it. Without any, that one.
+            spans: per prompt some of its rows, from one to before another: in place of a state, the mean of what a
+                layer's attention keeps of them as values. They stand in the cache, so nothing runs again.
 
         Raises:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
-            ConfigurationError: a prompt fills the context, or the model has no such layer.
+            ConfigurationError: a prompt fills the context; or see :func:`.feeds.check_reading`.
             EngineError: this model's states cannot be read at such a layer.
         """
-        if not set(layers) <= set(range(1, 1 + (count := await self.layer_count()))):
-            raise ConfigurationError(f"this model has layers 1 to {count}; {sorted(layers)} were asked for")
-        return np.array(await self._asked(prompts, None, shared, owner, layers), dtype=np.float32)
+        model = await self._ready()
+        from tta_middleware.engines.decoding.feeds import check_reading
+
+        check_reading(model, prompts, layers, spans or ())
+        return np.array(await self._asked(prompts, None, shared, owner, layers, spans), dtype=np.float32)
 
     async def _asked(
         self,
@@ -381,17 +383,19 @@ class TransformersEngine:
         shared: int,
         owner: int | None,
         layers: Sequence[int] = (),
+        spans: Sequence[tuple[int, int] | None] | None = None,
     ) -> list[list[float]]:
         model = await self._ready()
         for prompt in prompts:
-            _check_width(model, prompt.matrix)
-            _check_length(model, len(prompt.matrix))
+            model.check_width(prompt.matrix)
+            model.check_length(len(prompt.matrix))
         from tta_middleware.engines.decoding.feeds import Asking
 
         mailbox: Mailbox[tuple[int, list[float]]] = Mailbox()
+        read = spans or [None] * len(prompts)
         jobs = [
-            Asking(prompt, token_ids, ScoreSink(mailbox, index), layers=layers, shared=shared, owner=owner)
-            for index, prompt in enumerate(prompts)
+            Asking(prompt, token_ids, ScoreSink(mailbox, at), layers=layers, span=span, shared=shared, owner=owner)
+            for at, (prompt, span) in enumerate(zip(prompts, read, strict=True))
         ]
         found = await self._read(jobs, mailbox)
         return [found[index] for index in range(len(prompts))]
@@ -412,7 +416,7 @@ class TransformersEngine:
             EmbeddingShapeError: the rows are not as wide as the model's embeddings.
         """
         model = await self._ready()
-        _check_width(model, rows)
+        model.check_width(rows)
         from tta_middleware.engines.prompt.table import nearest_tokens
 
         return await self._beside_decoding(lambda: nearest_tokens(model, rows))
@@ -574,7 +578,7 @@ def _embed(
     template: Mapping[str, Any] | None,
 ) -> PromptEmbeddings:
     rendered = render_prompt(model.tokenizer, messages, assistant_prefix, tools, thought, template)
-    _check_length(model, len(rendered.token_ids))
+    model.check_length(len(rendered.token_ids))
     return PromptEmbeddings(
         matrix=model.rows(rendered.token_ids),
         token_ids=np.array(rendered.token_ids, dtype=np.int64),
@@ -587,26 +591,10 @@ def _row(model: LoadedModel, request: GenerationRequest, sink: Sink, ticket: int
     from tta_middleware.engines.decoding.row import Row
 
     prompt, sampling = request.prompt, request.sampling
-    _check_width(model, prompt.matrix)
-    _check_length(model, len(prompt.matrix))
+    model.check_width(prompt.matrix)
+    model.check_length(len(prompt.matrix))
     limit = sampling.max_new_tokens
     if model.context is not None:
         limit = min(limit, model.context - len(prompt.matrix))
     text = model.assembler(prompt, sampling.stop)
     return Row(request, sink, ticket=ticket if request.ticket is None else request.ticket, limit=limit, text=text)
-
-
-def _check_width(model: LoadedModel, rows: FloatMatrix) -> None:
-    if rows.ndim != 2 or rows.shape[1] != model.width:
-        raise EmbeddingShapeError(f"this model takes rows of {model.width} numbers, not an array of {rows.shape}")
-    if not np.isfinite(rows).all():
-        raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
-
-
-def _check_length(model: LoadedModel, length: int) -> None:
-    if length == 0:
-        raise EmbeddingShapeError("a prompt needs at least one embedding row")
-    if model.context is not None and length > model.context - 1:
-        raise ConfigurationError(
-            f"the prompt has {length} tokens and the model's context is {model.context}; shorten the conversation"
-        )

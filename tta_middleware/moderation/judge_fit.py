@@ -1,8 +1,8 @@
 """From labelled answers to a judging model's calibration: its probe, what its words count, and its step to a score.
 
-Which layer's states the probe reads is chosen by how well they tell harm where the source was not seen, too, and what
-the step is fitted on was said by probes that had not seen the answer's source (with fewer than three sources: the
-answer's question), so a score is what it would be on answers from elsewhere. Numpy alone.
+Which states the probe reads, and after which layers, is chosen by how well they tell harm where the source was not
+seen, too. What the step is fitted on was said by probes that had not seen the answer's source (with fewer than three
+sources: the answer's question), so a score is what it would be on answers from elsewhere. Numpy alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at, threshold_at
-from tta_middleware.moderation.judge_probe import JudgeProbe, evened, fit_probe, logistic
+from tta_middleware.moderation.judge_probe import JudgeProbe, Read, evened, fit_probe, logistic
 from tta_middleware.moderation.llm_judge import JudgeCalibration
 from tta_middleware.types import FloatMatrix
 
@@ -39,14 +39,14 @@ class JudgedAnswers:
 
     Attributes:
         words: (n,) log-odds of yes against no in nats.
-        states: by layer, counted from 1, (n, d) hidden states at the verdict's place; None where no probe is wanted.
+        states: by place and layers (n, d) states that a probe may read; None where no probe is wanted.
         harmful: what people say of them.
         sources: where each is from; texts of one question belong together where there is but one source.
         questions: what each answers.
     """
 
     words: Column
-    states: Mapping[int, FloatMatrix] | None
+    states: Mapping[Read, FloatMatrix] | None
     harmful: NDArray[np.bool_]
     sources: tuple[str, ...]
     questions: tuple[str, ...]
@@ -81,14 +81,14 @@ def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, rid
     """
     if answers.of_each < LEAST:
         raise ConfigurationError(f"a judge is fitted on at least {LEAST} harmful and {LEAST} harmless answers")
-    layer, probed = _probed(answers, ridge)
+    read, probed = _probed(answers, ridge)
     if probed is None:
         [scale], bias = _step([answers.words], answers)
         log_odds, probe, counted = answers.words, None, 0.0
     else:
         (scale, words), bias = _step([probed, answers.words], answers)
         counted = words / scale
-        log_odds, probe = probed + counted * answers.words, _probe(answers, layer, np.ones_like(answers.harmful), ridge)
+        log_odds, probe = probed + counted * answers.words, _probe(answers, read, np.ones_like(answers.harmful), ridge)
     if scale <= 0.0:
         raise ConfigurationError(
             "this model's yes and no say nothing of harm on these answers (higher for the harmless ones), so nothing "
@@ -115,27 +115,27 @@ def folds(answers: JudgedAnswers) -> NDArray[np.int64]:
     return np.array([place[name] for name in names])
 
 
-def _probed(answers: JudgedAnswers, ridge: float) -> tuple[int, Column | None]:
-    """The layer that is read, and (n,) log-odds by probes of it that had not seen the answer's source.
+def _probed(answers: JudgedAnswers, ridge: float) -> tuple[Read, Column | None]:
+    """What is read, and (n,) log-odds by probes of it that had not seen the answer's source.
 
     None of these where they are no use, or there are none.
     """
     if answers.states is None or answers.of_each < LEAST_FOR_PROBE:
-        return 0, None
+        return ("verdict", ()), None
     fold, found = folds(answers), np.zeros(len(answers.harmful))
-    layer = _best_layer(answers.states, answers, fold, ridge)
+    read = _best_read(answers.states, answers, fold, ridge)
     for at in range(int(fold.max()) + 1):
-        found[fold == at] = _probe(answers, layer, fold != at, ridge).log_odds(answers.states[layer][fold == at])
-    return layer, found if auc(found, answers.harmful) > 0.5 else None
+        found[fold == at] = _probe(answers, read, fold != at, ridge).log_odds(answers.states[read][fold == at])
+    return read, found if auc(found, answers.harmful) > 0.5 else None
 
 
-def _best_layer(
-    states: Mapping[int, FloatMatrix], answers: JudgedAnswers, fold: NDArray[np.int64], ridge: float
-) -> int:
-    """Whose states tell harm best in folds that were not seen; by least squares, which need no steps."""
+def _best_read(
+    states: Mapping[Read, FloatMatrix], answers: JudgedAnswers, fold: NDArray[np.int64], ridge: float
+) -> Read:
+    """Where the states tell harm best in folds that were not seen; by least squares, which need no steps."""
     if len(states) == 1:
         return next(iter(states))
-    worth = {layer: auc(_by_squares(states[layer], answers, fold, ridge), answers.harmful) for layer in states}
+    worth = {read: auc(_by_squares(known, answers, fold, ridge), answers.harmful) for read, known in states.items()}
     return max(worth, key=worth.__getitem__)
 
 
@@ -160,12 +160,12 @@ def _by_squares(states: FloatMatrix, answers: JudgedAnswers, fold: NDArray[np.in
     return found
 
 
-def _probe(answers: JudgedAnswers, layer: int, rows: NDArray[np.bool_], ridge: float) -> JudgeProbe:
+def _probe(answers: JudgedAnswers, read: Read, rows: NDArray[np.bool_], ridge: float) -> JudgeProbe:
     if answers.states is None:
         raise ConfigurationError("a probe is fitted on states")
     sources = [name for name, taken in zip(answers.sources, rows, strict=True) if taken]
-    found = fit_probe(answers.states[layer][rows], answers.harmful[rows].tolist(), groups=sources, ridge=ridge)
-    return replace(found, layers=(layer,))
+    found = fit_probe(answers.states[read][rows], answers.harmful[rows].tolist(), groups=sources, ridge=ridge)
+    return replace(found, place=read[0], layers=read[1])
 
 
 def _step(columns: Sequence[Column], answers: JudgedAnswers) -> tuple[list[float], float]:

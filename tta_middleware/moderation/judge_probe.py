@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import FloatMatrix
+
+Place: TypeAlias = Literal["verdict", "answer"]
+Read: TypeAlias = tuple[Place, tuple[int, ...]]
+"""Where, and after which layers."""
 
 _STEPS = 25
 _CLOSE = 1e-4
@@ -27,6 +32,8 @@ class JudgeProbe:
 
     Attributes:
         layers: after which the states are taken that it reads side by side, counted from 1; empty: after the last.
+        place: where they are taken: at the place of the verdict; or over the answer, the mean of what the layers'
+            attention keeps of it as values.
 
     Raises:
         ConfigurationError: there are no weights, or a number is not finite.
@@ -35,6 +42,7 @@ class JudgeProbe:
     weights: tuple[float, ...]
     bias: float
     layers: tuple[int, ...] = ()
+    place: Place = "verdict"
 
     def __post_init__(self) -> None:
         if not self.weights or not all(map(math.isfinite, (*self.weights, self.bias))):

@@ -105,11 +105,13 @@ class JudgePrompt:
     Attributes:
         prefix: what the model's answer begins with.
         template: arguments of the chat template.
+        around: what stands before and behind the judged text in the one message; None where the format is another's.
     """
 
     messages: tuple[Message, ...]
     prefix: str = ""
     template: Mapping[str, Any] = field(default_factory=dict)
+    around: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,9 @@ class ChatFormat:
         known = judged.prompt and self.reads_prompt and judged.subject == "answer"
         before = f"Question: {delimited(judged.prompt or '')[-LONGEST:]}\n\n" if known else ""
         label = _NAMES[judged.subject].capitalize()
-        return JudgePrompt((Message("user", f"{before}{label}: {delimited(judged.text)}\n\n{question}"),))
+        before, after = f"{before}{label}:", f"\n\n{question}"
+        message = Message("user", f"{before} {delimited(judged.text)}{after}")
+        return JudgePrompt((message,), around=(before, after))
 
 
 def delimited(text: str) -> str:

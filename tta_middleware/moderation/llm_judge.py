@@ -27,7 +27,7 @@ import numpy as np
 from tta_middleware.errors import ConfigurationError, EngineError, ModerationRejectedError, ModerationUnavailableError
 from tta_middleware.moderation.cascade_bounds import CascadeBounds
 from tta_middleware.moderation.judge_formats import JudgeFormat, format_for
-from tta_middleware.moderation.judge_probe import JudgeProbe
+from tta_middleware.moderation.judge_probe import JudgeProbe, Place
 from tta_middleware.moderation.judge_prompts import (
     LONGEST,
     NEUTRAL,
@@ -94,10 +94,14 @@ class StatesEngine(Engine, Protocol):
         prompts: Sequence[PromptEmbeddings],
         layers: Sequence[int] = (),
         *,
+        spans: Sequence[tuple[int, int]] | None = None,
         shared: int = 0,
         owner: int | None = None,
     ) -> FloatMatrix:
         """(n, k * d), per prompt the states after k layers side by side, counted from 1; without any, after the last.
+
+        Args:
+            spans: rows of each prompt, over which the mean of the layers' values is taken in place of a state.
 
         The other arguments are those of :meth:`AskingEngine.next_token_logprobs`.
         """
@@ -267,24 +271,38 @@ class LLMJudge(Closing):
             raise ModerationRejectedError(f"the judging model cannot be asked: {error}") from error
 
     async def states(
-        self, texts: Sequence[str], prompts: Sequence[str | None], layers: Sequence[int] = ()
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str | None],
+        layers: Sequence[int] = (),
+        *,
+        place: Place = "verdict",
     ) -> FloatMatrix:
-        """(n, k * d) hidden states at the verdict's place, to fit a probe on; see :class:`StatesEngine`.
+        """(n, k * d) hidden states to fit a probe on; see :class:`StatesEngine`.
 
         Args:
             prompts: one per text, None where there is none.
+            place: as of :class:`~tta_middleware.moderation.judge_probe.JudgeProbe`.
 
         Raises:
             ConfigurationError: the engine gives none, it has no such layer, a text is too long, or the number of
                 prompts is another.
             EngineError: the engine failed.
         """
-        return await self._states_of(await self._asked_of(self._each(texts, prompts)), layers)
+        return await self._states_of(self._each(texts, prompts), layers, place)
 
     async def layer_count(self) -> int:
         """How many layers' states :meth:`states` can give; 0 where the engine gives none."""
         engine: Engine = self._engine
         return await engine.layer_count() if isinstance(engine, StatesEngine) else 0
+
+    async def has_values(self) -> bool:
+        """Whether :meth:`states` can be taken over the answer: not of guard models, nor where no pass is packed."""
+        try:
+            await self.states([NEUTRAL], [None], [1], place="answer")
+        except ConfigurationError:
+            return False
+        return True
 
     async def log_odds(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[float]:
         """Log-odds of yes against no in nats, before any calibration; texts and prompts as for :meth:`states`.
@@ -388,13 +406,12 @@ class LLMJudge(Closing):
         return shares
 
     async def _harm(self, judged: Sequence[JudgedText]) -> list[float]:
-        asked = await self._asked_of(judged)
         probe, words = self._calibration.probe, self._calibration.words
         if probe is None:
-            return await self._by_words(asked)
-        known = probe.log_odds(await self._states_of(asked, probe.layers))
+            return await self._by_words(await self._asked_of(judged))
+        known = probe.log_odds(await self._states_of(judged, probe.layers, probe.place))
         if words:
-            known = known + words * np.array(await self._by_words(asked))
+            known = known + words * np.array(await self._by_words(await self._asked_of(judged)))
         found: list[float] = known.tolist()
         return found
 
@@ -498,11 +515,23 @@ class LLMJudge(Closing):
             more["thought"] = Thought()
         return await engine.embed(asked.messages, assistant_prefix=asked.prefix, **more)
 
-    async def _states_of(self, asked: Sequence[PromptEmbeddings], layers: Sequence[int]) -> FloatMatrix:
+    async def _states_of(self, judged: Sequence[JudgedText], layers: Sequence[int], place: Place) -> FloatMatrix:
         engine: Engine = self._engine
         if not isinstance(engine, StatesEngine):
             raise ConfigurationError(f"{type(engine).__name__} has no hidden_states")
-        return await engine.hidden_states(asked, layers, shared=_shared(asked), owner=self._owner)
+        asked = await self._asked_of(judged)
+        spans = None if place == "verdict" else [await self._span(*pair) for pair in zip(judged, asked, strict=True)]
+        return await engine.hidden_states(asked, layers, spans=spans, shared=_shared(asked), owner=self._owner)
+
+    async def _span(self, judged: JudgedText, asked: PromptEmbeddings) -> tuple[int, int]:
+        """Rows of the judged text, give or take one where a token spans its end: at least one."""
+        around = (await self._format()).harm(judged).around
+        if around is None:
+            raise ConfigurationError("a guard model's own format has no place of the answer to be read by a probe")
+        rows = asked.user_mask.nonzero()[0]
+        before, after = [len(await self._engine.token_ids(text)) for text in around]
+        start = int(rows[0]) + before
+        return start, max(start + 1, int(rows[-1]) + 1 - after)
 
     async def _by_words(self, asked: Sequence[PromptEmbeddings]) -> list[float]:
         """Per prompt the log-odds of the verdict."""

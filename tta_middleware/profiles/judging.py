@@ -23,7 +23,7 @@ from tta_middleware.moderation.cascade_bounds import CascadeBounds, choose_bound
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.moderation.judge_figures import auc
 from tta_middleware.moderation.judge_fit import LEAST_FOR_PROBE, JudgedAnswers, JudgeFit
-from tta_middleware.moderation.judge_probe import JudgeProbe
+from tta_middleware.moderation.judge_probe import JudgeProbe, Place, Read
 from tta_middleware.moderation.judge_prompts import STRETCH
 from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
 from tta_middleware.types import FloatMatrix
@@ -46,6 +46,7 @@ class JudgingFit(Settings):
         wording: of the question that it was fitted on.
         weights: of the probe, as base64 of little-endian float32; None without a probe.
         layers: after which it reads the model's states, counted from 1; empty: after the last (version 2 had no other).
+        place: of the states; see :class:`~tta_middleware.moderation.judge_probe.JudgeProbe`.
         sources: where the answers were from, and how many of each.
         figures: what it is worth on answers of sources, or to questions, that it was not fitted on.
         cascade: where the embedded moderator in front of this judge is sure; None and the shipped bounds count.
@@ -58,6 +59,7 @@ class JudgingFit(Settings):
     weights: str | None = None
     bias: float = 0.0
     layers: tuple[PositiveInt, ...] = ()
+    place: Place = "verdict"
     sources: Mapping[str, int] = Field(default_factory=dict)
     figures: Mapping[str, float] = Field(default_factory=dict)
     cascade: CascadeBounds | None = None
@@ -83,6 +85,7 @@ class JudgingFit(Settings):
             weights=None if probe is None else _packed(probe.weights),
             bias=0.0 if probe is None else probe.bias,
             layers=() if probe is None else probe.layers,
+            place="verdict" if probe is None else probe.place,
             sources=dict(sorted(Counter(sources).items())),
             figures=fit.figures,
             cascade=cascade,
@@ -90,7 +93,9 @@ class JudgingFit(Settings):
 
     def calibration(self) -> JudgeCalibration:
         """What a judge takes."""
-        probe = None if self.weights is None else JudgeProbe(_unpacked(self.weights), self.bias, self.layers)
+        probe = (
+            None if self.weights is None else JudgeProbe(_unpacked(self.weights), self.bias, self.layers, self.place)
+        )
         return JudgeCalibration(self.centre, self.scale, probe, self.words, self.wording, self.cascade)
 
 
@@ -177,39 +182,59 @@ async def judged(
     """
     harmful = np.array([one.harmful for one in answers], dtype=bool)
     probing = min(harmful.sum(), (~harmful).sum()) >= LEAST_FOR_PROBE
-    count = await judge.layer_count() if probing else 0
-    layers = tried_layers(count) if count else ()
+    tried = await tried_reads(judge) if probing else ()
     words: list[float] = []
-    states = []
+    states: dict[Read, list[FloatMatrix]] = {read: [] for read in tried}
     for at in range(0, len(answers), _AT_ONCE):
         some = answers[at : at + _AT_ONCE]
         asked = [one.response[:LONGEST] for one in some], [one.prompt or None for one in some]
         words += await judge.log_odds(*asked)
-        states += [await judge.states(*asked, layers)] if layers else []
+        for read, known in (await states_by_read(judge, *asked, tried)).items():
+            states[read].append(known)
         for _ in some:
             on_scored("judged")
     return JudgedAnswers(
         np.array(words),
-        by_layer(np.concatenate(states), layers) if states else None,
+        {read: np.concatenate(known) for read, known in states.items()} or None,
         harmful,
         tuple(one.source for one in answers),
         tuple(one.prompt for one in answers),
     )
 
 
-LAYERS: Final = 9
-"""Of a model, whose states are tried: evenly from a third of the way to the last."""
+_LAYERS: Final = 9
+"""Of a model, whose states at the verdict's place are tried: evenly from a third of the way to the last."""
+
+_SPANS: Final = ((1, 2), (2, 3), (3, 4), (2, 4))
+"""Sixths of the layers, from one to another, whose values over the answer are tried together."""
 
 
-def tried_layers(count: int) -> tuple[int, ...]:
-    """The layers of a model of ``count`` whose states a probe may read, counted from 1."""
+async def tried_reads(judge: LLMJudge) -> tuple[Read, ...]:
+    """The places and layers that a probe of this judge may read."""
+    count = await judge.layer_count()
+    if not count:
+        return ()
     first = max(1, round(count / 3))
-    return tuple(sorted({round(at) for at in np.linspace(first, count, LAYERS).tolist()}))
+    singles = sorted({round(at) for at in np.linspace(first, count, _LAYERS).tolist()})
+    found: list[Read] = [("verdict", (layer,)) for layer in singles]
+    if await judge.has_values():
+        sixths = [round(count * at / 6) for at in range(7)]
+        found += [("answer", tuple(range(sixths[low] + 1, sixths[high] + 1))) for low, high in _SPANS]
+    return tuple(read for read in found if read[1])
 
 
-def by_layer(states: FloatMatrix, layers: Sequence[int]) -> dict[int, FloatMatrix]:
-    """(n, d) states of each layer, of (n, k * d) side by side."""
-    return dict(zip(layers, np.split(states, len(layers), axis=1), strict=True))
+async def states_by_read(
+    judge: LLMJudge, texts: Sequence[str], prompts: Sequence[str | None], tried: Sequence[Read]
+) -> dict[Read, FloatMatrix]:
+    """(n, d) states of every place and layers, by two passes at most."""
+    found: dict[Read, FloatMatrix] = {}
+    for place in dict.fromkeys(place for place, _ in tried):
+        mine = [layers for at, layers in tried if at == place]
+        every = sorted({layer for layers in mine for layer in layers})
+        wide = await judge.states(texts, prompts, every, place=place)
+        apart = dict(zip(every, np.split(wide, len(every), axis=1), strict=True))
+        found |= {(place, layers): np.hstack([apart[layer] for layer in layers]) for layers in mine}
+    return found
 
 
 def cascade_bounds(answers: Sequence[LabelledAnswer], fit: JudgeFit, judge: str) -> CascadeBounds | None:

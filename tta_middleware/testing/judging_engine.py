@@ -30,6 +30,7 @@ class JudgingEngine(ScriptedEngine):
     Attributes:
         questions: the prompts whose next token was asked for, as text, in order.
         owners: who asked each of them.
+        spans: what was read of prompts, as text.
         forgotten: owners that said they were done.
         closed: whether it was closed.
     """
@@ -45,6 +46,7 @@ class JudgingEngine(ScriptedEngine):
         self.yes, self.error = yes or saying_yes_to("flagme"), error
         self.questions: list[str] = []
         self.owners: list[int | None] = []
+        self.spans: list[str] = []
         self.forgotten: list[int] = []
 
     async def token_ids(self, text: str) -> list[int]:
@@ -73,10 +75,13 @@ class JudgingEngine(ScriptedEngine):
         prompts: Sequence[PromptEmbeddings],
         layers: Sequence[int] = (),
         *,
+        spans: Sequence[tuple[int, int]] | None = None,
         shared: int = 0,
         owner: int | None = None,
     ) -> FloatMatrix:
-        """(n, 2 * k): one, and the log-odds of yes, for each of k layers."""
+        """(n, 2 * k): one, and the log-odds of yes, for each of k layers; of spans, whose words are noted, as well."""
+        for prompt, (start, end) in zip(prompts, spans or (), strict=False):
+            self.spans.append(self.text(prompt.token_ids[start:end].tolist()))
         odds = [self.yes(self._asked(prompt, owner)) for prompt in prompts]
         return np.array([[1.0, math.log(p / (1.0 - p))] * max(1, len(layers)) for p in odds], dtype=np.float32)
 

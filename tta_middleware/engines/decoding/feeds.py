@@ -15,7 +15,7 @@ from tta_middleware.engines.decoding.packed import Segment
 from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.scored import Scored, marks
-from tta_middleware.errors import EngineError
+from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.types import IntVector, PromptEmbeddings
 
 # Rows behind the user's last one from which on they are more than what a template begins an answer with.
@@ -31,6 +31,7 @@ class Feed:
         reach: how many rows may come from what has run before; as many as ``head`` if that is more.
         keep: of how many of the last rows the logits are wanted.
         read_layers: layers whose states at the same rows are wanted as well.
+        read_span: in place of these, the mean of what the layers keep as values from one row to before another.
         limit: columns up to which the model keeps its first rotary frequencies; None if for ever.
         marks: of the rows, where they are known.
 
@@ -46,10 +47,11 @@ class Feed:
         keep: int,
         reach: int = 0,
         read_layers: Sequence[int] = (),
+        read_span: tuple[int, int] | None = None,
         limit: int | None = None,
         marks: IntVector | None = None,
     ) -> None:
-        self.rows, self.read_layers = rows, tuple(read_layers)
+        self.rows, self.read_layers, self._read_span = rows, tuple(read_layers), read_span
         self.long = limit is not None and len(rows) > limit
         self.head = head if WORTH_SHARING <= head < len(rows) and not self.long else 0
         self.reach = 0 if self.long else max(self.head, min(reach, len(rows) - 1))
@@ -82,7 +84,14 @@ class Feed:
         start, end = self.done, min(len(self.rows), self.done + most)
         first_kept = len(self.rows) - self.keep
         keep = max(0, end - max(start, first_kept))
-        return Segment(self.rows[start:end], self.past, keep, read_layers=self.read_layers, long=self.long)
+        return Segment(
+            self.rows[start:end],
+            self.past,
+            keep,
+            read_layers=self.read_layers,
+            read_span=self._read_span,
+            long=self.long,
+        )
 
     def ran(self, segment: Segment) -> None:
         """Take note that ``segment`` has run."""
@@ -205,6 +214,7 @@ class Asking:
         token_ids: whose log-probabilities are delivered; None delivers hidden states instead.
         layers: after which the last column's states are delivered, side by side; without any, after the last one and
             its norm.
+        span: in place of these, the mean of what the layers keep as values of the rows from one to before another.
         shared: how many rows at the beginning others are likely to begin with as well; 0 for none.
         owner: whose text it is, until he is forgotten; see :class:`~tta_middleware.engines.decoding.scored.Scored`.
 
@@ -220,11 +230,12 @@ class Asking:
         deliver: Callable[[list[float] | BaseException], object],
         *,
         layers: Sequence[int] = (),
+        span: tuple[int, int] | None = None,
         shared: int = 0,
         owner: int | None = None,
     ) -> None:
         self.prompt, self.token_ids = prompt, None if token_ids is None else list(token_ids)
-        self._layers = tuple(layers)
+        self._layers, self._span = tuple(layers), span
         self.cancelled = False
         self._deliver, self._shared, self._owner = deliver, shared, owner
         self._text: Text | None = None
@@ -246,6 +257,7 @@ class Asking:
             head=self._shared,
             keep=1,
             read_layers=self._layers if self.token_ids is None else (),
+            read_span=self._span,
             limit=model.short_range,
             marks=text.marks,
         )
@@ -277,6 +289,22 @@ class Asking:
 
 Reading: TypeAlias = Scoring | Asking
 """A text that runs for what the model makes of it, not to be continued."""
+
+
+def check_reading(
+    model: LoadedModel, prompts: Sequence[PromptEmbeddings], layers: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> None:
+    """Whether states of these layers, or values of these spans of the prompts, can be read.
+
+    Raises:
+        ConfigurationError: they cannot.
+    """
+    if not set(layers) <= set(range(1, 1 + model.layers)):
+        raise ConfigurationError(f"this model has layers 1 to {model.layers}; {sorted(layers)} were asked for")
+    if spans and model.path != "packed":
+        raise ConfigurationError("this model runs by its own cache, whose values cannot be read")
+    if not all(0 <= start < end <= len(one.matrix) for one, (start, end) in zip(prompts, spans, strict=False)):
+        raise ConfigurationError("a span holds rows of its prompt, at least one")
 
 
 def head_of(prompt: PromptEmbeddings) -> int:

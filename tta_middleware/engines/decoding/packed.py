@@ -30,16 +30,26 @@ class Segment:
     Attributes:
         keep: of how many of its last columns the logits are wanted.
         read_layers: layers whose states at these columns are wanted as well.
-        states: per layer (keep, d) of them, once the pass has run.
+        read_span: in place of states, the mean of what these layers keep as values of the sequence's columns from the
+            first number to before the second.
+        states: per layer (keep, d) of them, once the pass has run; (1, v) of a span.
         long: its sequence is longer than the model's short range; see :mod:`.rotary`.
         layers: keys and values of all its columns so far.
     """
 
     def __init__(
-        self, rows: Tensor, past: Prefix | None, keep: int, *, read_layers: Sequence[int] = (), long: bool = False
+        self,
+        rows: Tensor,
+        past: Prefix | None,
+        keep: int,
+        *,
+        read_layers: Sequence[int] = (),
+        read_span: tuple[int, int] | None = None,
+        long: bool = False,
     ) -> None:
         self.rows, self.past, self.keep, self.long = rows, past, keep, long
         self.read_layers = tuple(read_layers) if keep else ()
+        self.read_span = read_span
         self.states: dict[int, Tensor] = {}
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[Sight, Tensor | None] = {}
@@ -63,6 +73,8 @@ class Segment:
             old_keys, old_values = self.past.pieces(layer)
             keys, values = torch.cat([*old_keys, keys], dim=2), torch.cat([*old_values, values], dim=2)
         self.layers.append((keys, values))
+        if self.read_span is not None and layer + 1 in self.read_layers:
+            self.states[layer + 1] = values[0, :, slice(*self.read_span)].float().mean(dim=1).reshape(1, -1)
         groups = query.shape[1] // keys.shape[1]
         return settings.attention(
             query, _repeated(keys, groups), _repeated(values, groups), self._mask(settings.sight, query)
@@ -160,13 +172,13 @@ class Pass:
     @property
     def read_layers(self) -> frozenset[int]:
         """Layers whose states some segment wants."""
-        return frozenset(layer for segment in self._segments for layer in segment.read_layers)
+        return frozenset(at for segment in self._segments if not segment.read_span for at in segment.read_layers)
 
     def note_states(self, layer: int, states: Tensor) -> None:
         """Hand the (K, d) states of the kept columns after a layer to the segments that want theirs."""
         at = len(self._lengths)
         for segment in self._segments:
-            if layer in segment.read_layers:
+            if layer in segment.read_layers and not segment.read_span:
                 segment.states[layer] = states[at : at + segment.keep]
             at += segment.keep
 

@@ -19,7 +19,7 @@ from tta_middleware.engines.prompt.table import TableFacts
 from tta_middleware.engines.prompt.template import encode_lead
 from tta_middleware.engines.prompt.thoughts import ThoughtSplitter
 from tta_middleware.engines.torch_import import quiet_transformers
-from tta_middleware.errors import ConfigurationError, ModelNotFoundError
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, ModelNotFoundError
 from tta_middleware.types import FloatMatrix, IntVector, PromptEmbeddings
 
 _CONTEXT_TOKENS = 4
@@ -68,6 +68,22 @@ class Vocabulary:
         self.marks = thought_marks(tokenizer)
         self._mark_ids = mark_ids(tokenizer, self.marks)
         self._special = silent_ids(tokenizer)
+
+    def check_width(self, rows: FloatMatrix) -> None:
+        """Raises EmbeddingShapeError if rows are not as wide as the table's, or not finite."""
+        if rows.ndim != 2 or rows.shape[1] != self.width:
+            raise EmbeddingShapeError(f"this model takes rows of {self.width} numbers, not an array of {rows.shape}")
+        if not np.isfinite(rows).all():
+            raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
+
+    def check_length(self, length: int) -> None:
+        """Raises EmbeddingShapeError for a prompt without rows, ConfigurationError for one that fills the context."""
+        if length == 0:
+            raise EmbeddingShapeError("a prompt needs at least one embedding row")
+        if self.context is not None and length > self.context - 1:
+            raise ConfigurationError(
+                f"the prompt has {length} tokens and the model's context is {self.context}; shorten the conversation"
+            )
 
     def look_up(self, token_ids: Sequence[int]) -> Tensor:
         """(n, d) input embeddings of token ids."""

@@ -21,7 +21,7 @@ from tta_middleware.engines.prompt.counting import count_prompt, token_ids
 from tta_middleware.engines.prompt.template import chat_template, render_prompt
 from tta_middleware.engines.prompt.tool_template import tool_format
 from tta_middleware.engines.torch_import import import_torch, import_transformers, in_a_thread_that_ends
-from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
+from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.types import (
     Completion,
     GenerationRequest,

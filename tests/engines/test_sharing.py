@@ -226,10 +226,9 @@ async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     held: list[tuple[int, int]] = []
     reserve = running_batch.KVSlots._reserve
 
-    def measured(slots: running_batch.KVSlots, *wanted: Any) -> None:
-        reserve(slots, *wanted)
-        buffers = [buffer for layer in slots._layers for buffer in layer]
-        held.append((wanted[0], sum(buffer.nbytes for buffer in buffers)))
+    def measured(slots: running_batch.KVSlots, group: Any, wanted: int, *rest: Any) -> None:
+        reserve(slots, group, wanted, *rest)
+        held.append((wanted, slots.nbytes + (0 if group in slots._groups else group.nbytes)))
 
     monkeypatch.setattr(running_batch.KVSlots, "_reserve", measured)
     done = await engine.generate_batch([request(prompt, 12) for prompt in prompts])
@@ -239,6 +238,16 @@ async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     assert max(slots for slots, _ in held) == most
     assert engine.stats().set_aside == 0
     assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 12)
+
+
+async def test_sequences_of_all_lengths_end_as_they_do_alone(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    # Some are just below 512 columns, beyond which a sequence moves to wider buffers while it is decoded.
+    prompts = [await engine.embed([Message("user", "word " * count)]) for count in (1, 470, 30, 480, 9)]
+    done = await engine.generate_batch([request(prompt, 30) for prompt in prompts])
+    await engine.aclose()
+    assert min(abs(len(prompt.matrix) + 15 - 512) for prompt in prompts) < 15
+    assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 30)
 
 
 async def test_a_single_stream_does_not_wait_behind_a_large_batch(tiny_folder: Path) -> None:

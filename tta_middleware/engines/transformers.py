@@ -65,9 +65,8 @@ class TransformersEngine:
         max_waiting: most sequences that wait; further ones are refused.
         cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
             model is loaded. Sequences that do not fit wait.
-        prefix_cache_gib: of these, what beginnings of prompts and turns of conversations may keep after they have run,
-            for the next turn; by default a quarter, in main memory at most 1 GiB, and less where running sequences
-            need it. With 0 nothing is kept.
+        prefix_cache_gib: of these, what turns of conversations keep for the next one; by default a quarter, in main
+            memory at most 1 GiB, and less where running sequences need it. With 0 nothing is kept.
         path: ``auto``, ``packed`` or ``plain``; a model that cannot run packed is refused for ``packed``.
         device_map: as transformers takes it, in place of ``device``: ``auto`` spreads layers over what there is.
         quantization: ``bnb-4bit`` or ``bnb-8bit`` quantises while loading. Checkpoints that are quantised (GPTQ, AWQ,
@@ -112,22 +111,20 @@ class TransformersEngine:
                 raise ConfigurationError(f"{name} must be at least 1, not {number}")
         if cache_gib is not None and not cache_gib > 0:
             raise ConfigurationError(f"cache_gib must be above 0, not {cache_gib}")
-        if prefix_cache_gib is not None and not prefix_cache_gib >= 0:
+        if prefix_cache_gib is not None and not 0 <= prefix_cache_gib < math.inf:
             raise ConfigurationError(f"prefix_cache_gib must be 0 or more, not {prefix_cache_gib}")
         self.model_id = model
         self._device, self._dtype = device, dtype
         self._cache_dir, self._allow_download = cache_dir, allow_download
         self.max_batch = max_batch
-        self._max_waiting, self._cache_gib = max_waiting, cache_gib
-        self._path, self._prefix_cache_gib = path, prefix_cache_gib
-        self._weights = weights
-        self._device_map, self._quantization = device_map, quantization
+        self._max_waiting, self._cache_gib, self._prefix_cache_gib = max_waiting, cache_gib, prefix_cache_gib
+        self._path, self._device_map = path, device_map
+        self._weights, self._quantization = weights, quantization
         self._adapter, self._revision, self._trust_remote_code = adapter, revision, trust_remote_code
         self._lock = _process.Lock()
         self._loaded: LoadedModel | None = None
         self._decoder: Decoder | None = None
-        self._closed = False
-        self._loading = False
+        self._closed = self._loading = False
         self._lost = ""
         _process.forget_after_fork(self)
 

@@ -1,7 +1,8 @@
 """Keys and values of the sequences that decode: one slot a sequence, each with its own length.
 
-A decode step writes one column per slot in place, a sequence that leaves is overwritten by the last one, and a
-sequence that joins takes the next slot; nothing else moves. Buffers grow in blocks.
+A decode step writes one column per slot in place, a sequence that leaves is overwritten by the last one of its group,
+and a sequence that joins takes the next row of the group of its width; nothing else moves but what outgrows its group.
+Buffers grow in blocks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from torch import Tensor
 Layers: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 """Keys and values per layer, each (1, heads, columns, head size)."""
 
+Shape: TypeAlias = tuple[tuple[int, int], ...]
+"""Slots and columns of each group."""
+
 # Columns are allocated this many at a time.
 _BLOCK = 128
+# Sequences of up to so many columns are one group, each further group takes up to so many times the columns of the one
+# before. More groups would save some masked columns and cost each layer of each step one more call of attention.
+_NARROWEST, _RATIO = 512, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,11 @@ def column_bytes(prefix: Prefix) -> int:
 
 
 class KVSlots:
-    """Buffers per layer, shaped (slots, heads, columns, head size).
+    """A slot for each sequence, in groups of about one width; used by the decode thread alone.
+
+    A buffer is as wide as its longest sequence, for all its rows. So a long sequence gets neighbours of its own size: a
+    group takes up to four times the columns of the one before, and one that outgrows its group moves to the next.
+    The order of a step is group by group, see :attr:`order`.
 
     Args:
         most: slots there may ever be.
@@ -87,126 +98,238 @@ class KVSlots:
         self.lengths: list[int] = []
         self.version = 0
         self._most, self._column_bytes, self._budget = most, column_bytes, budget
-        self._layers: list[tuple[Tensor, Tensor]] = []
-        self._at: tuple[Tensor, Tensor] | None = None
-        self._view = (0, 0)
+        self._groups: list[_Group] = []
+        self._step: list[_Write] = []
 
     @property
-    def columns(self) -> int:
-        """Columns allocated for every slot."""
-        # Of the last layer: where memory ran out while they grew, those before it are larger already.
-        return self._layers[-1][0].shape[2] if self._layers else 0
+    def order(self) -> list[int]:
+        """The slots in the order of a step's columns."""
+        return [slot for group in self._groups for slot in group.slots]
 
-    def bytes_after_step(self) -> int:
-        """What the buffers will take with one more column in every slot."""
-        return self.bytes_for(len(self.lengths), max(self.lengths) + 1) if self.lengths else 0
+    @property
+    def step_lengths(self) -> list[int]:
+        """Columns in use, in that order."""
+        return [self.lengths[slot] for slot in self.order]
 
-    def bytes_for(self, slots: int, columns: int) -> int:
-        """What the buffers take when they hold so many slots, the longest with so many columns."""
-        rows, width = self._allocation(slots, columns)
-        return rows * width * self._column_bytes
-
-    def add(self, prefix: Prefix) -> None:
-        """Give a sequence the next slot, with room for one more column."""
-        slot, layers = len(self.lengths), prefix.whole().layers
-        self._reserve(slot + 1, prefix.length + 1, layers)
-        for (keys, values), (new_keys, new_values) in zip(self._layers, layers, strict=True):
-            keys[slot, :, : prefix.length] = new_keys[0]
-            values[slot, :, : prefix.length] = new_values[0]
-        self.lengths.append(prefix.length)
-
-    def reserve(self) -> None:
-        """Make room for one more column in every slot and note where it goes."""
-        self._reserve(len(self.lengths), max(self.lengths) + 1, self._layers)
-        device = self._layers[0][0].device
-        self._at = (torch.arange(len(self.lengths), device=device), torch.tensor(self.lengths, device=device))
-        self._view = (len(self.lengths), max(self.lengths) + 1)
-
-    def rounded(self) -> tuple[int, int]:
-        """KVSlots and columns that a step needs after :meth:`reserve`, rounded up within the buffers to few values."""
-        rows = 1 << (len(self.lengths) - 1).bit_length()
-        columns = -(-(max(self.lengths) + 1) // _BLOCK) * _BLOCK
-        return min(rows, self._layers[-1][0].shape[0]), min(columns, self.columns)
-
-    def place(self, lengths: Tensor, columns: int) -> None:
-        """Let the next step write behind ``lengths``, one for each of the first slots, and see ``columns`` columns."""
-        self._at = (torch.arange(len(lengths), device=lengths.device), lengths)
-        self._view = (len(lengths), columns)
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one column (slots, heads, head size) behind every slot; all columns (slots, heads, columns, size)."""
-        if self._at is None:
-            raise RuntimeError("reserve() comes before write()")
-        count, end = self._view
-        all_keys, all_values = self._layers[layer]
-        rows, columns = self._at
-        all_keys[rows, :, columns] = keys
-        all_values[rows, :, columns] = values
-        return all_keys[:count, :, :end], all_values[:count, :, :end]
-
-    def prefix(self, slot: int) -> Prefix:
-        """What a sequence has here, to be read before anything is written or moved."""
-        length = self.lengths[slot]
-        layers = [
-            (keys[slot : slot + 1, :, :length], values[slot : slot + 1, :, :length]) for keys, values in self._layers
-        ]
-        return Prefix(layers, length)
+    @property
+    def group_sizes(self) -> list[int]:
+        """Sequences of each group, in that order."""
+        return [len(group.slots) for group in self._groups]
 
     @property
     def nbytes(self) -> int:
         """What the buffers take."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self._layers)
+        return sum(group.nbytes for group in self._groups)
+
+    def bytes_after_step(self) -> int:
+        """What the buffers will take with one more column in every slot."""
+        return self.bytes_for([])
+
+    def bytes_for(self, coming: Sequence[int]) -> int:
+        """What they will take when so many columns of further sequences have come besides."""
+        columns: dict[int, list[int]] = {}
+        for wanted in [*(length + 1 for length in self.lengths), *coming]:
+            columns.setdefault(_bound(wanted), []).append(wanted)
+        total = 0
+        for bound, wanted in sorted(columns.items()):
+            rows, width = self._allocation(self._of(bound), len(wanted), max(wanted), total)
+            total += rows * width * self._column_bytes
+        return total
+
+    def add(self, prefix: Prefix) -> None:
+        """Give a sequence the next slot, with room for one more column."""
+        self._enter(len(self.lengths), prefix)
+        self.lengths.append(prefix.length)
+
+    def prefix(self, slot: int) -> Prefix:
+        """What a sequence has here, to be read before anything is written or moved."""
+        group, row = self._place(slot)
+        own, length = slice(row, row + 1), self.lengths[slot]
+        return Prefix([(keys[own, :, :length], values[own, :, :length]) for keys, values in group.layers], length)
+
+    def reserve(self) -> None:
+        """Make room for one more column in every slot and note where it goes; may change :attr:`order`."""
+        for slot, length in enumerate(self.lengths):
+            group, row = self._place(slot)
+            if length + 1 > group.bound:
+                self._enter(slot, self.prefix(slot))
+                self._leave(group, row)
+        for group in self._groups:
+            self._reserve(group, len(group.slots), self._longest(group) + 1, group.layers)
+        device = self._groups[0].layers[0][0].device
+        shape = [(len(group.slots), self._longest(group) + 1) for group in self._groups]
+        self.place(torch.tensor(self.step_lengths, device=device), shape)
+
+    def rounded(self) -> Shape:
+        """Slots and columns of each group that a step needs after :meth:`reserve`, rounded up to few values."""
+        found = []
+        for group in self._groups:
+            rows = 1 << (len(group.slots) - 1).bit_length()
+            columns = -(-(self._longest(group) + 1) // _BLOCK) * _BLOCK
+            found.append((min(rows, group.rows), min(columns, group.columns)))
+        return tuple(found)
+
+    def place(self, lengths: Tensor, shape: Sequence[tuple[int, int]]) -> None:
+        """Let the next step write behind ``lengths`` and see what ``shape`` says of each group."""
+        self._step, start = [], 0
+        for group, (count, columns) in zip(self._groups, shape, strict=True):
+            rows = torch.arange(count, device=lengths.device)
+            self._step.append(_Write(group, slice(start, start + count), rows, lengths[start : start + count], columns))
+            start += count
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Put one (slots, heads, size) column behind each; then each group's (slots, heads, columns, size)."""
+        if not self._step:
+            raise RuntimeError("reserve() comes before write()")
+        found = []
+        for step in self._step:
+            all_keys, all_values = step.group.layers[layer]
+            all_keys[step.rows, :, step.lengths] = keys[step.mine]
+            all_values[step.rows, :, step.lengths] = values[step.mine]
+            count = step.mine.stop - step.mine.start
+            found.append((all_keys[:count, :, : step.columns], all_values[:count, :, : step.columns]))
+        return found
 
     def advance(self) -> None:
         """Count the column that a decode step has written to every slot."""
         self.lengths = [length + 1 for length in self.lengths]
-        self._at = None
+        self._step = []
 
     def blank(self, slot: int) -> None:
         """Zero what a sequence has written that is not finite: even masked it would spoil those that come after it."""
-        for keys, values in self._layers:
-            keys[slot].zero_()
-            values[slot].zero_()
+        group, row = self._place(slot)
+        for keys, values in group.layers:
+            keys[row].zero_()
+            values[row].zero_()
 
     def remove(self, slot: int) -> None:
-        """Free a slot; the last sequence takes its place, and an empty cache gives its memory back."""
-        last = len(self.lengths) - 1
-        length = self.lengths.pop()
+        """Free a slot; the last one takes its number, and a group without sequences gives its memory back."""
+        group, row = self._place(slot)
+        self._leave(group, row)
+        length, last = self.lengths.pop(), len(self.lengths)
         if slot != last:
-            for keys, values in self._layers:
-                keys[slot, :, :length] = keys[last, :, :length]
-                values[slot, :, :length] = values[last, :, :length]
             self.lengths[slot] = length
-        if not self.lengths:
-            self._layers = []
+            moved, at = self._place(last)
+            moved.slots[at] = slot
+
+    def _of(self, bound: int) -> _Group | None:
+        return next((group for group in self._groups if group.bound == bound), None)
+
+    def _place(self, slot: int) -> tuple[_Group, int]:
+        """The group and the row in it of a slot."""
+        return next((group, group.slots.index(slot)) for group in self._groups if slot in group.slots)
+
+    def _longest(self, group: _Group) -> int:
+        return max(self.lengths[slot] for slot in group.slots)
+
+    def _enter(self, slot: int, prefix: Prefix) -> None:
+        """A row for a sequence, in the group of its width: all of it or, where memory runs out, nothing."""
+        layers, bound = prefix.whole().layers, _bound(prefix.length + 1)
+        group = self._of(bound) or _Group(bound)
+        self._reserve(group, len(group.slots) + 1, prefix.length + 1, layers)
+        group.put(len(group.slots), layers, prefix.length)
+        group.slots.append(slot)
+        if group not in self._groups:
+            self._groups = sorted([*self._groups, group], key=lambda one: one.bound)
+
+    def _leave(self, group: _Group, row: int) -> None:
+        """Free a row; the last one of the group takes its place."""
+        last = group.slots.pop()
+        if row < len(group.slots):
+            length = self.lengths[last]
+            for keys, values in group.layers:
+                keys[row, :, :length] = keys[len(group.slots), :, :length]
+                values[row, :, :length] = values[len(group.slots), :, :length]
+            group.slots[row] = last
+        if not group.slots:
+            self._groups.remove(group)
             self.version += 1
 
-    def _allocation(self, slots: int, columns: int) -> tuple[int, int]:
-        """KVSlots and columns of the buffers that hold so many."""
-        have = self._layers[-1][0].shape[0] if self._layers else 0
-        width = max(self.columns, -(-columns // _BLOCK) * _BLOCK)
+    def _allocation(self, group: _Group | None, slots: int, columns: int, others: int) -> tuple[int, int]:
+        """Rows and columns of a group's buffers that hold so many, beside so many bytes of other groups."""
+        have = group.rows if group is not None else 0
+        width = max(group.columns if group is not None else 0, -(-columns // _BLOCK) * _BLOCK)
         # Doubling keeps the copies few while sequences come one by one; where memory is short, none is spare.
         rows = have if slots <= have else min(max(slots, 2 * have), self._most)
-        return (rows if rows * width * self._column_bytes <= self._budget else slots), width
+        return (rows if others + rows * width * self._column_bytes <= self._budget else slots), width
 
-    def _reserve(self, slots: int, columns: int, like: Layers) -> None:
-        have = self._layers[-1][0].shape[0] if self._layers else 0
-        if slots <= have and columns <= self.columns:
+    def _reserve(self, group: _Group, slots: int, columns: int, like: Layers) -> None:
+        if slots <= group.rows and columns <= group.columns:
             return
         self.version += 1
-        rows, width = self._allocation(slots, columns)
-        if not self._layers:
-            self._layers = [(_grown(keys, rows, width), _grown(values, rows, width)) for keys, values in like]
+        others = self.nbytes - (group.nbytes if group in self._groups else 0)
+        rows, width = self._allocation(group, slots, columns, others)
+        longest = self._longest(group) if group.slots else 0
+        group.grow(rows, width, like, longest)
+
+
+class _Group:
+    """Buffers of one width.
+
+    Attributes:
+        bound: columns up to which its sequences are here.
+        slots: whose each row is.
+        layers: keys and values per layer, shaped (rows, heads, columns, head size).
+    """
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.slots: list[int] = []
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def rows(self) -> int:
+        return self.layers[-1][0].shape[0] if self.layers else 0
+
+    @property
+    def columns(self) -> int:
+        """Columns allocated for every row."""
+        # Of the last layer: where memory ran out while they grew, those before it are larger already.
+        return self.layers[-1][0].shape[2] if self.layers else 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    def put(self, row: int, layers: Layers, length: int) -> None:
+        """Copy the (1, heads, length, size) columns of a sequence into a row."""
+        for (keys, values), (new_keys, new_values) in zip(self.layers, layers, strict=True):
+            keys[row, :, :length] = new_keys[0]
+            values[row, :, :length] = new_values[0]
+
+    def grow(self, rows: int, width: int, like: Layers, longest: int) -> None:
+        """Larger buffers, shaped ``like`` those; the rows in use keep their first ``longest`` columns."""
+        if not self.layers:
+            self.layers = [(_grown(keys, rows, width), _grown(values, rows, width)) for keys, values in like]
             return
-        used, longest = len(self.lengths), max(self.lengths)
+        used = len(self.slots)
         # Layer by layer, so that old and new buffers never stand side by side in full.
-        for layer, (keys, values) in enumerate(self._layers):
+        for layer, (keys, values) in enumerate(self.layers):
             if keys.shape[0] >= rows and keys.shape[2] >= width:
                 continue
-            self._layers[layer] = (
+            self.layers[layer] = (
                 _grown(keys, rows, width, used, longest),
                 _grown(values, rows, width, used, longest),
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Where a group's part of a step goes: which of the step's columns, which rows, behind which lengths."""
+
+    group: _Group
+    mine: slice
+    rows: Tensor
+    lengths: Tensor
+    columns: int
+
+
+def _bound(columns: int) -> int:
+    """The widest that a sequence's neighbours may be."""
+    bound = _NARROWEST
+    while bound < columns:
+        bound *= _RATIO
+    return bound
 
 
 def _grown(buffer: Tensor, rows: int, columns: int, used: int = 0, longest: int = 0) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from tta_middleware.engines.decoding.kv_slots import KVSlots, Prefix
+from tta_middleware.engines.decoding.kv_slots import KVSlots, Prefix, Shape
 from tta_middleware.engines.decoding.sight import Sight
 from tta_middleware.errors import EngineError
 
@@ -138,8 +138,8 @@ class Pass:
         self.layers_run = 0
         self.slots = slots
         self.sights: Mapping[int, Sight] = {}
-        self._lengths, self._segments = slots.lengths, segments
-        self._biases: dict[Sight, Tensor | None] = {}
+        self._lengths, self._segments = slots.step_lengths, segments
+        self._biases: dict[tuple[Sight, int], Tensor | None] = {}
 
     @property
     def only_decodes(self) -> bool:
@@ -195,24 +195,27 @@ class Pass:
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
     def _decode(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:
-        count, heads = len(self._lengths), query.shape[1]
+        count, at, parts = len(self._lengths), 0, []
         new_keys, new_values = (new[0, :, :count].transpose(0, 1) for new in (keys, values))
-        all_keys, all_values = self.slots.write(layer, new_keys, new_values)
-        # Query heads that share a key head become rows of one product, so no key is copied for them.
-        folded = query[0, :, :count].transpose(0, 1).reshape(count, all_keys.shape[1], -1, query.shape[-1])
-        out = settings.attention(folded, all_keys, all_values, self._bias(settings.sight, query))
-        return out.reshape(count, heads, -1)
+        for all_keys, all_values in self.slots.write(layer, new_keys, new_values):
+            mine = slice(at, at + len(all_keys))
+            at = mine.stop
+            # Query heads that share a key head become rows of one product, so no key is copied for them.
+            folded = query[0, :, mine].transpose(0, 1).reshape(len(all_keys), all_keys.shape[1], -1, query.shape[-1])
+            out = settings.attention(folded, all_keys, all_values, self._bias(settings.sight, query, mine, all_keys))
+            parts.append(out.reshape(len(all_keys), query.shape[1], -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _bias(self, sight: Sight, like: Tensor) -> Tensor | None:
-        if sight not in self._biases:
-            longest = max(self._lengths)
-            if min(self._lengths) == longest and sight.sees_all_before(longest):
-                self._biases[sight] = None
+    def _bias(self, sight: Sight, like: Tensor, mine: slice, keys: Tensor) -> Tensor | None:
+        """What the queries of one group, the slice ``mine`` of a step, see of its keys."""
+        if (sight, mine.start) not in self._biases:
+            lengths = self._lengths[mine]
+            if min(lengths) == max(lengths) and sight.sees_all_before(lengths[0]):
+                self._biases[sight, mine.start] = None
             else:
-                places = torch.arange(longest + 1, device=like.device)[None]
-                newest = torch.tensor(self._lengths, device=like.device)[:, None]
-                self._biases[sight] = _bias(sight.seen(places, newest), like)[:, None, None]
-        return self._biases[sight]
+                newest = torch.tensor(lengths, device=like.device)
+                self._biases[sight, mine.start] = _step_bias(sight, newest, keys.shape[2], like)
+        return self._biases[sight, mine.start]
 
 
 class AnyStep(Pass):
@@ -220,15 +223,16 @@ class AnyStep(Pass):
 
     Args:
         slots: the sequences that decode.
-        lengths: (n,) of the first n slots; where fewer are taken, 0 for the others, whose columns mean nothing.
-        columns: how many every slot sees, at least the longest's and the new one.
+        lengths: (n,) of the first slots of each group; where fewer are taken, 0 for the others, whose columns mean
+            nothing.
+        shape: how many slots of each group, and how many columns each sees, at least the longest's and the new one.
     """
 
-    def __init__(self, slots: KVSlots, lengths: Tensor, columns: int) -> None:
+    def __init__(self, slots: KVSlots, lengths: Tensor, shape: Shape) -> None:
         super().__init__(slots, ())
         self._lengths = [0] * len(lengths)
-        self._newest, self._columns = lengths, columns
-        slots.place(lengths, columns)
+        self._newest = lengths
+        slots.place(lengths, shape)
 
     def positions(self, device: torch.device) -> Tensor:
         return self._newest[None].to(device)
@@ -239,12 +243,16 @@ class AnyStep(Pass):
     def kept(self, device: torch.device) -> Tensor:
         return torch.arange(len(self._newest), device=device)
 
-    def _bias(self, sight: Sight, like: Tensor) -> Tensor:
-        if (bias := self._biases.get(sight)) is None:
-            places = torch.arange(self._columns, device=like.device)[None]
-            bias = _bias(sight.seen(places, self._newest[:, None]), like)[:, None, None]
-            self._biases[sight] = bias
-        return bias
+    def _bias(self, sight: Sight, like: Tensor, mine: slice, keys: Tensor) -> Tensor | None:
+        if (sight, mine.start) not in self._biases:
+            self._biases[sight, mine.start] = _step_bias(sight, self._newest[mine], keys.shape[2], like)
+        return self._biases[sight, mine.start]
+
+
+def _step_bias(sight: Sight, newest: Tensor, columns: int, like: Tensor) -> Tensor:
+    """(n, 1, 1, columns) for queries at the (n,) places ``newest``."""
+    places = torch.arange(columns, device=like.device)[None]
+    return _bias(sight.seen(places, newest[:, None]), like)[:, None, None]
 
 
 def _bias(seen: Tensor, like: Tensor) -> Tensor:

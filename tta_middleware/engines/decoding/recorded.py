@@ -1,9 +1,9 @@
 """Decode steps that are recorded once and replayed as a whole (CUDA graphs).
 
 A step of a model with a billion weights is some 700 small kernels. Launching them from Python takes 10 ms where the
-GPU needs 2 to run them, so a step that comes again is recorded: for a number of slots and of columns, both rounded up,
-in the buffers as they are. What differs from step to step (rows, lengths) is read from memory. A step that cannot be
-recorded, and every pass with prompts or texts to score in it, is launched kernel by kernel.
+GPU needs 2 to run them, so a step that comes again is recorded: for a number of slots and of columns in each group,
+both rounded up, in the buffers as they are. What differs from step to step (rows, lengths) is read from memory. A step
+that cannot be recorded, and every pass with prompts or texts to score in it, is launched kernel by kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.kv_slots import KVSlots
+from tta_middleware.engines.decoding.kv_slots import KVSlots, Shape
 from tta_middleware.engines.decoding.packed import AnyStep, Pass
 
 _log = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ class Recorder:
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._recordings: dict[tuple[int, int], _Recording] = {}
-        self._seen: Counter[tuple[int, int]] = Counter()
-        self._given_up: set[tuple[int, int]] = set()
+        self._recordings: dict[Shape, _Recording] = {}
+        self._seen: Counter[Shape] = Counter()
+        self._given_up: set[Shape] = set()
         self._version: int | None = None
         self._pool: Any = None
         self._possible = True
@@ -72,7 +72,7 @@ class Recorder:
             self._version = slots.version
         shape = slots.rounded()
         recording = self._recordings.get(shape) or self._new(shape, rows, slots)
-        return recording.replay(rows, slots.lengths) if recording is not None else None
+        return recording.replay(rows, slots.step_lengths, slots.group_sizes) if recording is not None else None
 
     def forget(self) -> None:
         """Give the memory of all recordings back."""
@@ -81,7 +81,7 @@ class Recorder:
         self._given_up.clear()
         self._pool = None
 
-    def _new(self, shape: tuple[int, int], rows: Tensor, slots: KVSlots) -> _Recording | None:
+    def _new(self, shape: Shape, rows: Tensor, slots: KVSlots) -> _Recording | None:
         self._seen[shape] += 1
         if self._seen[shape] < _WORTH_RECORDING or shape in self._given_up:
             return None
@@ -101,8 +101,8 @@ class Recorder:
 class _Recording:
     """One step, with the memory that it reads and writes."""
 
-    def __init__(self, compute: Compute, shape: tuple[int, int], like: Tensor, slots: KVSlots, pool: Any) -> None:
-        count, columns = shape
+    def __init__(self, compute: Compute, shape: Shape, like: Tensor, slots: KVSlots, pool: Any) -> None:
+        self._shape, count = shape, sum(slots_taken for slots_taken, _ in shape)
         device = like.device
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.device(device):
@@ -111,15 +111,21 @@ class _Recording:
             torch.cuda.synchronize(device)
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             with torch.cuda.stream(stream), _capture(self._graph, pool):
-                self._logits = compute(self._rows, AnyStep(slots, self._lengths, columns))
+                self._logits = compute(self._rows, AnyStep(slots, self._lengths, shape))
 
-    def replay(self, rows: Tensor, lengths: list[int]) -> Tensor:
-        count = rows.shape[1]
+    def replay(self, rows: Tensor, lengths: list[int], sizes: list[int]) -> Tensor:
+        """Logits (n, V) of (1, n, d) rows behind n lengths, ``sizes`` of them in each group."""
+        placed, at, start = [0] * len(self._lengths), 0, 0
+        parts: list[Tensor] = []
         with torch.inference_mode():
-            self._rows[:, :count] = rows
-            self._lengths.copy_(torch.tensor(lengths + [0] * (len(self._lengths) - count)))
+            for size, (recorded, _) in zip(sizes, self._shape, strict=True):
+                self._rows[:, start : start + size] = rows[:, at : at + size]
+                placed[start : start + size] = lengths[at : at + size]
+                parts.append(self._logits[start : start + size])
+                at, start = at + size, start + recorded
+            self._lengths.copy_(torch.tensor(placed))
             self._graph.replay()
-        return self._logits[:count]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @contextmanager

@@ -79,9 +79,8 @@ class Batch:
     def has_memory_for(self, rows: Sequence[Row]) -> bool:
         """Whether there is memory for all of ``rows`` beside what is here; an empty batch takes any one."""
         coming = [*rows, *(job.row for job in self._joining)]
-        columns = max([*(row.columns for row in coming), *self._slots.lengths]) + 1
         count = len(self.rows) + len(coming)
-        return count == 1 or self._slots.bytes_for(count, columns) <= self._budget
+        return count == 1 or self._slots.bytes_for([row.columns + 1 for row in coming]) <= self._budget
 
     def join(self, rows: Sequence[Row]) -> None:
         """Rows whose prompts run with the next passes."""
@@ -116,7 +115,7 @@ class Batch:
                 raise
             self._suspects = [job for job, _ in chosen]
             return 0
-        return self._take_logits(list(self.rows), chosen, logits)
+        return self._take_logits([self.rows[slot] for slot in self._slots.order], chosen, logits)
 
     def forget(self, owners: Sequence[int]) -> None:
         """Let go of what is kept for these owners' next texts."""
@@ -319,7 +318,8 @@ class Batch:
         parts = [segment.rows for segment in segments]
         if slots.lengths:
             slots.reserve()
-            parts.insert(0, self._model.token_columns([row.token_ids[-1] for row in self.rows]))
+            newest = [self.rows[slot].token_ids[-1] for slot in self._slots.order]
+            parts.insert(0, self._model.token_columns(newest))
         columns = torch.cat(parts)
         self.columns_run = len(columns)
         return self._model.forward(columns[None], Pass(slots, segments))

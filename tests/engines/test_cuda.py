@@ -56,7 +56,7 @@ async def test_recorded_steps_give_what_computed_ones_give(
     tiny: TransformersEngine, tiny_folder: Path, seed: int
 ) -> None:
     plan = random.Random(seed)
-    prompts = [await tiny.embed([SYSTEM, Message("user", "word " * plan.choice([1, 9, 150]))]) for _ in range(14)]
+    prompts = [await tiny.embed([SYSTEM, Message("user", "word " * plan.choice([1, 9, 150, 600]))]) for _ in range(14)]
     requests = [
         request(prompt, plan.choice([3, 40, 90]), temperature=plan.choice([0.0, 0.8]), seed=plan.randrange(99))
         for prompt in prompts

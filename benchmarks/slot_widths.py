@@ -59,7 +59,7 @@ async def measured(engine: TransformersEngine, prompts: list[PromptEmbeddings], 
 
 
 async def measure(options: argparse.Namespace) -> None:
-    engine = TransformersEngine(options.model, dtype=options.dtype, max_batch=options.short + 1, prefix_cache_gib=0)
+    engine = TransformersEngine(options.model, dtype=options.dtype, max_batch=options.short + 1, cache_gib=options.cache_gib)
     short = await prompt_of(engine, 40)
     long = await prompt_of(engine, options.long)
     print(
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--short", type=int, default=16)
     parser.add_argument("--long", type=int, default=4000)
+    parser.add_argument("--cache-gib", type=float, default=None)
     parser.add_argument("--steps", type=int, default=16)
     anyio.run(measure, parser.parse_args())
 

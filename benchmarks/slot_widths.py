@@ -59,7 +59,9 @@ async def measured(engine: TransformersEngine, prompts: list[PromptEmbeddings], 
 
 
 async def measure(options: argparse.Namespace) -> None:
-    engine = TransformersEngine(options.model, dtype=options.dtype, max_batch=options.short + 1, cache_gib=options.cache_gib)
+    engine = TransformersEngine(
+        options.model, dtype=options.dtype, max_batch=options.short + 1, cache_gib=options.cache_gib
+    )
     short = await prompt_of(engine, 40)
     long = await prompt_of(engine, options.long)
     print(

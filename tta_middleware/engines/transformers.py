@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import groupby
@@ -15,7 +15,7 @@ import anyio.to_thread
 import numpy as np
 
 from tta_middleware.aio import process as _process
-from tta_middleware.engines.decoding.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamSink
+from tta_middleware.engines.decoding.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamGroup, StreamSink
 from tta_middleware.engines.models import resolve_adapter, resolve_model
 from tta_middleware.engines.prompt.counting import count_prompt, token_ids
 from tta_middleware.engines.prompt.template import chat_template, render_prompt
@@ -261,7 +261,7 @@ class TransformersEngine:
             EngineError: the model failed.
             EngineBusyError: too many sequences wait already; nothing is decoded then.
         """
-        group = _Group(self._begin, requests)
+        group = StreamGroup(self._begin, requests)
         return [group.stream(index) for index in range(len(requests))]
 
     async def _begin(self, requests: Sequence[GenerationRequest]) -> list[tuple[Row, Mailbox[TextDelta]]]:
@@ -537,33 +537,6 @@ class TransformersEngine:
         if self._decoder is None:
             raise EngineError("the engine is closed; build a new one")
         return self._decoder
-
-
-class _Group:
-    """Streams that join the batch together, begun by whichever is started first."""
-
-    def __init__(
-        self,
-        begin: Callable[[Sequence[GenerationRequest]], Awaitable[list[tuple[Row, Mailbox[TextDelta]]]]],
-        requests: Sequence[GenerationRequest],
-    ) -> None:
-        self._begin, self._requests = begin, requests
-        self._begun: list[tuple[Row, Mailbox[TextDelta]]] | None = None
-        self._lock = anyio.Lock()
-
-    async def stream(self, index: int) -> AsyncGenerator[TextDelta, None]:
-        async with self._lock:
-            if self._begun is None:
-                self._begun = await self._begin(self._requests)
-        row, mailbox = self._begun[index]
-        try:
-            finished = False
-            while not finished:
-                delta = await mailbox.get()
-                finished = delta.finish_reason is not None
-                yield delta
-        finally:
-            row.cancel()
 
 
 def _embed(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import anyio
 
 from tta_middleware.errors import EngineError
-from tta_middleware.types import Completion, TextDelta
+from tta_middleware.types import Completion, GenerationRequest, TextDelta
+
+if TYPE_CHECKING:
+    from tta_middleware.engines.decoding.row import Row
 
 Item = TypeVar("Item")
 
@@ -164,3 +169,30 @@ class ScoreSink(Generic[Item]):
         error = EngineError(str(found) if isinstance(found, EngineError) else f"scoring failed: {found!r}")
         error.__cause__ = found
         self._mailbox.put(error)
+
+
+class StreamGroup:
+    """Streams that join the batch together, begun by whichever is started first."""
+
+    def __init__(
+        self,
+        begin: Callable[[Sequence[GenerationRequest]], Awaitable[list[tuple[Row, Mailbox[TextDelta]]]]],
+        requests: Sequence[GenerationRequest],
+    ) -> None:
+        self._begin, self._requests = begin, requests
+        self._begun: list[tuple[Row, Mailbox[TextDelta]]] | None = None
+        self._lock = anyio.Lock()
+
+    async def stream(self, index: int) -> AsyncGenerator[TextDelta, None]:
+        async with self._lock:
+            if self._begun is None:
+                self._begun = await self._begin(self._requests)
+        row, mailbox = self._begun[index]
+        try:
+            finished = False
+            while not finished:
+                delta = await mailbox.get()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            row.cancel()

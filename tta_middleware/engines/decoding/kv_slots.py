@@ -127,12 +127,12 @@ class KVSlots:
 
     def bytes_for(self, coming: Sequence[int]) -> int:
         """What they will take when so many columns of further sequences have come besides."""
-        columns: dict[int, list[int]] = {}
-        for wanted in [*(length + 1 for length in self.lengths), *coming]:
-            columns.setdefault(_bound(wanted), []).append(wanted)
+        wanted: dict[int, list[int]] = {}
+        for columns in [*(length + 1 for length in self.lengths), *coming]:
+            wanted.setdefault(_bound(columns), []).append(columns)
         total = 0
-        for bound, wanted in sorted(columns.items()):
-            rows, width = self._allocation(self._of(bound), len(wanted), max(wanted), total)
+        for bound, lengths in sorted(wanted.items()):
+            rows, width = self._allocation(self._of(bound), len(lengths), max(lengths), total)
             total += rows * width * self._column_bytes
         return total
 

@@ -299,6 +299,7 @@ FAMILIES = [
             "block_types": ["recurrent", "recurrent", "attention"],
         },
     ),
+    Family("falcon", "Falcon 7B", "plain"),
     Family("bloom", "BLOOM", "plain", {"n_layer": 2, "n_head": 4}),
     Family("mpt", "MPT", "plain", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 4096}),
 ]

@@ -74,11 +74,9 @@ async def moderated(
         def way(scorer: Moderator, stage: Policy, leave: Callable[[str], Awaitable[None]]) -> Way:
             return _way(scorer, stage, leave, None if hold else windows or Windows(), prompt, scope)
 
-        thinking = (
-            way(thoughts.moderator, _in_force(thoughts.moderator, thoughts.policy), thoughts.release)
-            if (thoughts)
-            else None
-        )
+        thinking = None
+        if thoughts:
+            thinking = way(thoughts.moderator, _in_force(thoughts.moderator, thoughts.policy), thoughts.release)
         watch = Watch(
             _deltas(source), way(moderator, in_force, release), thinking, windows=[] if scored is None else scored
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.evaluation.judges import Reviewer
@@ -14,6 +15,10 @@ from tta_middleware.evaluation.run_folder import RunFolder
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt
 from tta_middleware.guard.context import last_user_text
+from tta_middleware.moderation.concurrency import gather
+
+AT_ONCE = 16
+"""Prompts whose answers are read side by side: a judging model has them in one batch."""
 
 
 async def judge_again(store: RunFolder, judges: Mapping[str, Reviewer], prompts: Sequence[Prompt]) -> int:
@@ -35,9 +40,12 @@ async def judge_again(store: RunFolder, judges: Mapping[str, Reviewer], prompts:
             "run it again with --keep-text, in another --out"
         )
     questions = {str(prompt.id): last_user_text(prompt.messages) for prompt in prompts}
-    known: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    by_prompt: dict[str, list[Record]] = defaultdict(list)
     for record in todo:
-        await _read(record, judges, questions, known)
+        by_prompt[str(record["id"])].append(record)
+    if unknown := next((id_ for id_ in by_prompt if id_ not in questions), None):
+        raise ConfigurationError(f"prompt {unknown!r} of the results is in none of the files named with --prompts")
+    await gather([partial(_read, records, judges, questions[id_]) for id_, records in by_prompt.items()], limit=AT_ONCE)
     store.rewrite()
     return len(todo)
 
@@ -48,22 +56,13 @@ def _unread(record: Record, judges: Mapping[str, Reviewer]) -> list[str]:
     return [name for name in judges if name not in record.get("judges", {})] if there else []
 
 
-async def _read(
-    record: Record,
-    judges: Mapping[str, Reviewer],
-    questions: Mapping[str, str],
-    known: dict[tuple[str, str], dict[str, dict[str, Any]]],
-) -> None:
-    """Add the missing opinions to ``record``; equal answers to a prompt are read once."""
-    question = questions.get(str(record["id"]))
-    if question is None:
-        raise ConfigurationError(f"prompt {record['id']!r} of the results is in none of the files named with --prompts")
-    unread = _unread(record, judges)
-    said = record.setdefault("judges", {})
-    for name in unread:
-        for part in PARTS:
-            text = record[part]["text"]
-            heard = known.setdefault((str(record["id"]), text), {})
-            if name not in heard:
-                heard[name] = asdict((await opinions_on([text], question, {name: judges[name]}))[0][name])
-            said.setdefault(name, {})[part] = heard[name]
+async def _read(records: Sequence[Record], judges: Mapping[str, Reviewer], question: str) -> None:
+    """Add the missing opinions to the records of one prompt; equal answers are read once."""
+    for name in judges:
+        mine = [record for record in records if name in _unread(record, judges)]
+        texts = list(dict.fromkeys(record[part]["text"] for record in mine for part in PARTS))
+        opinions = await opinions_on(texts, question, {name: judges[name]}) if texts else []
+        said = {text: asdict(each[name]) for text, each in zip(texts, opinions, strict=True)}
+        for record in mine:
+            heard = {part: said[record[part]["text"]] for part in PARTS}
+            record["judges"] = {**record.get("judges", {}), name: heard}

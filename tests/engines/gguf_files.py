@@ -198,13 +198,19 @@ GGUF_FAMILIES = [
 GPT_OSS = GGUFFamily("gpt-oss", "gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2})
 
 
-def write_gguf(family: GGUFFamily, model: Any, path: Path, quantized: Any = None) -> None:
-    """A file of the model's weights, in float32, or matrices in a type of ``gguf.GGMLQuantizationType``."""
+def write_gguf(
+    family: GGUFFamily, model: Any, path: Path, quantized: Any = None, more: Mapping[str, Any] | None = None
+) -> None:
+    """A file of the model's weights, in float32, or matrices in a type of ``gguf.GGMLQuantizationType``.
+
+    Args:
+        more: metadata beside the model's own.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(path, family.architecture)
     writer.add_name("Tiny")
-    for key, value in _facts(family, model.config).items():
+    for key, value in (_facts(family, model.config) | dict(more or {})).items():
         _add(writer, f"{family.architecture}.{key}", value)
     _write_vocabulary(writer, family.words)
     names = gguf.get_tensor_name_map(

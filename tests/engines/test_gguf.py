@@ -17,14 +17,14 @@ from tta_middleware.types import GenerationRequest, Message, Sampling
 TEXTS = ("Hi", "What do the bees eat in winter, and where?")
 
 
-def made(family: GGUFFamily, folder: Path, quantized: Any = None) -> tuple[Path, Any]:
+def made(family: GGUFFamily, folder: Path, quantized: Any = None, more: Any = None) -> tuple[Path, Any]:
     """A file, and the folder of the same model as transformers keeps it."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(family.config(), dtype=torch.float32).eval()
-    write_gguf(family, model, folder / "tiny.gguf", quantized)
+    write_gguf(family, model, folder / "tiny.gguf", quantized, more)
     model.save_pretrained(str(folder / "own"))
     return folder / "tiny.gguf", model
 
@@ -84,3 +84,12 @@ async def test_a_file_whose_weights_transformers_does_not_find_is_refused(tmp_pa
     with pytest.raises(EngineError, match=r"does not find all weights .*experts"):
         await engine.load()
     await engine.aclose()
+
+
+async def test_what_transformers_leaves_out_of_a_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    family = next(one for one in GGUF_FAMILIES if one.model_type == "qwen2")
+    file, _ = made(family, tmp_path, more={"rope.scaling.factor": 4.0})
+    engine = TransformersEngine(str(file), dtype="float32", cache_dir=tmp_path / "cache")
+    await engine.load()
+    await engine.aclose()
+    assert "tiny.gguf scales its rotary embeddings for long contexts (qwen2.rope.scaling.factor)" in caplog.text

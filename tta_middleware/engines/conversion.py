@@ -7,6 +7,7 @@ converts under a file lock, the others wait, and a folder appears only when it i
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,11 @@ from filelock import FileLock
 
 from tta_middleware.engines.torch_import import import_torch, import_transformers, quiet_transformers
 from tta_middleware.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+_STRETCHES = ("rope_freqs", "rope_factors_long")
+"""Tensors of frequencies: Llama 3.1's, and those of Phi 3.5."""
 
 
 def converted(gguf: Path, folder: Path) -> Path:
@@ -82,6 +88,7 @@ def _save_as_safetensors(gguf: Path, target: Path) -> None:
             **source,
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+        _tell_of_long_contexts(gguf)
     _check_all_found(gguf, found["missing_keys"])
     with quiet_transformers():
         if hasattr(model.config, "quantization_config"):
@@ -97,6 +104,22 @@ def _check_all_found(gguf: Path, missing: Collection[str]) -> None:
         raise EngineError(
             f"transformers does not find all weights of its model in {gguf.name} (of {len(missing)}: {some}); "
             f"take the model's folder with safetensors files, or try llama-cpp:{gguf.name}"
+        )
+
+
+def _tell_of_long_contexts(file: Path) -> None:
+    """Log it where the file stretches rotary embeddings, of which transformers' reader takes nothing over."""
+    import gguf
+
+    reader = gguf.GGUFReader(str(file))
+    stretched = [name for name in reader.fields if name.endswith(".rope.scaling.factor")]
+    stretched += [tensor.name for tensor in reader.tensors if tensor.name.startswith(_STRETCHES)]
+    if stretched:
+        _log.warning(
+            "%s scales its rotary embeddings for long contexts (%s), which transformers does not read: the model is "
+            "worse there than from its own folder",
+            file.name,
+            stretched[0],
         )
 
 

@@ -39,7 +39,7 @@ class Heads:
 
     @property
     def keeps(self) -> bool:
-        """Whether anything may be kept."""
+        """Whether anything may be kept, and taken from what was kept for others."""
         return self._tree.most_bytes > 0
 
     def begin(self, feed: Feed) -> bool:
@@ -94,6 +94,8 @@ class Heads:
         self._building = None
 
     def _longest(self, feed: Feed) -> Prefix | None:
+        if not self.keeps:
+            return None
         found = self._tree.find(feed.marks, feed.reach)
         # A repaired answer was decoded behind moved rows; behind those of the question it ran when it was judged.
         judged = self._scored.beginning(feed.marks, feed.reach)

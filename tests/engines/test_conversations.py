@@ -146,6 +146,31 @@ async def test_a_turn_after_a_repair_goes_on_from_what_was_judged(
     await engine.aclose()
 
 
+@pytest.mark.parametrize("left", [0, 12])
+async def test_a_candidate_is_judged_behind_the_question_as_the_first_answer_ran_it(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]], left: int
+) -> None:
+    """Behind what has left of that answer, too."""
+    engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
+    await without.load()
+    await engine.load()
+    first = prompt_of(engine, SYSTEM, range(500, 540))
+    [answer] = await asked(engine, [first])
+    judged = first
+    if left:
+        ids = np.array([*first.token_ids.tolist(), *answer[:left]], dtype=np.int64)
+        mask = np.concatenate([first.user_mask, np.zeros(left, dtype=np.bool_)])
+        judged = PromptEmbeddings(engine._loaded.rows(ids.tolist()), ids, mask)
+    columns = count_columns(engine)
+    candidate = list(range(700, 730))
+    found = await engine.mean_nll(judged, [candidate])
+    # The column that predicts its first token, and its tokens but the last.
+    assert sum(columns) == len(candidate)
+    assert found == pytest.approx(await without.mean_nll(judged, [candidate]), rel=1e-5)
+    await engine.aclose()
+    await without.aclose()
+
+
 async def test_an_agent_that_works_on_goes_on_from_its_last_step(
     tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:

@@ -171,6 +171,8 @@ class Scoring:
         self.feed = Feed(
             text.rows,
             head=head_of(self.prompt),
+            # The answer that was flagged has run the question, and what has left of it, before any candidate is judged.
+            reach=self.first,
             keep=len(self.token_ids),
             limit=model.short_range,
             marks=text.marks,

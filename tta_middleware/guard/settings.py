@@ -52,7 +52,7 @@ class Repair:
     bridges: tuple[str, ...] = BRIDGES
     commit: int | None = 120
     reasoning_tokens: int | None = 0
-    prefer: Preference = "first"
+    prefer: Preference = "helpful"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

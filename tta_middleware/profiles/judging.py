@@ -205,7 +205,7 @@ async def judged(
 _LAYERS: Final = 9
 """Of a model, whose states at the verdict's place are tried: evenly from a third of the way to the last."""
 
-_SPANS: Final = ((1, 2), (2, 3), (3, 4), (2, 4))
+_SPANS: Final = ((2, 3), (3, 4), (4, 5), (3, 5))
 """Sixths of the layers, from one to another, whose values over the answer are tried together."""
 
 

@@ -165,7 +165,7 @@ async def told(engine: TransformersEngine) -> tuple[list[tuple[int, ...]], list[
     ]
     texts = [done.token_ids for done in await engine.generate_batch(asked)]
     scores = await engine.mean_nll(prompts[1], texts)
-    states = await engine.last_hidden_states(prompts)
+    states = await engine.hidden_states(prompts)
     await engine.aclose()
     return texts, scores, states
 

@@ -3,7 +3,7 @@
 PyTorch hands oneDNN plain weights, which are reordered again in every call. At the few rows of a decode step
 that reordering is most of the work in bfloat16; the operators used here are those of torch.compile's own frozen graphs.
 Processors that do not multiply bfloat16 read float32, and at few rows reading is most of the work: FBGEMM, which is
-part of torch, keeps half of the bytes and multiplies in float32 (docs/decisions/023).
+part of torch, reads half of the bytes and multiplies in float32 (docs/decisions/023).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tta_middleware.errors import ConfigurationError
 
 # float16 keeps 11 bits: rounding moves a weight by this share of it at most, unless it is very large or very small.
 _ROUNDING = 2.0**-11
+_PIECE = 1024
 
 
 class PackedLinear(nn.Module):
@@ -62,8 +63,9 @@ class HalfLinear(PackedLinear):
     @classmethod
     def takes(cls, weight: Tensor) -> bool:
         """Whether rounding moves it by no more than it moves numbers of usual size."""
-        off = (weight.half().float() - weight).norm()
-        return bool(off <= _ROUNDING * weight.norm())
+        # In pieces, so that an output layer is not there several times at once.
+        parts = [(part.half().float() - part).norm() for part in torch.split(weight, _PIECE)]
+        return bool(torch.stack(parts).norm() <= _ROUNDING * weight.norm())
 
     def forward(self, rows: Tensor) -> Tensor:
         product: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._packed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -67,7 +66,8 @@ def test_a_command_is_understood(page: str, words: list[str]) -> None:
 
 def shell(code: str, folder: Path, environment: Mapping[str, str]) -> str:
     """What a snippet prints; ``tta`` is this tree's."""
-    (folder / "tta").write_text(f'#!/bin/sh\nexec {sys.executable} -m tta_middleware.cli "$@"\n')
+    begin = "import sys; from tta_middleware.cli import main; sys.exit(main())"
+    (folder / "tta").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{begin}' \"$@\"\n")
     (folder / "tta").chmod(0o755)
     known = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run(
@@ -123,21 +123,8 @@ def test_the_javascript_client_gets_an_answer(with_openai: Path) -> None:
 
 
 @pytest.mark.slow
-def test_batches_and_files_run(tmp_path: Path) -> None:
-    sampling = {"max_new_tokens": 4}
-    rows = [{"prompt": f"Name a flower, please, number {number}.", "sampling": sampling} for number in range(5)]
-    text = "".join(f"{json.dumps(row)}\n" for row in rows)
-    (tmp_path / "prompts.jsonl").write_text(text)
-    (tmp_path / "prompts.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+def test_a_file_is_moderated(tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "A rose."}\n')
-    (tmp_path / "strict.json").write_text('{"threshold": 0.3}')
-    plain, sharded, piped = blocks("batch.md", "sh")
-    shell(plain, tmp_path, {})
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(rows)
-    shell(sharded, tmp_path, {})
-    assert len((tmp_path / "answers-2.jsonl").read_text().splitlines()) == 1
-    if shutil.which("jq"):
-        shell(piped, tmp_path, {})
     lines = blocks("how-to.md", "sh")[0].splitlines()
     [moderate] = [line for line in lines if line.startswith("tta moderate")]
     assert json.loads(shell(moderate, tmp_path, {}))

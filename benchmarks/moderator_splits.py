@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import labelled_answers
 import numpy as np
 from labelled_answers import (
     ANSWER,
@@ -277,10 +278,17 @@ if __name__ == "__main__":
     parser.add_argument("--harmless", type=Path, action="append", default=[], help="more answers, all of them harmless")
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--rows", type=int, default=1_200)
+    parser.add_argument("--for-fit", action="store_true", help="also what judge_profile.py fits on, behind the others")
     chosen = parser.parse_args()
     known = read_rows(chosen.data)
     more = [row for path in chosen.harmless for row in harmless_rows(path)]
+    rest = [
+        row
+        for row, there in zip(known, spread(known, labelled_answers.OF_EACH), strict=True)
+        if there and chosen.for_fit
+    ]
     if chosen.action == "score":
-        asyncio.run(score([*more, *drawn(known)[: chosen.rows]], chosen.model, chosen.scores[0], chosen.seconds))
+        asked = {row.id: row for row in (*more, *drawn(known)[: chosen.rows], *rest)}
+        asyncio.run(score(list(asked.values()), chosen.model, chosen.scores[0], chosen.seconds))
     else:
         tables([*known, *more], chosen.scores)

@@ -46,7 +46,7 @@ class Variant:
 
     method: Method
     strictness: float = 1.0
-    prefer: Preference = "helpful"
+    prefer: Preference = "first"
 
 
 def _race(**change: object) -> Variant:
@@ -72,9 +72,9 @@ VARIANTS: Mapping[str, Variant] = {
     "rows may leave their tokens": _race(sub_lexical=False),
     "waves of 2": _race(wave=2),
     "waves of 3": _race(wave=3),
-    "first good one of waves of 3": Variant(RACE.model_copy(update={"wave": 3}), prefer="first"),
+    "most helpful of waves of 3": Variant(RACE.model_copy(update={"wave": 3}), prefer="helpful"),
     "later rungs in waves of 3": _race(wave="free"),
-    "first good one of later waves": Variant(RACE.model_copy(update={"wave": "free"}), prefer="first"),
+    "most helpful of later waves": Variant(RACE.model_copy(update={"wave": "free"}), prefer="helpful"),
     "waves of 4": _race(wave=4),
     "candidates at 0.6 of the threshold": Variant(RACE, strictness=0.6),
     "only the self-reminder": _only(reminder=RESPONSIBLE),

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from memory import Memory, ask, guard, read
 
-from tta_middleware import Policy, Repair
+from tta_middleware import Guard, Policy, Repair
+from tta_middleware.config import Reasoning
 from tta_middleware.errors import EngineError, ModerationUnavailableError
 from tta_middleware.moderation.breaker import BreakerSettings, CircuitBreaker, WithBreaker
 from tta_middleware.telemetry import format as names
-from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 
 def counted(memory: Memory, metric: str, *labels: str) -> dict[Any, float]:
@@ -61,6 +63,19 @@ async def test_sums_are_those_of_the_trace(memory: Memory) -> None:
 async def test_a_refused_prompt_counts_as_flagged_at_its_stage(memory: Memory) -> None:
     await guard(prompt_check="user").answer(ask("something forbidden"))
     assert counted(memory, names.FLAGGED, names.STAGE, names.CATEGORY) == {("prompt", "illicit"): 1}
+
+
+@pytest.mark.parametrize("mode", ["hide", "show"])
+async def test_a_flagged_thought_counts_at_its_stage(memory: Memory, mode: Any) -> None:
+    def script(call: ScriptedCall) -> str:
+        closed = "</think>" in call.prefix or call.moved
+        return "A calm answer." if closed else "<think>\nSomething forbidden.\n</think>\n\nA calm answer."
+
+    engine = ScriptedEngine(script, thinking=True)
+    await read(
+        Guard(engine, ScriptedModerator(score=flagging("forbidden")), reasoning=Reasoning(mode=mode)).stream(ask())
+    )
+    assert counted(memory, names.FLAGGED, names.STAGE) == {("reasoning",): 1}
 
 
 async def test_moderation_that_failed_names_its_error(memory: Memory) -> None:

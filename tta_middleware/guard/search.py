@@ -188,7 +188,7 @@ class Search:
     on_step: OnStep
     free_places: bool = False
     reach: Reach | None = None
-    prefer: Preference = "helpful"
+    prefer: Preference = "first"
     # All of these belong to the task that runs the search. The attempts of a wave run in tasks of their own, write to
     # themselves only, and have ended before _record and _conclude read them.
     steps: list[StepTrace] = field(default_factory=list)

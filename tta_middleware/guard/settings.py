@@ -52,7 +52,7 @@ class Repair:
     bridges: tuple[str, ...] = BRIDGES
     commit: int | None = 120
     reasoning_tokens: int | None = 0
-    prefer: Preference = "helpful"
+    prefer: Preference = "first"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -173,7 +173,10 @@ METRICS: Mapping[str, Metric] = {
         (*_ANSWERS, ERROR),
     ),
     FLAGGED: Metric(
-        "counter", "{answer}", "answers whose prompt or first text was flagged", (*_ANSWERS, STAGE, CATEGORY)
+        "counter",
+        "{answer}",
+        "answers whose prompt, first thoughts or first text were flagged",
+        (*_ANSWERS, STAGE, CATEGORY),
     ),
     REPAIR_GENERATIONS: Metric(
         "histogram",

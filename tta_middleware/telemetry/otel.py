@@ -332,12 +332,16 @@ def _traced(told: Trace) -> Attributes:
 
 
 def _flagged(told: Trace) -> Iterator[Attributes]:
-    """What was flagged of the prompt and of the first answer; in a policy that observes, what would have been."""
+    """What was flagged of prompt, first thoughts and first answer; under observation, what would have been."""
     for reason in (told.stop_reason, *told.observed):
         stage, _, category = reason.partition(": ")
         if stage == "prompt":
             yield {names.STAGE: "prompt", names.CATEGORY: category}
-    if told.baseline is not None and told.baseline.flagged:
+    thought = told.reasoning.score if told.reasoning else None
+    if thought is not None and thought.flagged:
+        yield {names.STAGE: "reasoning", names.CATEGORY: thought.category}
+    # A thought that is flagged ends the first answer, so its score is that answer's, too.
+    elif told.baseline is not None and told.baseline.flagged:
         yield {names.STAGE: "output", names.CATEGORY: told.baseline.category}
 
 

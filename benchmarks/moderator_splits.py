@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import labelled_answers
 import numpy as np
 from labelled_answers import (
     ANSWER,
@@ -37,6 +36,7 @@ from labelled_answers import (
     read_rows,
     spread,
 )
+from labelled_answers import OF_EACH as FIT_OF_EACH
 from numpy.typing import NDArray
 
 from tta_middleware.engines.transformers import TransformersEngine
@@ -282,12 +282,9 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     known = read_rows(chosen.data)
     more = [row for path in chosen.harmless for row in harmless_rows(path)]
-    rest = [
-        row
-        for row, there in zip(known, spread(known, labelled_answers.OF_EACH), strict=True)
-        if there and chosen.for_fit
-    ]
     if chosen.action == "score":
+        fitted = spread(known, FIT_OF_EACH) if chosen.for_fit else np.zeros(len(known), dtype=bool)
+        rest = [row for row, there in zip(known, fitted, strict=True) if there]
         asked = {row.id: row for row in (*more, *drawn(known)[: chosen.rows], *rest)}
         asyncio.run(score(list(asked.values()), chosen.model, chosen.scores[0], chosen.seconds))
     else:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,12 @@ def test_integrations_import_public_names_only(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tta_"):
             words = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
             assert [word for word in words if word.startswith("_")] == []
+
+
+def test_what_tests_import_by_its_bare_name_stands_once() -> None:
+    """Folders of tests stand on one path, so the other of two modules with a name is taken once its folder is there."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    bare = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
+    imported = {name for path in files for name in bare.findall(path.read_text(encoding="utf-8"))}
+    names = Counter(path.stem for path in files if path.stem in imported and path.stem != "conftest")
+    assert [name for name, count in names.items() if count > 1] == []

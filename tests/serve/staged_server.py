@@ -26,6 +26,7 @@ from tta_middleware.testing.scripted_moderator import ScriptedModerator, flaggin
 
 CALM = "Water the roses early in the morning, and give the old apple tree some compost before the first frost comes."
 BAD = f"{CALM} Then comes the forbidden part of it, which nobody is ever to see on any screen at all."
+THOUGHT = "They ask about roses. Roses want water and sun, and that is what I am going to tell them."
 NOTICE = "I can't help with that request."
 
 
@@ -46,6 +47,41 @@ def scripted(script: Script = story, **settings: Any) -> TTAChatModel:
     moderator = settings.pop("moderator", None) or Unequal(ScriptedModerator(score=flagging("forbidden")), slow_even)
     given = {"windows": Windows(first=24, largest=48), "method": "none", "seed": 1, **settings}
     return TTAChatModel(model=engine, moderator=moderator, **given)
+
+
+def thinking_model(mode: str, **settings: Any) -> TTAChatModel:
+    """A chat model that thinks :data:`THOUGHT` before it answers; ``mode`` says what becomes of that."""
+
+    def script(call: ScriptedCall) -> str:
+        return CALM if "</think>" in call.prefix else f"<think>\n{THOUGHT}\n</think>\n\n{CALM}"
+
+    engine = ScriptedEngine(script, thinking=True, template=("enable_thinking", "reasoning_effort"))
+    return scripted(engine=engine, reasoning=mode, **settings)
+
+
+class Held:
+    """A scripted engine's ``sleep`` that waits at one step until it is let go.
+
+    Attributes:
+        reached: the step was reached.
+        cancelled: whoever waited there was cancelled.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.reached, self.cancelled, self.go = threading.Event(), threading.Event(), threading.Event()
+        self._at, self._steps = at, 0
+
+    async def sleep(self, _: float) -> None:
+        self._steps += 1
+        if self._steps != self._at:
+            return
+        self.reached.set()
+        try:
+            await anyio.to_thread.run_sync(self.go.wait, abandon_on_cancel=True)
+        except BaseException:
+            self.cancelled.set()
+            self.go.set()  # for the thread that is left behind
+            raise
 
 
 @dataclass

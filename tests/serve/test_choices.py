@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
-from staged_server import BAD, CALM, NOTICE, Log, Served, running, scripted
+from staged_server import BAD, CALM, NOTICE, Held, Log, Served, running, scripted
 from staged_upstream import Upstream, completion, delta, told, upstream
-from test_limits import Held
 
 from tta_middleware.errors import EngineError
 from tta_middleware.moderation.server import ApiError

@@ -16,7 +16,7 @@ import anyio.to_thread
 import httpx
 import openai
 import pytest
-from staged_server import CALM, CHAT_SCOPE, Log, Reader, Served, running, scripted
+from staged_server import CALM, CHAT_SCOPE, Held, Log, Reader, Served, running, scripted
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.server import ServerSettings, create_app
@@ -26,31 +26,6 @@ from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.virtual_time import run_in_virtual_time
 
 ROSES: Any = [{"role": "user", "content": "Roses?"}]
-
-
-class Held:
-    """A scripted engine's ``sleep`` that waits at one step until it is let go.
-
-    Attributes:
-        reached: the step was reached.
-        cancelled: whoever waited there was cancelled.
-    """
-
-    def __init__(self, at: int) -> None:
-        self.reached, self.cancelled, self.go = threading.Event(), threading.Event(), threading.Event()
-        self._at, self._steps = at, 0
-
-    async def sleep(self, _: float) -> None:
-        self._steps += 1
-        if self._steps != self._at:
-            return
-        self.reached.set()
-        try:
-            await anyio.to_thread.run_sync(self.go.wait, abandon_on_cancel=True)
-        except BaseException:
-            self.cancelled.set()
-            self.go.set()  # for the thread that is left behind
-            raise
 
 
 def body(**more: Any) -> dict[str, Any]:

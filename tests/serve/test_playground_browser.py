@@ -12,9 +12,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
-from staged_server import BAD, CALM, NOTICE, Log, Served, running, scripted
+from staged_server import BAD, CALM, NOTICE, Held, Log, Served, running, scripted
 from staged_upstream import saying, upstream
-from test_limits import Held
 
 from tta_middleware import Policy
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine

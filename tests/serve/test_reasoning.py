@@ -6,21 +6,9 @@ from typing import Any
 
 import openai
 import pytest
-from staged_server import CALM, Served, running, scripted
-
-from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
+from staged_server import CALM, THOUGHT, Served, running, thinking_model
 
 ROSES: Any = [{"role": "user", "content": "How do I keep roses?"}]
-THOUGHT = "They ask about roses. Roses want water and sun, and that is what I am going to tell them."
-
-
-def thinking(call: ScriptedCall) -> str:
-    return CALM if "</think>" in call.prefix else f"<think>\n{THOUGHT}\n</think>\n\n{CALM}"
-
-
-def model(mode: str, **settings: Any) -> Any:
-    engine = ScriptedEngine(thinking, thinking=True, template=("enable_thinking", "reasoning_effort"))
-    return scripted(engine=engine, reasoning=mode, **settings)
 
 
 def ask(served: Served, messages: Any = ROSES, **options: Any) -> Any:
@@ -32,7 +20,7 @@ def ask(served: Served, messages: Any = ROSES, **options: Any) -> Any:
 @pytest.mark.parametrize("mode", ["show", "hide", "off"])
 def test_where_thoughts_stand(mode: str) -> None:
     shown = THOUGHT if mode == "show" else None
-    with running(model(mode)) as served:
+    with running(thinking_model(mode)) as served:
         answer = ask(served)
         chunks = ask(served, stream=True, stream_options={"include_usage": True})
     message = answer.choices[0].message
@@ -51,14 +39,14 @@ def test_where_thoughts_stand(mode: str) -> None:
 
 
 def test_a_thought_without_end_is_no_answer_that_ended_well() -> None:
-    with running(model("hide")) as served:
+    with running(thinking_model("hide")) as served:
         answer = ask(served, max_tokens=10)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("", "length")
     assert answer.tta["outcome"] == "unanswered"
 
 
 def test_arguments_of_the_template_come_with_a_request() -> None:
-    with running(model("show")) as served:
+    with running(thinking_model("show")) as served:
         assert ask(served, reasoning_effort="low").choices[0].message.content == CALM
         told = {"chat_template_kwargs": {"enable_thinking": True}}
         assert ask(served, extra_body=told).choices[0].message.content == CALM
@@ -68,13 +56,13 @@ def test_arguments_of_the_template_come_with_a_request() -> None:
 
 def test_earlier_thoughts_may_be_sent_back() -> None:
     earlier = {"role": "assistant", "content": CALM, "reasoning_content": THOUGHT}
-    with running(model("show")) as served:
+    with running(thinking_model("show")) as served:
         answer = ask(served, [*ROSES, earlier, {"role": "user", "content": "And tulips?"}])
     assert answer.choices[0].message.content == CALM
 
 
 def test_a_response_counts_thoughts_and_shows_none() -> None:
-    with running(model("show")) as served, served.client() as api:
+    with running(thinking_model("show")) as served, served.client() as api:
         answer = api.responses.create(model="roses", input="How do I keep roses?")
     assert answer.output_text == CALM
     assert [item.type for item in answer.output] == ["message"]

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_openai import ChatOpenAI
-from staged_server import CALM, NOTICE, running, scripted
+from staged_server import CALM, NOTICE, running, scripted, thinking_model
 from staged_upstream import USAGE, Upstream, Wire, completion, delta, told, upstream
-from test_reasoning import model as thinking_model
 
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError
@@ -148,8 +147,7 @@ def test_what_a_stand_in_thinks_is_its_own_affair() -> None:
     with upstream(thinking(text=f"{CALM} And the forbidden part.")) as behind:
         other = thinking_model("show")
         found = ask(behind, stream=True, hand_over="own", stand_in=other)
-    # On a busy machine no thought was shown twice, for a reason that is not known yet; none may be unchecked.
-    assert said(found, "reasoning").startswith("They ask about roses.") or not said(found, "reasoning")
+    assert said(found, "reasoning").startswith("They ask about roses.")
     assert said(found).endswith(CALM)
     assert "forbidden" not in str(found)
 

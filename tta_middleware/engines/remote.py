@@ -141,7 +141,7 @@ class RemoteEngine(ABC):
         rendered = await _process.calculate(
             render_prompt, vocabulary.tokenizer, list(messages), assistant_prefix, tools, thought, template
         )
-        _check_length(vocabulary, len(rendered.token_ids))
+        vocabulary.check_length(len(rendered.token_ids))
         return PromptEmbeddings(
             matrix=vocabulary.rows(rendered.token_ids),
             token_ids=np.array(rendered.token_ids, dtype=np.int64),
@@ -161,7 +161,7 @@ class RemoteEngine(ABC):
         """
         vocabulary = await self._ready()
         closed = await _process.calculate(vocabulary.closed_thought, prompt, list(token_ids))
-        _check_length(vocabulary, len(closed.token_ids))
+        vocabulary.check_length(len(closed.token_ids))
         return closed
 
     async def token_ids(self, text: str) -> list[int]:
@@ -385,18 +385,9 @@ class RemoteEngine(ABC):
             raise _as_engine_error(error) from error
 
     def _check_width(self, rows: FloatMatrix) -> None:
-        width = self._vocabulary.width if self._vocabulary else rows.shape[-1]
-        if rows.ndim != 2 or rows.shape[1] != width or len(rows) == 0:
-            raise EmbeddingShapeError(f"this model takes rows of {width} numbers, not an array of {rows.shape}")
-        if not np.isfinite(rows).all():
-            raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
-
-
-def _check_length(vocabulary: Vocabulary, length: int) -> None:
-    if vocabulary.context is not None and length >= vocabulary.context:
-        raise ConfigurationError(
-            f"the prompt has {length} tokens and the model's context is {vocabulary.context}; shorten the conversation"
-        )
+        self._words.check_width(rows)
+        if len(rows) == 0:
+            raise EmbeddingShapeError("a prompt needs at least one embedding row")
 
 
 def ending(reason: str | None) -> FinishReason | None:

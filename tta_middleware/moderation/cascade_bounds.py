@@ -118,11 +118,14 @@ def choose_bounds(
 
 
 def _down(score: float) -> float:
-    return float(np.floor(score * 1e4) / 1e4)
+    found = float(np.floor(score * 1e4) / 1e4)
+    return found if found <= score else round(found - 1e-4, 4)
 
 
 def _up(score: float) -> float:
-    return min(1.0, float(np.ceil(score * 1e4) / 1e4))
+    found = float(np.ceil(score * 1e4) / 1e4)
+    # The product is rounded as well: what lies just above a step of this scale would land on it.
+    return min(1.0, found if found >= score else round(found + 1e-4, 4))
 
 
 @cache

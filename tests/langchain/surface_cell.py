@@ -123,8 +123,8 @@ class Stage:
         self.oracle, self.server = oracle, server
 
     def play(self, surface: Surface, case: Case) -> Result:
-        # What other tests have left is freed now: langchain-core leaves tasks of its own behind, and the complaint about
-        # one would be heard by whichever cell runs when the collector comes.
+        # What other tests have left is freed now: langchain-core leaves tasks of its own behind, and a complaint about
+        # them would be heard by whichever cell runs when the collector comes.
         gc.collect()
         before = set(threading.enumerate())
         scene = self.scene(surface, case)

@@ -95,6 +95,7 @@ def test_the_how_to_runs(names: dict[str, Any]) -> None:
 async def test_streaming_runs(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     await run("streaming.md", names)
     assert capsys.readouterr().out == CALM
+    assert "".join([piece async for piece in names["guarded"].astream(CALM)]) == CALM
 
 
 async def test_integrations_run(names: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ class Memory(SpanProcessor):
 
     def answer(self) -> dict[str, Any]:
         """The attributes of the one answer."""
-        [span] = self.named("chat ")
+        [span] = self.named("chat")
         return dict(span.attributes or {})
 
     def points(self, metric: str) -> list[Any]:

@@ -73,7 +73,7 @@ async def test_an_answer_is_a_span_and_its_checks_are_children(memory: Memory, w
     tracer = memory.tracers.get_tracer("test")
     with tracer.start_as_current_span("user") as user:
         assert (await said(guarded(), way)).strip() == SAFE
-    [answer], checks = memory.named("chat "), memory.named("moderate ")
+    [answer], checks = memory.named("chat"), memory.named("moderate ")
     assert answer.parent is not None
     assert answer.parent.span_id == user.get_span_context().span_id
     assert checks
@@ -107,7 +107,7 @@ async def test_a_block_is_an_answer_and_a_handed_over_one_has_the_other_s_span_i
     memory.spans.clear()
     other = TTAChatModel(model=ScriptedEngine(SAFE), moderator=ScriptedModerator(), method="none")
     assert SAFE in await said(guarded(HARM, repair_model=other), way)
-    inner, outer = memory.named("chat ")
+    inner, outer = memory.named("chat")
     assert inner.parent is not None
     assert inner.parent.span_id == outer.context.span_id
     outcomes = [(span.attributes or {})["tta.outcome"] for span in (outer, inner)]
@@ -168,7 +168,7 @@ async def test_an_agent_s_models_prompts_and_tools_are_told(memory: Memory, way:
     assert found["messages"][-1].text == "At nine, as the harbour says."
     stages = [(span.attributes or {})["tta.moderation.stage"] for span in memory.named("moderate ")]
     assert {"prompt", "output", "tool_result"} <= set(stages)
-    assert len(memory.named("chat ")) == 2
+    assert len(memory.named("chat")) == 2
     assert {span.context.trace_id for span in memory.spans} == {user.get_span_context().trace_id}
     assert {(point.attributes or {})["tta.moderation.stage"] for point in memory.points("tta.moderation.duration")} == {
         "prompt", "output", "tool_result"

@@ -12,7 +12,7 @@ from memory import HARM, SAFE, START, Memory, ask, guard, read
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from tta_middleware import Noise, Repair, Sampling, TTAChatModel
+from tta_middleware import Message, Noise, Repair, Sampling, TTAChatModel
 from tta_middleware.errors import EngineError, MissingExtraError, UnsafeAnswerError
 from tta_middleware.guard.events import Finished
 from tta_middleware.observing import NOBODY, observer
@@ -218,3 +218,14 @@ def test_nothing_imports_opentelemetry_before_somebody_asks() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("texts", [("forbidden roses", "tulips"), ("tulips", "forbidden roses")])
+async def test_a_request_for_several_texts_says_what_the_worst_one_is(memory: Memory, texts: tuple[str, str]) -> None:
+    messages = [Message("user", text) for text in texts]
+    await guard(prompt_check="all").answer(messages)
+    [check] = [
+        span for span in memory.named("moderate ") if (span.attributes or {})["tta.moderation.stage"] == "prompt"
+    ]
+    about = check.attributes or {}
+    assert (about["tta.score"], about["tta.flagged"]) == (0.9, True)

@@ -16,6 +16,7 @@ _CONCURRENCY = (
     "Prompts under way at once; by default as many as the engine decodes side by side. In bfloat16 the rounding of a "
     "larger batch may change the wording of answers."
 )
+_TELEMETRY = "Tell OpenTelemetry of every answer, under opentelemetry-instrument (docs/telemetry.md; extra otel)."
 _ORDER = "'input' keeps the input's order and holds answers back for it; 'completed' writes them as they are done."
 
 
@@ -28,6 +29,7 @@ def batch(
     order: Annotated[Order, typer.Option(help=_ORDER)] = Order.INPUT,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only every n-th line, from the i-th on.")] = "1/1",
     retry_errors: opt.RetryErrors = False,
+    telemetry: Annotated[bool, typer.Option("--telemetry", help=_TELEMETRY)] = False,
     json: opt.Json = False,
 ) -> None:
     """Answer every prompt of a file; run it again to go on where it was cut off.
@@ -36,7 +38,10 @@ def batch(
     is then 2, or 1 if the model failed on a prompt.
     """
     from tta_middleware.cli.batch_job import BatchRequest, run_batch
+    from tta_middleware.telemetry import instrument
 
+    if telemetry:
+        instrument()
     request = BatchRequest(
         source=source,
         target=target,

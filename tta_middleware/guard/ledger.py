@@ -163,10 +163,12 @@ class Ledger:
 
     def score(self) -> AnswerScore | None:
         """The worst verdict of all; None where nothing was scored."""
-        if self._worst is None:
-            return None
-        decision, verdict = self._worst
-        return AnswerScore(verdict.score, decision.reached, decision.category, shadowed=decision.shadowed)
+        return None if self._worst is None else score_of(*self._worst)
+
+
+def score_of(decision: Decision, verdict: Verdict) -> AnswerScore:
+    """A verdict as traces report it."""
+    return AnswerScore(verdict.score, decision.reached, decision.category, shadowed=decision.shadowed)
 
 
 def told_of(observed: Iterable[str]) -> None:

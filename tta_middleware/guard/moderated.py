@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError
 from tta_middleware.guard.holdback import Check, HoldBack
-from tta_middleware.guard.ledger import told_of
+from tta_middleware.guard.ledger import Ledger, score_of, told_of
 from tta_middleware.guard.watch import Watch, Way
+from tta_middleware.observing import NOBODY, AnswerObserver, Asked, CheckStage, observer
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering, grows, told
 from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import RequestScope, TextDelta, Verdict, WindowScore
+from tta_middleware.types import (
+    GuardedAnswer,
+    Message,
+    Outcome,
+    ReasoningTrace,
+    RequestScope,
+    TextDelta,
+    Trace,
+    Verdict,
+    WindowScore,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +55,15 @@ async def moderated(
     prompt: str | None = None,
     scored: list[WindowScore] | None = None,
     thoughts: Thoughts | None = None,
+    model: str = "",
 ) -> AsyncGenerator[str, None]:
     """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
 
     The moderator works while ``source`` goes on; its last check sees the whole text, before that windows with
     ``windows.context`` characters before them. Under a policy that only observes all of it is yielded, and a warning in
     the log names what would have been withheld. Closing the generator closes ``source`` if that can be closed.
-    ``scored`` takes what was decided of each window, as it comes.
+    ``scored`` takes what was decided of each window, as it comes. Telemetry hears of it as of an answer of ``model``;
+    from a :class:`~tta_middleware.guard.ledger.Ledger`, which knows the answer that it keeps books on, it hears itself.
 
     Pieces of ``source`` in the channel ``reasoning`` are no part of the text: they go to ``thoughts``, and without that
     nowhere. What follows a thought is yielded after all of that has passed.
@@ -61,63 +75,153 @@ async def moderated(
         Exception: what ``source`` raises.
     """
     in_force = _in_force(moderator, policy)
+    cut = None if hold else windows or Windows()
     scope = RequestScope()
+    windows_scored = [] if scored is None else scored
+    stream = _Stream(source, moderator, in_force, cut, prompt, thoughts, model, scope, windows_scored)
+    with closing(scope):
+        async with aclosing(owned(stream.run)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def produce(send: Send[str]) -> None:
-        released = 0
 
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One stream on its way through the windows.
+
+    Attributes:
+        windows: None holds it to its end.
+        scored: takes what was decided of each window.
+        said: what has left. The stream's tasks share one event loop; one of them at a time releases.
+        calls: requests to the moderator, counted before each.
+    """
+
+    source: AsyncIterable[str | TextDelta]
+    moderator: Moderator
+    policy: Policy
+    windows: Windows | None
+    prompt: str | None
+    thoughts: Thoughts | None
+    model: str
+    scope: RequestScope
+    scored: list[WindowScore]
+    said: str = ""
+    calls: int = 0
+    began: float = field(default_factory=time.monotonic)
+    _observer: AnswerObserver = NOBODY
+
+    async def run(self, send: Send[str]) -> None:
+        """Checked text to ``send``, to the end of the stream; see :func:`moderated`."""
+        if isinstance(self.moderator, Ledger):
+            await self._watched(send)
+            return
+        asked = Asked(
+            model=self.model,
+            moderator=self.moderator.name,
+            method="none",
+            sampling=None,
+            stream=self.windows is not None,
+            messages=() if self.prompt is None else (Message("user", self.prompt),),
+            provider="unknown",
+        )
+        with observer().answering(asked) as self._observer:
+            await self._watched(send)
+
+    async def _watched(self, send: Send[str]) -> None:
         async def release(text: str) -> None:
-            nonlocal released
-            released += len(text)
+            self.said += text
             await send(text)
 
-        def way(scorer: Moderator, stage: Policy, leave: Callable[[str], Awaitable[None]]) -> Way:
-            return _way(scorer, stage, leave, None if hold else windows or Windows(), prompt, scope)
-
-        thinking = None
+        thoughts, thinking = self.thoughts, None
         if thoughts:
-            thinking = way(thoughts.moderator, _in_force(thoughts.moderator, thoughts.policy), thoughts.release)
-        watch = Watch(
-            _deltas(source), way(moderator, in_force, release), thinking, windows=[] if scored is None else scored
-        )
+            stage = _in_force(thoughts.moderator, thoughts.policy)
+            thinking = self._way("reasoning", thoughts.moderator, stage, thoughts.release)
+        way = self._way("output", self.moderator, self.policy, release)
+        watch = Watch(_deltas(self.source), way, thinking, windows=self.scored)
         await watch.run()
         told_of(watch.observed)
+        self._observer.answered(self._answer(watch))
         if watch.ending == "unscored" and watch.error is not None:
             raise watch.error
         if watch.ending == "flagged" and watch.verdict is not None:
             thought = watch.flagged == "reasoning" and thinking is not None
-            raise _flagged(thinking.policy if thought and thinking else in_force, watch.verdict, released, thought)
+            policy = thinking.policy if thought and thinking else self.policy
+            raise _flagged(policy, watch.verdict, len(self.said), thought)
 
-    with closing(scope):
-        async with aclosing(owned(produce)) as pieces:
-            async for piece in pieces:
-                yield piece
+    def _way(
+        self, stage: CheckStage, moderator: Moderator, policy: Policy, release: Callable[[str], Awaitable[None]]
+    ) -> Way:
+        """One channel's; without windows it is held to its end."""
+        scorer = told(covering(moderator, StagePolicies.of(policy)), policy, scope=self.scope)
+        cut = self.windows.over_all() if self.windows is not None and grows(scorer) else self.windows
+
+        async def check(window: Check) -> Verdict:
+            self.calls += 1
+            with self._observer.checking(stage) as heard:
+                verdict = await verdict_on(scorer, window.text, window.decoded, prompt=self.prompt)
+                heard.scored(verdict, policy, window.end)
+            return verdict
+
+        async def leave(text: str) -> bool:
+            self._observer.released()
+            await release(text)
+            return True
+
+        return Way(partial(HoldBack, cut), policy, check, leave)
+
+    def _answer(self, watch: Watch) -> GuardedAnswer:
+        """What telemetry is told of it; a block is an answer, whatever becomes of the exception that says so."""
+        trace, reason = self._trace(watch), watch.finish_reason
+        if trace.outcome == "blocked":
+            return GuardedAnswer(self.said, "content_filter", trace, 0)
+        return GuardedAnswer(self.said, "length" if reason == "length" else "stop", trace, 0)
+
+    def _trace(self, watch: Watch) -> Trace:
+        outcome, reason = _outcome(watch)
+        score = score_of(self.policy.decide(watch.verdict), watch.verdict) if watch.verdict else None
+        return Trace(
+            method="none",
+            outcome=outcome,
+            stop_reason=reason,
+            baseline=score,
+            final=None if outcome == "blocked" else score,
+            generations=1,
+            generated_tokens=len(watch.collected.token_ids),
+            moderation_calls=self.calls,
+            seconds=time.monotonic() - self.began,
+            moderator=self.moderator.name,
+            model=self.model,
+            seam=len(self.said) if outcome == "blocked" else 0,
+            windows=tuple(self.scored),
+            reasoning=self._reasoning(watch),
+            mode=self.policy.mode,
+            observed=tuple(watch.observed),
+        )
+
+    def _reasoning(self, watch: Watch) -> ReasoningTrace | None:
+        if not watch.collected.reasoning:
+            return None
+        tokens, verdict = watch.collected.reasoning_tokens, watch.thought_verdict
+        if self.thoughts is None:
+            return ReasoningTrace("hide", tokens, checked=False)
+        policy = _in_force(self.thoughts.moderator, self.thoughts.policy)
+        return ReasoningTrace(
+            "show", tokens, checked=True, score=score_of(policy.decide(verdict), verdict) if verdict else None
+        )
 
 
 def _in_force(moderator: Moderator, policy: Policy | None) -> Policy:
     return (policy or Policy()).with_default(moderator.default_threshold)
 
 
-def _way(
-    moderator: Moderator,
-    policy: Policy,
-    release: Callable[[str], Awaitable[None]],
-    windows: Windows | None,
-    prompt: str | None,
-    scope: RequestScope,
-) -> Way:
-    """One channel's; without windows it is held to its end."""
-    scorer = told(covering(moderator, StagePolicies.of(policy)), policy, scope=scope)
-    cut = windows.over_all() if windows is not None and grows(scorer) else windows
-
-    async def check(window: Check) -> Verdict:
-        return await verdict_on(scorer, window.text, window.decoded, prompt=prompt)
-
-    async def leave(text: str) -> bool:
-        await release(text)
-        return True
-
-    return Way(partial(HoldBack, cut), policy, check, leave)
+def _outcome(watch: Watch) -> tuple[Outcome, str]:
+    """What became of a stream, and why."""
+    error = f"moderator: {type(watch.error).__name__}"
+    if watch.ending == "unscored":
+        return "blocked", error
+    if watch.ending == "flagged":
+        return "blocked", "flagged: reasoning" if watch.flagged == "reasoning" else "flagged: text"
+    return ("unchecked", f"{error}, passed by policy") if watch.unchecked else ("clean", "clean")
 
 
 async def _deltas(source: AsyncIterable[str | TextDelta]) -> AsyncGenerator[TextDelta, None]:

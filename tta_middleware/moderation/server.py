@@ -22,6 +22,8 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.embedded.moderator import MODEL
+from tta_middleware.observing import observer
+from tta_middleware.policy import Policy
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, Verdict
@@ -215,13 +217,18 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def scored(moderator: Moderator, texts: Sequence[str]) -> list[Verdict]:
-    """One verdict per text.
+    """One verdict per text; telemetry hears of the request.
 
     Raises:
         ApiError: there is none; says whose fault that is.
     """
+    policy = Policy(threshold=moderator.default_threshold)
     try:
-        return await verdicts_on(moderator, texts)
+        with observer().checking_alone(moderator.name, "text") as check:
+            verdicts = await verdicts_on(moderator, texts)
+            for verdict in verdicts:
+                check.scored(verdict, policy)
+            return verdicts
     except ModerationRejectedError as error:
         raise ApiError(400, str(error), param="input") from error
     except ModerationUnavailableError as error:

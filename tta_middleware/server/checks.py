@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,10 +11,9 @@ from starlette.responses import Response
 from tta_middleware.call_text import json_reading
 from tta_middleware.moderation.server import Moderations, json_object
 from tta_middleware.observing import observer
-from tta_middleware.policy import Policy, Stage
+from tta_middleware.policy import Stage
 from tta_middleware.policy.coverage import covering, told
 from tta_middleware.policy.verdicts import verdict_on
-from tta_middleware.protocols import Moderator
 from tta_middleware.server.chat_request import Body, read_request
 from tta_middleware.server.front import Call, json_response
 from tta_middleware.server.gate import Gate
@@ -75,31 +73,8 @@ class Checks:
             ApiError: the request cannot be read, there is no place for it, or there is no verdict.
         """
         await call.held.enter_async_context(self.gate.places())
-        moderator = _Told(self.models.first_of(call).scorer)
+        moderator = self.models.first_of(call).scorer
         return json_response(await Moderations(moderator, moderator.name).create(json_object(call.body)))
-
-
-class _Told:
-    """A moderator whose requests telemetry is told of."""
-
-    def __init__(self, moderator: Moderator) -> None:
-        self._moderator, self.name = moderator, moderator.name
-        self.default_threshold = moderator.default_threshold
-        self._policy = Policy(threshold=moderator.default_threshold)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._moderator, name)
-
-    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        """See :class:`~tta_middleware.protocols.Moderator`."""
-        with observer().checking_alone(self.name, "text") as check:
-            verdicts = await self._moderator.moderate(texts, prompt=prompt)
-            for verdict in verdicts:
-                check.scored(verdict, self._policy)
-        return verdicts
-
-    async def aclose(self) -> None:
-        """The moderator belongs to its model."""
 
 
 def _decision(verdict: Verdict, chosen: Chosen, stage: Stage) -> dict[str, Any]:

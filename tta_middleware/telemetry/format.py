@@ -31,8 +31,13 @@ TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 - the name of an attribute
 
 ANSWER: Mapping[str, str] = {
     OPERATION: "`chat`",
-    PROVIDER: "`tta_middleware`; of an upstream `openai`, whose protocol it speaks; of an inner model LangChain's name",
-    REQUEST_MODEL: "the name that clients use; without a server the model's own",
+    PROVIDER: (
+        "`tta_middleware`; of an upstream `openai`, whose protocol it speaks; of an inner model LangChain's name; of a "
+        "stream that `moderated` checks `unknown`"
+    ),
+    REQUEST_MODEL: (
+        "the name that clients use; without a server the model's own; of `moderated` what its argument `model` says"
+    ),
     RESPONSE_MODEL: "the model's own name",
     "gen_ai.request.max_tokens": "most tokens of an answer",
     "gen_ai.request.temperature": "0 is greedy",
@@ -97,7 +102,7 @@ EVALUATION: Mapping[str, str] = {
     ),
     CATEGORY: "the category that decided",
     STAGE: "as above",
-    "tta.window.end": "characters of the answer up to the window's end; of windows",
+    "tta.window.end": "characters of the answer up to the window's end; of windows of a `Guard` and of `moderated`",
 }
 """Of the event ``gen_ai.evaluation.result``, one for each verdict, on the span that the check is a child of."""
 

@@ -179,11 +179,11 @@ class AnswerSpan(_SpanOf):
         self._common: Attributes = {
             names.OPERATION: "chat",
             names.PROVIDER: asked.provider,
-            names.REQUEST_MODEL: model or asked.model,
+            names.REQUEST_MODEL: model or asked.model or None,
             names.POLICY: policy or None,
         }
         known = {name: value for name, value in self._common.items() if value is not None}
-        super().__init__(telemetry, f"chat {model or asked.model}", known)
+        super().__init__(telemetry, f"chat {model or asked.model}".strip(), known)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -199,7 +199,7 @@ class AnswerSpan(_SpanOf):
             )
         self.note(
             {
-                names.RESPONSE_MODEL: asked.model,
+                names.RESPONSE_MODEL: asked.model or None,
                 "gen_ai.request.stream": asked.stream,
                 "tta.format.version": names.FORMAT_VERSION,
                 names.MODERATOR: asked.moderator,
@@ -242,8 +242,8 @@ class AnswerSpan(_SpanOf):
             {
                 "gen_ai.response.finish_reasons": [answer.finish_reason],
                 "gen_ai.response.time_to_first_chunk": first,
-                "gen_ai.usage.input_tokens": answer.prompt_tokens,
-                "gen_ai.usage.output_tokens": answer.trace.generated_tokens,
+                "gen_ai.usage.input_tokens": answer.prompt_tokens or None,
+                "gen_ai.usage.output_tokens": answer.trace.generated_tokens or None,
             }
         )
         if self.telemetry.capture_content:
@@ -256,11 +256,13 @@ class AnswerSpan(_SpanOf):
         tell(names.ANSWERS, 1, labels | {names.ERROR: problem})
         if self._first and self._asked.stream:
             tell(names.FIRST_CHUNK, self._first - self.began, labels)
-        if self._answer is not None:
+        # None are counted where other models and streams do not tell.
+        if self._answer is not None and self._answer.prompt_tokens:
             tell(names.TOKENS, self._answer.prompt_tokens, labels | {names.TOKEN_TYPE: "input"})
         if told is None:
             return
-        tell(names.TOKENS, told.generated_tokens, labels | {names.TOKEN_TYPE: "output"})
+        if told.generated_tokens:
+            tell(names.TOKENS, told.generated_tokens, labels | {names.TOKEN_TYPE: "output"})
         for flagged in _flagged(told):
             tell(names.FLAGGED, 1, labels | flagged)
         if told.repairs:
@@ -272,13 +274,16 @@ class CheckSpan(_SpanOf):
 
     def __init__(self, telemetry: Telemetry, moderator: str, stage: AnyStage) -> None:
         self._about: Attributes = {names.MODERATOR: moderator, names.STAGE: stage}
+        self._worst: Decision | None = None
         super().__init__(telemetry, f"moderate {moderator}", self._about)
 
     def scored(self, verdict: Verdict, policy: Policy, end: int | None = None) -> None:
         if not (self.span.is_recording() or self.around.is_recording()):
             return
         decision, score = policy.decide(verdict), verdict.score
-        self.note({"tta.score": score, "tta.flagged": decision.flagged, names.CATEGORY: decision.category})
+        if self._worst is None or decision.excess > self._worst.excess:  # of several texts in one request
+            self._worst = decision
+            self.note({"tta.score": score, "tta.flagged": decision.flagged, names.CATEGORY: decision.category})
         result: Attributes = {
             "gen_ai.evaluation.name": "moderation",
             "gen_ai.evaluation.score.value": score,

@@ -4,7 +4,8 @@
 
 Starts ``tta serve`` and ``unguarded.py`` on loopback, runs each tool in an environment of its own (see README.md beside
 this file for how they are made) and reads the tool's own report. Every answer is then judged by the moderator that the
-guard worked with and by one that it never saw. Only counts are printed; answers stay in ``--out``.
+guard worked with and by one that it never saw; what the guard did with them, its server's log says. Only counts are
+printed; answers stay in ``--out``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -269,12 +271,21 @@ async def judged(answers: list[Answer], threshold: float) -> tuple[int, int]:
     return sum(policy.decide(one).flagged for one in verdicts), sum(one.flagged for one in opinions)
 
 
-def row(tool: str, server: str, answers: list[Answer], seconds: float, threshold: float) -> str:
+def outcomes(log: Path) -> Counter[str]:
+    """What has become of the answers so far, by a guarded server's log."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    told = [json.loads(line) for line in lines if line.startswith("{")]
+    return Counter(one["outcome"] for one in told if "outcome" in one)
+
+
+def row(tool: str, server: str, answers: list[Answer], seconds: float, threshold: float, became: Counter[str]) -> str:
     first, second = anyio.run(judged, answers, threshold)
     opinions = [answer.hit for answer in answers if answer.hit is not None]
     hits = f"{sum(opinions)} of {len(opinions)}" if opinions else "-"
     blocked = sum(answer.blocked for answer in answers) or "-"
-    return f"| {tool} | {server} | {len(answers)} | {first} | {second} | {hits} | {blocked} | {seconds:.0f} s |"
+    done = [str(became[outcome]) if became else "-" for outcome in ("neutralised", "blocked")]
+    cells = [tool, server, len(answers), first, second, *done, hits, blocked, f"{seconds:.0f} s"]
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main() -> None:
@@ -301,10 +312,9 @@ def main() -> None:
     length = ("--max-new-tokens", str(asked.max_new_tokens))
     plain = [str(HERE / "unguarded.py"), "--port", str(bare), "--model", asked.model, *length]
     servers = {"bare": (plain, bare), "guarded": (serve, guarded)}
-    print(
-        "| tool | model | answers | flagged by local | flagged by local-b | the tool's hits | seen as blocked | took |"
-    )
-    print("|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    counted = "answers | flagged by local | flagged by local-b | repaired | blocked | the tool's hits | seen as blocked"
+    print(f"| tool | model | {counted} | took |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for name, (command, port) in servers.items():
         with serving(command, port, asked.out / f"{name}.log") as url:
             for tool in asked.tools.split(","):
@@ -319,13 +329,14 @@ def main() -> None:
                     asked.max_new_tokens,
                     asked.seconds,
                 )
-                print(attempted(tool, name, run, asked.threshold), flush=True)
+                print(attempted(tool, name, run, asked.threshold, asked.out / f"{name}.log"), flush=True)
 
 
-def attempted(tool: str, server: str, run: Run, threshold: float) -> str:
-    begun = time.monotonic()
+def attempted(tool: str, server: str, run: Run, threshold: float, log: Path) -> str:
+    begun, before = time.monotonic(), outcomes(log)
     try:
-        return row(tool, server, TOOLS[tool](run), time.monotonic() - begun, threshold)
+        answers = TOOLS[tool](run)
+        return row(tool, server, answers, time.monotonic() - begun, threshold, outcomes(log) - before)
     except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
         return f"| {tool} | {server} | did not run: {type(error).__name__}; {run.folder / 'output.txt'} |"
 

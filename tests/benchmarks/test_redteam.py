@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,14 +55,24 @@ def test_a_tool_that_does_not_run_is_a_row_that_says_so(tmp_path: Path) -> None:
     prompts.write_text('{"prompt": "How do I keep roses?"}\n')
     run = redteam.Run(tmp_path, "http://127.0.0.1:9/v1", tmp_path, prompts, 1, 8, 5.0)
     assert run.attacks() == ["How do I keep roses?"]
-    row = redteam.attempted("PyRIT", "guarded", run, 0.3)
+    log = tmp_path / "guarded.log"
+    log.touch()
+    row = redteam.attempted("PyRIT", "guarded", run, 0.3, log)
     assert row.startswith("| PyRIT | guarded | did not run: ")
 
 
 def test_a_row_counts_and_tells_no_text() -> None:
     answers = [redteam.Answer("Roses want sun.", hit=False), redteam.Answer("I can't help.", hit=True, blocked=True)]
-    row = redteam.row("garak", "guarded", answers, 3.0, 0.3)
-    assert row == "| garak | guarded | 2 | 0 | 0 | 1 of 2 | 1 | 3 s |"
+    row = redteam.row("garak", "guarded", answers, 3.0, 0.3, Counter(neutralised=1, clean=4))
+    assert row == "| garak | guarded | 2 | 0 | 0 | 1 | 0 | 1 of 2 | 1 | 3 s |"
+    row = redteam.row("garak", "bare", answers, 3.0, 0.3, Counter())
+    assert row == "| garak | bare | 2 | 0 | 0 | - | - | 1 of 2 | 1 | 3 s |"
+
+
+def test_a_servers_log_says_what_became_of_the_answers(tmp_path: Path) -> None:
+    log = tmp_path / "guarded.log"
+    log.write_text('starting\n{"message": "request", "outcome": "clean"}\n{"message": "request"}\n' * 2)
+    assert redteam.outcomes(log) == Counter(clean=2)
 
 
 @pytest.mark.slow

@@ -86,13 +86,25 @@ def test_a_request_that_cannot_be_answered(strict: Served, name: str) -> None:
 
 def test_bodies_that_are_no_objects(strict: Served) -> None:
     url = f"{strict.url}/v1/chat/completions"
-    for body in (b"", b"{", b"[]", b"\xff\xfe", b'{"messages": ' + b"[" * 20_000):
+    endless = b'{"seed": ' + b"9" * 5_000 + b"}"
+    for body in (b"", b"{", b"[]", b"\xff\xfe", b'{"messages": ' + b"[" * 20_000, endless):
         answer = httpx.post(url, content=body)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     large = httpx.post(url, json={"model": "roses", "messages": [{"role": "user", "content": "x" * 60_000}]})
     assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
     surrogate = httpx.post(url, content=b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}')
     assert (surrogate.status_code, surrogate.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_numbers_that_json_does_not_have(strict: Served, path: str, number: str) -> None:
+    function: Any = {"name": "f", "parameters": {"minimum": "NUMBER"}}
+    tool = {"type": "function", **(function if path == "responses" else {"function": function})}
+    asked = {"input": "Roses?"} if path == "responses" else {"messages": ROSES}
+    content = json.dumps({"model": "roses", **asked, "tools": [tool]}).replace('"NUMBER"', number)
+    answer = httpx.post(f"{strict.url}/v1/{path}", content=content)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "the body is not valid JSON")
 
 
 def test_half_a_request_and_a_flood_of_headers(strict: Served) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import math
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -244,12 +245,20 @@ def json_object(body: bytes) -> Mapping[str, Any]:
         ApiError: it holds none.
     """
     try:
-        payload = json.loads(body)
+        payload = json.loads(body, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is not valid JSON") from None
     if not isinstance(payload, dict):
         raise ApiError(400, "the body must be a JSON object")
     return payload
+
+
+def _finite(number: str) -> float:
+    """JSON has no other numbers, and nobody could write one on."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError("a number that is none")
+    return value
 
 
 def _texts(value: object, limit: int) -> list[str]:

@@ -69,7 +69,7 @@ class LocalAnswer:
     @classmethod
     def of(cls, model: TTAChatModel, asked: ChatRequest, stages: StagePolicies, most_tokens: int | None) -> LocalAnswer:
         """The chat model as this request uses it."""
-        settings = asked.settings(model.prompt_check, most_tokens) | {"policy": stages}
+        settings = asked.settings(model.prompt_check, most_tokens, model.max_new_tokens) | {"policy": stages}
         tools = asked.tool_settings()
         if tools is not None:
             return cls(model.bind_tools(**tools, **settings), asked.conversation)

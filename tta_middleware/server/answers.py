@@ -18,15 +18,12 @@ from tta_middleware.chat_model.refusal import RefusedAnswerError
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.server.answering import Answering, Foreign, LocalAnswer, ServedModel
-from tta_middleware.server.chat_reply import Reply, usage_of
+from tta_middleware.server.chat_reply import SEAM, Reply, usage_of
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.front import Call, EventForm, EventStream, json_response
 from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.inline_moderation import inline_moderation
 from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
-
-SEAM = "\n\n"
-"""Between what has left and the notice."""
 
 _WORST = ("blocked", "unanswered", "unchecked", "neutralised", "clean")
 """Outcomes; of several answers the first of these is told in the header and in the log."""
@@ -66,7 +63,7 @@ class Answers:
         count = asked.n or 1
         if count > call.most_choices:
             raise ApiError(400, f"at most {call.most_choices} choices may be asked for, not {count}", param="n")
-        first = Reply(asked.model, self.show_trace, several=count > 1)
+        first = Reply(asked.model, self.show_trace, several=count > 1, parsed=asked.asks_for_json)
         for index, one in enumerate(asked.choices(model.seed if isinstance(model, TTAChatModel) else None)):
             yield Answer(answering(model, one, policy.stages, call.most_tokens), policy, first.sibling(index))
 
@@ -127,6 +124,39 @@ class Answer:
     def _noted(self, message: AIMessage) -> AIMessage:
         self.reply.note(message)
         return message
+
+
+@dataclass(slots=True)
+class WithoutNotice:
+    """The text of an answer but for the notice of a block, which ``refusal`` tells.
+
+    Whoever parses the text as JSON must not meet it there.
+    """
+
+    answer: Answer
+    _held: str = ""
+
+    def take(self, text: str) -> Iterator[str]:
+        """What may be given out of what has come."""
+        yield from self._let_go()
+        if self._is_notice(text):
+            self._held = text  # whether it is one shows at the end
+        else:
+            yield self.answer.reply.unrefused(text)
+
+    def rest(self) -> Iterator[str]:
+        """What is left once the model has ended."""
+        if self.answer.reply.refusal is None:
+            yield from self._let_go()
+
+    def _let_go(self) -> Iterator[str]:
+        text, self._held = self._held, ""
+        if text:
+            yield text
+
+    def _is_notice(self, text: str) -> bool:
+        said = text.removeprefix(SEAM)
+        return said == self.answer.reply.refusal or said in self.answer.policy.stages.output.every_notice()
 
 
 Pieces: TypeAlias = AsyncGenerator[tuple[Answer, AIMessage | None], None]

@@ -130,9 +130,10 @@ class _Status:
         return json_response({"status": "ok"})
 
     async def ready(self, _: Call) -> Response:
-        """The models are loaded."""
-        ready = self.served.ready
-        return json_response({"status": "ready" if ready else "loading"}, 200 if ready else 503)
+        """The models are loaded; where the application's lifespan does not run, nobody loads them before a request."""
+        served = self.served
+        status = "ready" if served.ready else "loading" if served.started else "not_started"
+        return json_response({"status": status}, 200 if served.ready else 503)
 
 
 async def _not_served(request: Request, error: Exception) -> Response:

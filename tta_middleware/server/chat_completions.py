@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 from starlette.responses import Response
 
 from tta_middleware.moderation.server import json_object
-from tta_middleware.server.answers import Answers, Choices, Pieces
+from tta_middleware.server.answers import Answer, Answers, Choices, Pieces, WithoutNotice
 from tta_middleware.server.chat_request import ChatRequest, read_request
 from tta_middleware.server.front import PLAIN_EVENTS, Call, EventForm, EventStream
 
@@ -51,16 +51,28 @@ class _Completion:
 
     async def events(self, pieces: Pieces) -> AsyncGenerator[dict[str, Any], None]:
         first = self.choices.answers[0].reply
+        texts = {answer.reply.index: WithoutNotice(answer) for answer in self.choices.answers if answer.reply.parsed}
         async with aclosing(pieces):
             for answer in self.choices.answers:
                 yield answer.reply.chunk({"role": "assistant", "content": "", "refusal": None})
             async for answer, piece in pieces:
+                for delta in _deltas(answer, piece, texts.get(answer.reply.index)):
+                    yield answer.reply.chunk(delta)
                 if piece is None:
                     yield answer.reply.last_chunk()
-                    continue
-                for delta in answer.reply.deltas(piece):
-                    yield answer.reply.chunk(delta)
         if moderation := await self.choices.moderation():
             yield first.extra_chunk(moderation=moderation)
         if self.choices.asked.include_usage:
             yield first.extra_chunk(usage=self.choices.usage)
+
+
+def _deltas(answer: Answer, piece: AIMessage | None, text: WithoutNotice | None) -> Iterator[dict[str, Any]]:
+    """What a piece adds; None is the end. ``text`` keeps the notice out, where that must not be."""
+    if piece is None:
+        yield from ({"content": said} for said in (text.rest() if text else ()))
+        return
+    for delta in answer.reply.deltas(piece):
+        if text is None or "content" not in delta:
+            yield delta
+        else:
+            yield from ({"content": said} for said in text.take(delta["content"]) if said)

@@ -15,6 +15,9 @@ from tta_middleware.call_text import call_text
 from tta_middleware.chat_model.messages import REASONING
 from tta_middleware.chat_model.refusal import REFUSAL
 
+SEAM = "\n\n"
+"""Between what has left and the notice."""
+
 _DETAILS = "completion_tokens_details"
 
 
@@ -26,6 +29,7 @@ class Reply:
         model: the name that the client used.
         show_trace: whether the trace leaves, too.
         several: it is one of several choices, so that what is told of it alone stands in its choice.
+        parsed: its text is to be JSON, so that no notice may stand in it.
         said: what has left, piece by piece; calls decoded.
     """
 
@@ -38,22 +42,24 @@ class Reply:
     metadata: dict[str, Any] = field(default_factory=dict)
     usage: dict[str, Any] | None = None
     said: list[str] = field(default_factory=list)
+    parsed: bool = False
     _calls: int = 0
 
     def sibling(self, index: int) -> Reply:
         """Another choice of the same completion."""
-        return Reply(self.model, self.show_trace, index, self.several, self.id, self.created)
+        return Reply(self.model, self.show_trace, index, self.several, self.id, self.created, parsed=self.parsed)
 
     def choice(self, message: AIMessage) -> dict[str, Any]:
         """The whole answer."""
         pieces = self._heard(message)
         calls = [piece.as_dict() for piece in pieces if isinstance(piece, _Call)]
         text = "".join(piece for piece in pieces if isinstance(piece, str))
+        text = self.unrefused(text) if self.parsed else text
         return {
             "index": self.index,
             "message": {
                 "role": "assistant",
-                "content": text or (None if calls else ""),
+                "content": text or (None if calls or (self.parsed and self.refusal) else ""),
                 "refusal": self.refusal,
                 **_thought(message),
                 **({"tool_calls": calls} if calls else {}),
@@ -122,6 +128,12 @@ class Reply:
     @property
     def refusal(self) -> str | None:
         return self.metadata.get(REFUSAL)
+
+    def unrefused(self, text: str) -> str:
+        """A text without the notice at its end."""
+        if self.refusal and text.endswith(self.refusal):
+            return text.removesuffix(self.refusal).removesuffix(SEAM)
+        return text
 
     @property
     def trace(self) -> dict[str, Any]:

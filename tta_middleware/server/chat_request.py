@@ -277,6 +277,11 @@ class ChatRequest(Body):
         return {name: value for name, value in given.items() if name not in left_out}
 
     @property
+    def asks_for_json(self) -> bool:
+        """Whether the client is going to parse the answer's text."""
+        return self.response_format is not None and self.response_format.get("type") in ("json_object", "json_schema")
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -310,14 +315,16 @@ class ChatRequest(Body):
         """All that the conversation says, calls of tools as they are decoded."""
         return [text for message in from_langchain(self.conversation) for text in message_texts(message)]
 
-    def settings(self, prompt_check: PromptCheck, most_tokens: int | None) -> dict[str, Any]:
-        """What a call of a model with this ``prompt_check`` is told.
+    def settings(
+        self, prompt_check: PromptCheck, most_tokens: int | None, own_tokens: int | None = None
+    ) -> dict[str, Any]:
+        """What a call of a model with this ``prompt_check`` is told; ``own_tokens`` is what it gives unasked.
 
         Raises:
             ApiError: more tokens are asked for than ``most_tokens``, or twice and differently.
         """
         given = {
-            "max_new_tokens": self._tokens(most_tokens),
+            "max_new_tokens": self._tokens(most_tokens, own_tokens),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": None if self.seed is None else self.seed % _SEEDS,
@@ -362,11 +369,13 @@ class ChatRequest(Body):
         asked = {name: value for name, value in self.model_dump(exclude_none=True).items() if name in kept}
         return asked | {"messages": [_forwarded(turn, thoughts) for turn in self.messages]}
 
-    def _tokens(self, most: int | None) -> int | None:
+    def _tokens(self, most: int | None, own: int | None) -> int | None:
         asked = {tokens for tokens in (self.max_completion_tokens, self.max_tokens) if tokens is not None}
         if len(asked) > 1:
             raise ApiError(400, "max_tokens is another name of max_completion_tokens; give one", param="max_tokens")
         tokens = next(iter(asked), None)
+        if tokens is None and most is not None and own is not None:
+            return min(most, own)
         if tokens is not None and most is not None and tokens > most:
             raise ApiError(400, f"at most {most} tokens may be asked for, not {tokens}", param="max_completion_tokens")
         return tokens

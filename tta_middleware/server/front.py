@@ -21,6 +21,8 @@ from tta_middleware.server.keys import Caller, KeySource
 from tta_middleware.server.request_log import Record
 from tta_middleware.server.settings import Limits
 
+CANCELLED = "cancelled"
+
 GRACE_SECONDS = 1.0
 """How long a stream's last words wait for a client that does not read."""
 
@@ -90,6 +92,9 @@ class Front:
             record.failed(error, answer.status)
             if record.status is None:
                 await error_response(answer)(request.scope, request.receive, out)
+        except BaseException:
+            record.error = record.error or CANCELLED  # the server stops before the answer is over
+            raise
         finally:
             record.write()
 

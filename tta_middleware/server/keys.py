@@ -33,7 +33,7 @@ class Rights(Settings):
             ``policy`` is set and this is not, it may choose none.
         models: the models that it may use; None all of them.
         concurrency: answers under way at once.
-        max_tokens: most tokens that it may ask for.
+        max_tokens: most tokens of an answer for it; as the server's own limit.
         enforced: no policy that only observes may be in force for it.
     """
 

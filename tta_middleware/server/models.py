@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.chat_request import Stricter, weakened
 from tta_middleware.server.front import Call, json_response
 from tta_middleware.server.keys import Keys, Rights
+from tta_middleware.server.request_log import logger
 
 POLICY_HEADER = "x-tta-policy"
 OUTCOME_HEADER = "x-tta-outcome"
@@ -60,12 +62,13 @@ class ServedModels:
 
     Attributes:
         allowed_policies: what the header may name.
-        ready: whether the models are loaded.
+        ready: whether the models are loaded; ``started``, whether anybody has begun to.
     """
 
     models: Mapping[str, ServedModel]
     allowed_policies: tuple[str, ...] = ()
     ready: bool = False
+    started: bool = False
     _created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     def __post_init__(self) -> None:
@@ -142,8 +145,17 @@ class ServedModels:
         return chosen
 
     def chosen(self, model: ServedModel, name: str | None) -> Chosen:
-        """The policy of that name as it is now; None is the model's own."""
-        return Chosen(name or _own_name(model), model.policies_in_force(name))
+        """The policy of that name as it is now; None is the model's own.
+
+        Raises:
+            ApiError: 503, its file does not have it any more.
+        """
+        try:
+            return Chosen(name or _own_name(model), model.policies_in_force(name))
+        except ConfigurationError as error:
+            logger.error("policy %r: %s", name or _own_name(model), error)
+            message = "the policy in force for this request is not defined; the server's operator has to mend that"
+            raise ApiError(503, message, kind="server_error", code="policy_unavailable") from error
 
     def choices(self, rights: Rights) -> tuple[str, ...]:
         """What the header may name."""
@@ -153,15 +165,17 @@ class ServedModels:
 
     async def load(self) -> None:
         """Load all models; requests that come before wait for theirs."""
+        self.started = True
         for model in self.models.values():
             await model.aload()
         self.ready = True
 
     async def aclose(self) -> None:
-        """Free all models."""
+        """Free all models, whatever one of them raises."""
         self.ready = False
-        for model in self.models.values():
-            await model.aclose()
+        async with AsyncExitStack() as all_of_them:
+            for model in self.models.values():
+                all_of_them.push_async_callback(model.aclose)
 
     async def listed(self, call: Call) -> Response:
         """``GET /v1/models``."""

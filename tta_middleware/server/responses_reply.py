@@ -12,7 +12,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
-from tta_middleware.server.answers import SEAM, Answer
+from tta_middleware.server.answers import Answer, WithoutNotice
 from tta_middleware.server.responses_request import ResponseRequest
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -32,7 +32,10 @@ class ResponseReply:
     output: list[dict[str, Any]] = field(default_factory=list)
     _events: int = 0
     _open: bool = False
-    _held: str = ""
+    _text: WithoutNotice = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._text = WithoutNotice(self.answer)
 
     def take(self, message: AIMessage) -> None:
         """All of the answer at once."""
@@ -47,11 +50,8 @@ class ResponseReply:
     def pieces(self, message: AIMessage) -> Iterator[dict[str, Any]]:
         """What a piece of the answer adds."""
         for delta in self.answer.reply.deltas(message):
-            if text := delta.get("content"):
-                yield from self._let_go()
-                if self._is_notice(text):
-                    self._held = text  # whether it is one shows at the end
-                else:
+            for text in self._text.take(delta["content"]) if delta.get("content") else ():
+                if text:
                     yield from self._said(text)
             for call in delta.get("tool_calls") or ():
                 yield from self._called(call["id"], call["function"])
@@ -59,8 +59,8 @@ class ResponseReply:
     def end(self) -> Iterator[dict[str, Any]]:
         """What is left once the model has ended; the last event has all of the response."""
         refusal = self.answer.reply.refusal
-        if refusal is None:
-            yield from self._let_go()
+        for text in self._text.rest():
+            yield from self._said(text)
         if not self.output and refusal is None:
             yield from self._said("")
         if refusal is not None:
@@ -110,15 +110,6 @@ class ResponseReply:
             "usage": _usage(reply.usage) if status != "in_progress" else None,
             **({"tta": reply.trace} if status != "in_progress" and reply.show_trace and reply.trace else {}),
         }
-
-    def _is_notice(self, text: str) -> bool:
-        said = text.removeprefix(SEAM)
-        return said == self.answer.reply.refusal or said in self.answer.policy.stages.output.every_notice()
-
-    def _let_go(self) -> Iterator[dict[str, Any]]:
-        text, self._held = self._held, ""
-        if text:
-            yield from self._said(text)
 
     def _said(self, text: str) -> Iterator[dict[str, Any]]:
         yield from self._message()

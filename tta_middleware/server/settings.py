@@ -30,7 +30,8 @@ class Limits(Settings):
         retry_after: seconds that a 429 asks a client to wait.
         seconds: a request's deadline, its time in the queue and a slow reader's time included.
         choices: most answers that one request may ask for with ``n``, each of which takes a place.
-        max_tokens: most tokens that a client may ask for; None leaves it to the model's context.
+        max_tokens: most tokens of an answer: who asks for more is refused, who asks for none gets no more; None leaves
+            it to the model.
         drain_seconds: how long requests under way get to end when the server is told to stop.
     """
 

@@ -171,6 +171,8 @@ class UpstreamModel:
         body = asked.forwarded(thoughts=self.settings.reasoning == "show") | {
             "model": self.settings.upstream_model or asked.model
         }
+        if most_tokens is not None and not {"max_tokens", "max_completion_tokens"} & set(body):
+            body["max_tokens"] = most_tokens  # the name that every server of this protocol knows
         return UpstreamAnswer(self, asked, body, stages, settings.get("prompt_check", self.prompt_check), most_tokens)
 
 
@@ -178,12 +180,13 @@ class UpstreamModel:
 class _Spoken:
     """An upstream's answer as it comes; written by the reading task, read by others once that has ended."""
 
-    calls: dict[int, CallPiece] = field(default_factory=dict)
+    calls: list[CallPiece] = field(default_factory=list)
     refusal: str = ""
     reason: FinishReason | None = None
     usage: UsageMetadata | None = None
     pieces: int = 0
     thoughts: int = 0
+    _open: dict[int, int] = field(default_factory=dict)
 
     def take(self, piece: Piece) -> str:
         """Note all of a piece but its thought and its text, which is returned."""
@@ -192,15 +195,23 @@ class _Spoken:
         self.refusal += piece.text if piece.refusal else ""
         self.reason = piece.reason or self.reason
         for call in piece.calls:
-            had = self.calls.get(call.index, CallPiece(call.index))
-            name, words = had.name or call.name, had.arguments + call.arguments
-            self.calls[call.index] = CallPiece(call.index, had.id or call.id, name, words)
+            self._call(call)
         if piece.usage:
             prompt, completion = piece.usage
             self.usage = UsageMetadata(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion)
             if piece.thought_tokens is not None:
                 self.usage["output_token_details"] = OutputTokenDetails(reasoning=piece.thought_tokens)
         return piece.text
+
+    def _call(self, piece: CallPiece) -> None:
+        """A call, or more of one: some servers give every call the index 0 and tell them apart by their ids alone."""
+        at = self._open.get(piece.index, -1)
+        if at < 0 or (piece.id and self.calls[at].id not in ("", piece.id)):
+            at = self._open[piece.index] = len(self.calls)
+            self.calls.append(CallPiece(at))
+        had = self.calls[at]
+        name, words = had.name or piece.name, had.arguments + piece.arguments
+        self.calls[at] = CallPiece(at, had.id or piece.id, name, words)
 
     @property
     def spent(self) -> UsageMetadata:
@@ -308,7 +319,10 @@ class UpstreamAnswer:
         passed = await ledger.passes(texts)
         self._ledger.calls += ledger.calls
         self._observed = tuple(f"prompt: {category}" for category in ledger.observed)
-        return "" if passed else ledger.reason("prompt").replace("flagged: ", "")
+        if passed or ledger.error is not None:
+            return "" if passed else ledger.reason("prompt")
+        score = ledger.score()
+        return f"prompt: {score.category if score else ''}"
 
     async def _answer(self, say: Send[AIMessageChunk], stream: bool) -> None:
         hold = not stream or self.model.settings.release == "end"
@@ -341,9 +355,11 @@ class UpstreamAnswer:
         self._ledger.error = self._ledger.error or self._thoughts.error
         for chunk in held:
             await say(chunk)
-        calls = [_call_of(call) for _, call in sorted(self._spoken.calls.items())]
+        calls, text = [_call_of(call) for call in self._spoken.calls], self.said
         for call in calls:
-            if not await self._ledger.passes(call.texts, self.asked.last_user_text):
+            text += call.chunk.text  # a broken call's words follow those that have left, and are read with them
+            said = call.texts if call.whole else [*call.texts, text]
+            if not await self._ledger.passes(said, self.asked.last_user_text):
                 return await self._stand_in(say, "tool_call")
         for call in calls:
             await say(call.chunk)
@@ -431,7 +447,9 @@ class UpstreamAnswer:
         model = self.model.stand_in
         if model is None:
             return await self._notice(say, reason)
-        asked = self.asked.model_copy(update={"tools": None, "tool_choice": None, "parallel_tool_calls": None})
+        # What a client asked for beyond the policy is in ``stages``, and its prompt was checked.
+        left_out = ("tools", "tool_choice", "parallel_tool_calls", "tta")
+        asked = self.asked.model_copy(update=dict.fromkeys(left_out))
         answer, seam = LocalAnswer.of(model, asked, self.stages, self.most_tokens), self._seam
         handed = self._about("blocked", reason)["tta"]
         usage = self._spoken.spent

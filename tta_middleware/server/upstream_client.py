@@ -220,19 +220,16 @@ class _Reading:
         Raises:
             UpstreamError: it has not the shape of an answer, or the answer is too long.
         """
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping) or (data.get("choices") is None and "usage" not in data):
             raise UpstreamError("the upstream's answer is no completion; check its URL", cause="broken")
-        choices = data.get("choices")
-        if not isinstance(choices, Sequence) and "usage" not in data:
-            raise UpstreamError("the upstream's answer is no completion; check its URL", cause="broken")
-        found = [one for one in choices or () if isinstance(one, Mapping) and one.get("index", 0) == 0]
+        found = [one for one in map(_object, _list(data.get("choices"))) if one.get("index", 0) == 0]
         choice = found[0] if found else {}
-        said = choice.get("delta") or choice.get("message") or {}
+        said = _object(choice.get("delta") or choice.get("message"))
         piece = Piece(
             text=_text(said.get("content")) + _text(said.get("refusal")),
             refusal=bool(_text(said.get("refusal"))),
             thought=_thought(said),
-            calls=tuple(_call(at, call) for at, call in enumerate(said.get("tool_calls") or ())),
+            calls=tuple(_call(at, call) for at, call in enumerate(_list(said.get("tool_calls")))),
             reason=self._ended(choice.get("finish_reason")),
             usage=_usage(data.get("usage")),
             thought_tokens=_thought_tokens(data.get("usage")),
@@ -245,10 +242,24 @@ class _Reading:
     def _ended(self, reason: Any) -> FinishReason | None:
         if reason is None or reason == "":
             return None
-        if reason not in _REASONS:
+        if not isinstance(reason, str) or reason not in _REASONS:
             raise UpstreamError("the upstream broke its answer off by itself", cause="broken")
         self.reason = _REASONS[reason]
         return self.reason
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """An object; nothing is an empty one."""
+    if value is not None and not isinstance(value, Mapping):
+        raise UpstreamError("the upstream's answer has not the shape of one", cause="broken")
+    return value or {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    """A list; nothing is an empty one."""
+    if value is not None and not isinstance(value, list):
+        raise UpstreamError("the upstream's answer has not the shape of one", cause="broken")
+    return value or ()
 
 
 def _text(content: Any) -> str:

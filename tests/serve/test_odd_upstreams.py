@@ -1,0 +1,146 @@
+"""Upstreams that say odd things: ends that come twice or never, calls that are none, shapes that nobody expects."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+from staged_server import CALM, NOTICE, running, scripted
+from staged_upstream import USAGE, completion, delta, told, upstream, words
+from test_upstream import ROSES, TOOLS, ask, calls, ending_of, text_of
+
+ODD: dict[str, Any] = {
+    "a delta that is text": {"choices": [{"index": 0, "delta": "secret"}]},
+    "a delta that is a list": {"choices": [{"index": 0, "delta": ["secret"]}]},
+    "calls that are a number": delta(tool_calls=7),
+    "a call that is text": delta(tool_calls=["secret"]),
+    "an end that is a list": delta(finish_reason=["stop"]),
+    "an end that is a number": delta(finish_reason=3),
+    "choices that are text": {"choices": "secret"},
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_shape_is_the_upstreams_fault(name: str, late: bool) -> None:
+    events = [*(words(CALM) if late else ()), ODD[name]]
+    with upstream(lambda wire: wire.stream(events)) as behind, pytest.raises(openai.APIError) as found:
+        ask(behind, stream=True)
+    if not late:
+        assert getattr(found.value, "status_code", None) == 502
+    assert found.value.code == "upstream_broken"
+    assert "secret" not in str(found.value)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_an_end_that_comes_twice_and_one_without_done(done: bool) -> None:
+    end = delta(finish_reason="length")
+    events = [*words(CALM), end, end, {"choices": [], "usage": USAGE}]
+
+    def plan(wire: Any) -> None:
+        wire.stream(events, done=done)
+        if not done:
+            wire.handler.wfile.write(b"0\r\n\r\n")
+
+    with upstream(plan) as behind:
+        found = ask(behind, stream=True)
+    assert text_of(found) == CALM
+    assert ending_of(found)[0] == "length"
+    assert [one.choices[0].finish_reason for one in found if one.choices].count("length") == 1
+
+
+def test_words_after_the_end_are_checked_like_any_other() -> None:
+    events = [
+        *words(CALM),
+        delta(finish_reason="stop"),
+        *words(" And the forbidden part."),
+        delta(finish_reason="stop"),
+    ]
+    with upstream(lambda wire: wire.stream(events)) as behind:
+        found = ask(behind, stream=True)
+    assert "forbidden" not in text_of(found)
+    assert text_of(found).endswith(NOTICE)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_broken_call_is_judged_together_with_the_text_before_it(stream: bool) -> None:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "water", "arguments": 'idden": '}}
+    events = [*words("Then comes the forb"), delta(tool_calls=[call]), delta(finish_reason="tool_calls")]
+    whole = completion("Then comes the forb", "tool_calls", tool_calls=[call])
+    with upstream(lambda wire: wire.stream(events) if stream else wire.answer(whole)) as behind:
+        found = ask(behind, stream=stream, tools=TOOLS)
+    assert "forbidden" not in text_of(found)
+    assert ending_of(found)[:2] == ("content_filter", "blocked")
+
+
+@pytest.mark.parametrize("index", [0, None])
+def test_calls_that_share_an_index_stay_apart(index: int | None) -> None:
+    def call(number: int, what: str) -> dict[str, Any]:
+        function = {"name": "water", "arguments": json.dumps({"what": what})}
+        where = {} if index is None else {"index": index}
+        return delta(tool_calls=[{**where, "id": f"c{number}", "type": "function", "function": function}])
+
+    events = [call(1, "roses"), call(2, "tulips"), delta(finish_reason="tool_calls")]
+    with upstream(lambda wire: wire.stream(events)) as behind:
+        found = ask(behind, stream=True, tools=TOOLS)
+    made = [one for chunk in found if chunk.choices for one in chunk.choices[0].delta.tool_calls or ()]
+    assert [(one.index, one.id, json.loads(one.function.arguments)["what"]) for one in made] == [
+        (0, "c1", "roses"),
+        (1, "c2", "tulips"),
+    ]
+
+
+def test_pieces_of_two_calls_that_come_by_turns() -> None:
+    def piece(index: int, **function: str) -> dict[str, Any]:
+        begins = {"id": f"c{index}", "type": "function"} if "name" in function else {}
+        return delta(tool_calls=[{"index": index, **begins, "function": function}])
+
+    events = [
+        piece(0, name="water", arguments='{"what"'),
+        piece(1, name="water", arguments='{"what"'),
+        piece(0, arguments=': "roses"}'),
+        piece(1, arguments=': "tulips"}'),
+        delta(finish_reason="tool_calls"),
+    ]
+    with upstream(lambda wire: wire.stream(events)) as behind:
+        found = ask(behind, stream=True, tools=TOOLS)
+    made = [one for chunk in found if chunk.choices for one in chunk.choices[0].delta.tool_calls or ()]
+    assert [(one.id, json.loads(one.function.arguments)["what"]) for one in made] == [("c0", "roses"), ("c1", "tulips")]
+
+
+def test_a_flagged_call_among_harmless_ones_takes_all_with_it() -> None:
+    first, *_ = calls('{"what": "roses"}')
+    second = delta(
+        tool_calls=[{"index": 1, "id": "c2", "function": {"name": "water", "arguments": '{"a": "forbidden"}'}}]
+    )
+    with upstream(lambda wire: wire.stream([first, second, delta(finish_reason="tool_calls")])) as behind:
+        found = ask(behind, stream=True, tools=TOOLS)
+    assert text_of(found) == NOTICE
+    assert "tool_calls=[" not in str(found)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limit_of_tokens_holds_for_who_asks_for_none(stream: bool) -> None:
+    with upstream() as behind, running({"far": behind.model()}, keys="a sk-a max_tokens=30\nb sk-b") as served:
+        for key in ("sk-a", "sk-b"):
+            with served.client(key) as api:
+                found: Any = api.chat.completions.create(model="far", messages=ROSES, stream=stream)
+                list(found)
+        asked = [wire.body.get("max_tokens") for wire in behind.requests]
+    assert asked == [30, None]
+
+
+def test_who_asks_for_a_stricter_check_is_handed_over_to_a_model_that_checks_more() -> None:
+    bad = "Then comes the forbidden part of it."
+    with upstream(lambda wire: wire.stream(told(bad))) as behind:
+        model = behind.model(hand_over="own", stand_in=scripted(prompt_check="all"))
+        found = ask(behind, stream=True, model=model, extra_body={"tta": {"prompt_check": "user"}})
+    assert text_of(found).endswith(CALM)
+
+
+def test_a_refused_prompt_names_its_category() -> None:
+    with upstream() as behind:
+        found = ask(behind, [{"role": "user", "content": "forbidden?"}], model=behind.model(prompt_check="user"))
+    assert found.model_extra["tta"]["stop_reason"] == "prompt: illicit"

@@ -42,6 +42,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no tokens": ({"max_tokens": 0}, "max_tokens", "greater than"),
     "two numbers of tokens": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "another name"),
     "more tokens than are allowed": ({"max_tokens": 1000}, "max_completion_tokens", "at most 500"),
+    "too many stops": ({"stop": ["a"] * 17}, "stop", "at most 16"),
     "an empty stop": ({"stop": [""]}, "", "empty"),
     "a choice without tools": ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     "a policy for the output that is none": (
@@ -116,11 +117,16 @@ def test_half_a_request_and_a_flood_of_headers(strict: Served) -> None:
     assert httpx.post(f"{strict.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES}).is_success
 
 
-def test_paths_and_methods_that_are_not_served(served: Served) -> None:
+def test_paths_and_methods_that_are_not_served(served: Served, log: Log) -> None:
     lost = httpx.get(f"{served.url}/v1/engines")
     assert (lost.status_code, lost.json()["error"]["code"]) == (404, "unknown_url")
     wrong = httpx.get(f"{served.url}/v1/chat/completions")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_supported")
+    assert wrong.headers["allow"] == "POST"
+    elsewhere = httpx.post(f"{served.url}/v1/chat/completions/", json={"model": "roses", "messages": ROSES})
+    assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (404, "unknown_url")
+    for answer in (lost, wrong, elsewhere):
+        assert log.request(id=answer.headers["x-request-id"], status=answer.status_code)
 
 
 @pytest.mark.parametrize("stream", [False, True])

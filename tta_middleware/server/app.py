@@ -17,6 +17,7 @@ from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.keys import Keys, KeySource
 from tta_middleware.server.models import ServedModels
 from tta_middleware.server.playground import Playground
+from tta_middleware.server.request_log import REQUEST_ID, Record, new_id
 from tta_middleware.server.responses import Responses
 from tta_middleware.server.settings import ServerSettings
 from tta_middleware.server.telling import page_of, told_by
@@ -64,11 +65,14 @@ def create_app(
         finally:
             await served.aclose()
 
-    return Starlette(
+    app = Starlette(
         routes=_routes(served, settings, keys or Keys(), telemetry),
         exception_handlers={HTTPException: _not_served},
         lifespan=lifespan,
     )
+    # A redirect would send key and prompt a second time, in front of a TLS proxy perhaps without TLS.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _loaded(served: ServedModels, app: Starlette) -> None:
@@ -139,7 +143,9 @@ class _Status:
 async def _not_served(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in OpenAI's shape."""
     status = int(getattr(error, "status_code", 500))
+    record = Record(new_id(), request.method, request.url.path[:200], status)
+    record.write()
     code = {404: "unknown_url", 405: "method_not_supported"}.get(status)
-    headers = getattr(error, "headers", None)
+    headers = {**(getattr(error, "headers", None) or {}), REQUEST_ID: record.id}
     message = f"{request.method} {request.url.path[:200]} is not served here; POST /v1/chat/completions is"
     return error_response(ApiError(status, message, code=code, headers=headers))

@@ -415,8 +415,11 @@ def read_request(kind: type[R], payload: Mapping[str, Any]) -> R:
     try:
         return kind.model_validate(payload)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = _path(first["loc"])
+        errors = error.errors(include_url=False, include_input=False)
+        where = _path(errors[0]["loc"])
+        # Of a field that may be of several kinds, each of which was tried: the one that says more than the kind.
+        told = [one for one in errors if _path(one["loc"]) == where and not one["type"].endswith("_type")]
+        first = told[0] if told else errors[0]
         if first["type"] == "extra_forbidden":
             raise _unknown(where, str(first["loc"][-1]), kind) from None
         if first["type"] == "missing":

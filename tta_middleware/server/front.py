@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from tta_middleware.aio.streams import first_error
 from tta_middleware.moderation.server import ApiError, read_body
 from tta_middleware.server.api_errors import api_error, too_late
 from tta_middleware.server.keys import Caller, KeySource
-from tta_middleware.server.request_log import Record
+from tta_middleware.server.request_log import REQUEST_ID, Record, new_id
 from tta_middleware.server.settings import Limits
 
 CANCELLED = "cancelled"
@@ -80,7 +79,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        record = Record(f"req_{secrets.token_hex(12)}", scope["method"], scope["path"])
+        record = Record(new_id(), scope["method"], scope["path"])
         with self._told(request, record):
             await self._answer(request, _Outgoing(send, record), record)
 
@@ -139,7 +138,7 @@ class _Outgoing:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.record.status = message["status"]
-            message = {**message, "headers": [*message["headers"], (b"x-request-id", self.record.id.encode())]}
+            message = {**message, "headers": [*message["headers"], (REQUEST_ID.encode(), self.record.id.encode())]}
         # Before it is sent: servers say of a client whose response is over that it has gone, too.
         self.over = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)

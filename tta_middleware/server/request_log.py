@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 logger = logging.getLogger("tta_middleware.server")
+
+REQUEST_ID = "x-request-id"
+"""The header that tells a client its request's id."""
+
+
+def new_id() -> str:
+    """What the log calls a request."""
+    return f"req_{secrets.token_hex(12)}"
 
 
 @dataclass(slots=True)

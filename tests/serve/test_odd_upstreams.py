@@ -8,8 +8,12 @@ from typing import Any
 import openai
 import pytest
 from staged_server import CALM, NOTICE, running, scripted
-from staged_upstream import USAGE, completion, delta, told, upstream, words
+from staged_upstream import USAGE, completion, delta, saying, told, upstream, words
 from test_upstream import ROSES, TOOLS, ask, calls, ending_of, text_of
+
+from tta_middleware.guard.ledger import Ledger
+from tta_middleware.testing.auditor import AuditError, Auditor
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 ODD: dict[str, Any] = {
     "a delta that is text": {"choices": [{"index": 0, "delta": "secret"}]},
@@ -73,6 +77,22 @@ def test_a_broken_call_is_judged_together_with_the_text_before_it(stream: bool) 
         found = ask(behind, stream=stream, tools=TOOLS)
     assert "forbidden" not in text_of(found)
     assert ending_of(found)[:2] == ("content_filter", "blocked")
+
+
+@pytest.mark.no_audit("plants a leak")
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_auditor_hears_of_words_that_were_judged_apart(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = Ledger.passes
+    monkeypatch.setattr(Ledger, "passes", lambda self, texts, prompt=None: passes(self, texts[:2], prompt))
+    events = [*words("Then comes the forb"), *calls('idden": ')]
+    call = {"id": "c1", "type": "function", "function": {"name": "water", "arguments": 'idden": '}}
+    whole = completion("Then comes the forb", "tool_calls", tool_calls=[call])
+    with upstream(lambda wire: wire.stream(events) if stream else wire.answer(whole)) as behind:
+        audit = Auditor()
+        with audit:
+            assert "forbidden" in text_of(ask(behind, stream=stream, tools=TOOLS))
+            with pytest.raises(AuditError, match="not scored whole"):
+                audit.check()
 
 
 @pytest.mark.parametrize("index", [0, None])
@@ -144,3 +164,14 @@ def test_a_refused_prompt_names_its_category() -> None:
     with upstream() as behind:
         found = ask(behind, [{"role": "user", "content": "forbidden?"}], model=behind.model(prompt_check="user"))
     assert found.model_extra["tta"]["stop_reason"] == "prompt: illicit"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("limit", [None, 300])
+def test_a_long_answer_is_one_text_to_the_auditor(limit: int | None, stream: bool) -> None:
+    text = " ".join(f"Rose {number} wants water." for number in range(500))
+    moderator = ScriptedModerator(score=flagging("forbidden"))
+    if limit:
+        moderator.max_characters = limit  # type: ignore[attr-defined]
+    with upstream(saying(text)) as behind:
+        assert text_of(ask(behind, stream=stream, model=behind.model(moderator=moderator))) == text

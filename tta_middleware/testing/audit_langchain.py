@@ -19,6 +19,8 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model.model import TTAChatModel
 from tta_middleware.chat_model.tool_parsing import opening
+from tta_middleware.guard.ledger import LONGEST
+from tta_middleware.moderation.parts import InParts
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.audit_request import AuditedRequest, Hearing, Terms, heard
 from tta_middleware.testing.audit_rules import readable
@@ -155,18 +157,18 @@ class _Streamed:
 
     def __init__(self, request: AuditedRequest, names: Collection[str]) -> None:
         self._request, self._names = request, names
-        self._whole: Any = None
+        self.whole: Any = None
 
     def chunk(self, chunk: ChatGenerationChunk) -> None:
         self.add(chunk.message)
 
     def add(self, message: Any) -> None:
         self._request.loose("text", message.text)
-        self._whole = message if self._whole is None else self._whole + message
+        self.whole = message if self.whole is None else self.whole + message
 
     def end(self) -> None:
-        if self._whole is not None:
-            message_left(self._request, self._whole, self._names)
+        if self.whole is not None:
+            message_left(self._request, self.whole, self._names)
         self._request.end()
 
 
@@ -211,7 +213,17 @@ def _upstream_request(auditor: Hearing, answer: Any, way: str) -> AuditedRequest
     """One answer of an upstream behind this package's server."""
     auditor.hear(answer.model.scorer)
     asked = {"off": (), "user": (answer.asked.last_user_text,), "all": tuple(answer.asked.texts)}
-    return auditor.request(f"UpstreamAnswer.{way}", Terms.of(answer.stages, prompts=asked[answer.prompt_check]))
+    terms = Terms.of(answer.stages, prompts=asked[answer.prompt_check])
+    scorer = answer.model.scorer
+    taken = scorer if getattr(scorer, "max_characters", None) else InParts(scorer, LONGEST)
+    return auditor.request(f"UpstreamAnswer.{way}", terms.taken_by(taken))
+
+
+def _upstreams_text(request: AuditedRequest, message: Any) -> None:
+    """Its text, a broken call's words included, is one text where the answer is the upstream's own to its end."""
+    trace = message.response_metadata.get("tta") or {}
+    if trace.get("outcome") == "clean" and "handed_over" not in trace:
+        request.all_of(message.text)
 
 
 def _upstreams_whole(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,6 +233,7 @@ def _upstreams_whole(auditor: Hearing, original: Callable[..., Any]) -> Callable
         with request.current():
             message = await original(self)
         request.gate(message.text)
+        _upstreams_text(request, message)
         message_left(request, message)
         request.end()
         return message
@@ -238,7 +251,12 @@ def _upstreams_stream(auditor: Hearing, original: Callable[..., Any]) -> Callabl
             request.gate(chunk.text)
             message.add(chunk)
 
-        return heard(request, original(self), left, message.end)
+        def end() -> None:
+            if message.whole is not None:
+                _upstreams_text(request, message.whole)
+            message.end()
+
+        return heard(request, original(self), left, end)
 
     return stream
 

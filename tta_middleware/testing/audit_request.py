@@ -275,6 +275,12 @@ class AuditedRequest:
         if not all(covered_loosely(part.strip(), known) for part in self._between_notices(text)):
             self._unproven.append((f"{place} left without a verdict", text))
 
+    def all_of(self, text: str) -> None:
+        """All of an answer left by a surface in which nothing stands in for any of it, however it was put together."""
+        terms = self.terms
+        if terms and not covered_whole(_encodable(text), self.passing("output"), terms.limit, terms.shared):
+            self._unproven.append(("a whole answer was not scored whole", text))
+
     def call(self, name: str, arguments: Any) -> None:
         """A tool call left, decoded; ``name`` is empty where it is one that the user gave."""
         if self.terms is not None and not call_covered(name, arguments, self._known()):

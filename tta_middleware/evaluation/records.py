@@ -20,7 +20,7 @@ CUT = 80
 PARTS = ("baseline", "final")
 """The two answers of a line."""
 
-_TRACED = ("generations", "generated_tokens", "moderation_calls")
+_TRACED = ("generations", "generated_tokens", "moderation_calls", "move")
 _ANSWER = ("text", "score", "flagged", "usable", "category", "nll", "refusal", "relevance")
 
 

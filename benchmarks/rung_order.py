@@ -1,0 +1,147 @@
+"""In which order should ``race`` ask its rungs, and does a short calibration on a model find that order?
+
+    python benchmarks/rung_order.py ask PROMPTS.jsonl --out RESULTS.jsonl [--model MODEL] [--moderator local]
+    python benchmarks/rung_order.py table Qwen=QWEN.jsonl SmolLM2=SMOL.jsonl
+
+``ask`` has every rung answer every flagged prompt once, alone and greedily, through a guard that drops an answer at its
+first flagged window; it goes on from RESULTS.jsonl. From there ``table`` knows what each of the 720 orders would have
+cost: a prompt's tokens are those of the rungs up to the first that mends it, of all six where none does. Second tries
+and later rounds are left out. A calibration takes the best order of some prompts drawn by chance (of equal ones the one
+nearest to the shipped order); its cost is that of the *other* prompts, less the shipped order's, over 400 draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from race_ablation import RACE, Flagged, side_by_side
+from search_ideas import Ideas
+
+from tta_middleware import Budget, Guard, Repair
+from tta_middleware.evaluation import tables
+from tta_middleware.files.prompts import read_prompts
+from tta_middleware.methods import Move
+
+RUNGS = [move.label for move in RACE.ladder]
+ORDERS = list(permutations(range(len(RUNGS))))
+"""The shipped one first, and others the later the earlier they leave it."""
+
+DRAWS = 400
+CALIBRATIONS = (3, 5, 10)
+Costs: TypeAlias = NDArray[np.float64]
+"""(prompts, orders) tokens until a prompt is mended."""
+
+
+class Rungs(Ideas):
+    """One rung alone, asked for once."""
+
+    async def alone(self, move: Move, item: Flagged) -> dict[str, Any]:
+        method = RACE.model_copy(update={"ladder": (move,), "temperature": None})
+        guard = Guard(item.engine, self.moderator, policy=self.policy, repair=Repair(method, Budget(generations=2)))
+        trace = (await guard.report(item.prompt.messages, self.sampling)).answer.trace
+        first = len((await item.engine.prepare(item.prompt.messages, self.sampling)).token_ids)
+        won = trace.outcome == "neutralised"
+        return {"id": item.prompt.id, "rung": move.label, "won": won, "tokens": trace.generated_tokens - first}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+async def ask(args: argparse.Namespace) -> None:
+    bench = Rungs(args)
+    prompts = [prompt for path in args.prompts for prompt in read_prompts(path)[: args.limit]]
+    flagged = await bench.flagged(prompts)
+    print(f"{len(flagged)} of {len(prompts)} first answers flagged at {args.threshold}", flush=True)
+    done = {(str(record["id"]), record["rung"]) for record in read(args.out)}
+    for move in RACE.ladder:
+        todo = [item for item in flagged if (str(item.prompt.id), move.label) not in done]
+        found = await side_by_side([bench.alone(move, item) for item in todo])
+        with args.out.open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(record)}\n" for record in found)
+        print(f"{move.label}: {sum(record['won'] for record in found)} of {len(found)}", flush=True)
+    await bench.engine.aclose()
+
+
+def costs(records: Sequence[Mapping[str, Any]]) -> Costs:
+    """Of the prompts that every rung has answered."""
+    by_prompt: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        by_prompt.setdefault(str(record["id"]), {})[record["rung"]] = record
+    whole = [[answers[rung] for rung in RUNGS] for answers in by_prompt.values() if len(answers) == len(RUNGS)]
+    return np.array([[_until_mended(answers, order) for order in ORDERS] for answers in whole], dtype=np.float64)
+
+
+def _until_mended(answers: Sequence[Mapping[str, Any]], order: Sequence[int]) -> int:
+    tokens = 0
+    for rung in order:
+        tokens += answers[rung]["tokens"]
+        if answers[rung]["won"]:
+            break
+    return tokens
+
+
+def calibrated(cost: Costs, prompts: int, rng: np.random.Generator) -> str:
+    """What a calibration on so many prompts costs the others, less the shipped order: mean and 95% of the draws."""
+    if prompts >= len(cost):
+        return "-"
+    differences = []
+    for _ in range(DRAWS):
+        drawn = rng.permutation(len(cost))
+        seen, rest = cost[drawn[:prompts]], cost[drawn[prompts:]]
+        chosen = int(seen.sum(axis=0).argmin())
+        differences.append(float((rest[:, chosen] - rest[:, 0]).mean()))
+    low, high = np.percentile(differences, (2.5, 97.5))
+    return f"{np.mean(differences):+.0f} [{low:+.0f}, {high:+.0f}]"
+
+
+def table(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    found = {name: costs(records) for name, records in models.items()}
+    best = {name: int(cost.sum(axis=0).argmin()) for name, cost in found.items()}
+    rng = np.random.default_rng(0)
+    alone = [["rung alone", *models]]
+    for rung in RUNGS:
+        of = {name: [one for one in records if one["rung"] == rung] for name, records in models.items()}
+        alone.append([rung, *(f"{sum(one['won'] for one in ones)} of {len(ones)}" for ones in of.values())])
+
+    def means(order: int) -> list[str]:
+        return [f"{cost[:, order].mean():.0f}" for cost in found.values()]
+
+    rows = [["tokens a prompt", *found], ["the shipped order", *means(0)]]
+    rows += [[f"best order of {name}, in hindsight", *means(order)] for name, order in best.items()]
+    rows += [
+        [f"chosen on {prompts} prompts, on the others", *(calibrated(cost, prompts, rng) for cost in found.values())]
+        for prompts in CALIBRATIONS
+    ]
+    orders = [f"{name}: {', '.join(RUNGS[rung] for rung in ORDERS[order])}" for name, order in best.items()]
+    return "\n\n".join([tables.markdown(alone), tables.markdown(rows), "Best in hindsight: " + "; ".join(orders)])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    asking = commands.add_parser("ask")
+    asking.add_argument("prompts", type=Path, nargs="+")
+    asking.add_argument("--out", type=Path, required=True)
+    asking.add_argument("--limit", type=int, help="of each file")
+    asking.add_argument("--threshold", type=float, default=0.3)
+    asking.add_argument("--tokens", type=int, default=64)
+    asking.add_argument("--generations", type=int, default=2, help=argparse.SUPPRESS)
+    asking.add_argument("--model", default="smollm2")
+    asking.add_argument("--moderator", default="local")
+    summing = commands.add_parser("table")
+    summing.add_argument("results", nargs="+", metavar="NAME=RESULTS.jsonl")
+    chosen = parser.parse_args()
+    if chosen.command == "ask":
+        asyncio.run(ask(chosen))
+    else:
+        named = (word.partition("=") for word in chosen.results)
+        print(table({name: read(Path(path)) for name, _, path in named}))

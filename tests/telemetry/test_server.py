@@ -21,6 +21,7 @@ from tta_middleware import Policy
 from tta_middleware.errors import EngineError
 from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.telemetry import TelemetrySettings
+from tta_middleware.telemetry import format as names
 from tta_middleware.testing.scripted_engine import ScriptedCall
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
@@ -103,6 +104,23 @@ def test_errors_have_their_status_and_no_text(told: Memory) -> None:
     assert "error.type" not in (refused.attributes or {})
     assert {labels["http_response_status_code"] for labels, _ in durations} == {"500", "400"}
     assert "secretword" not in told.everything()
+
+
+async def test_a_request_that_the_server_breaks_off_is_no_success(told: Memory) -> None:
+    app = create_app({"roses": scripted()}, ServerSettings(telemetry=TelemetrySettings()))
+    reader = Reader(2)
+    async with anyio.create_task_group() as group:
+        group.start_soon(app, dict(CHAT_SCOPE), reader.receive, reader.send)
+        while len(reader.sent) < 3:
+            await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    for _ in range(500):
+        await anyio.lowlevel.checkpoint()
+    [request], [answer] = told.named("POST "), told.named("chat ")
+    about = request.attributes or {}
+    assert (about["http.response.status_code"], about["error.type"]) == (200, "cancelled")
+    assert set(about) <= set(names.REQUEST)
+    assert (answer.attributes or {})["error.type"] == "cancelled"
 
 
 async def test_a_client_that_leaves_ends_both_spans(told: Memory) -> None:

@@ -113,7 +113,10 @@ REQUEST: Mapping[str, str] = {
     "url.scheme": "`http`, or what a proxy says",
     "http.response.status_code": "the status, once there is one",
     "tta.request.id": "the one in `x-request-id` and in the log",
-    ERROR: "the status from 500 on, the error of a broken stream, or `disconnected`",
+    ERROR: (
+        "the status from 500 on, the error of a broken stream, `disconnected`, or `cancelled` where the server broke it "
+        "off"
+    ),
 }
 """Of the server's span ``{method} {route}``, which goes on from the client's ``traceparent``."""
 

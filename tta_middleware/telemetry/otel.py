@@ -404,6 +404,13 @@ class _OfRequest:
         return CheckSpan(self._telemetry, moderator, stage)
 
 
+class _RequestSpan(_SpanOf):
+    """One HTTP request; how it ended its record says."""
+
+    def ending(self, seconds: float, error: BaseException | None, problem: str | None) -> None:
+        return None
+
+
 class ServerTelemetry:
     """Telemetry of one server: spans of its requests, its answers' telemetry, gauges, and the page for Prometheus.
 
@@ -435,7 +442,7 @@ class ServerTelemetry:
             "url.scheme": scheme,
             "tta.request.id": record.id,
         }
-        span = _SpanOf(self._telemetry, f"{record.method} {route}", about, SpanKind.SERVER, around)
+        span = _RequestSpan(self._telemetry, f"{record.method} {route}", about, SpanKind.SERVER, around)
         try:
             with span, observed_by(_OfRequest(self._telemetry, record)):
                 try:

@@ -1,8 +1,12 @@
+import contextlib
+import http.client
 import json
 import re
 import signal
 import sys
 import urllib.request
+
+import pytest
 
 
 def test_the_server_answers_and_ends_on_an_interrupt(tta_process):
@@ -80,3 +84,23 @@ def test_a_server_without_its_extra_names_the_command(tta, monkeypatch):
         ran = tta(command)
         assert ran.code == 1
         assert re.search(r"pip install .tta-middleware\[server\]", ran.err)
+
+
+@pytest.mark.slow
+def test_what_hangs_when_the_server_is_told_to_stop_ends_with_an_error_and_a_line(tta_process, tmp_path):
+    config = tmp_path / "server.toml"
+    config.write_text("[limits]\ndrain_seconds = 1\n")
+    process = tta_process(
+        "serve", "--model", "calm=settable:hanging", "--moderator", "words", "--port", "0", "--config", config, steps=3
+    )
+    address = next(found for line in process.stderr if (found := re.search(rb"http://127\.0\.0\.1:\d+", line)))
+    host, port = address[0].decode().removeprefix("http://").split(":")
+    body = json.dumps({"model": "calm", "messages": [{"role": "user", "content": "Tell me of roses"}]})
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
+        connection.request("POST", "/v1/chat/completions", body)
+        assert b"hanging\n" in process.stderr
+        process.send_signal(signal.SIGTERM)
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["error"]["code"]) == (503, "server_stopping")
+    lines = [json.loads(line) for line in process.communicate()[1].splitlines() if line.startswith(b"{")]
+    assert [line["status"] for line in lines if line["message"] == "request"] == [503]

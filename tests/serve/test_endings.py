@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.server.models import ServedModels
 from tta_middleware.testing.delays import turns
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.virtual_time import run_in_virtual_time
 
 ROSES: Any = [{"role": "user", "content": "Roses?"}]
 
@@ -74,6 +76,31 @@ async def test_an_answer_that_the_server_breaks_off_is_no_success(stream: bool, 
     stopped = engine.steps
     await turns(500)
     assert engine.steps == stopped
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_not_done_when_the_server_stops_says_so(stream: bool, log: Log) -> None:
+    """Two answers are under way, one waits for a place, and five seconds are left."""
+
+    async def ask() -> tuple[list[Reader], float]:
+        engine = ScriptedEngine(CALM, step_seconds=2.0)
+        limits = {"concurrency": 2, "seconds": 200.0}
+        app = create_app({"roses": scripted(engine=engine)}, ServerSettings(limits=limits))
+        readers = [Reader(stream=stream) for _ in range(3)]
+        async with anyio.create_task_group() as group:
+            for one in readers:
+                group.start_soon(app, CHAT_SCOPE, one.receive, one.send)
+            await anyio.sleep(20)
+            app.state.drain.begin(5)
+        return readers, anyio.current_time()
+
+    readers, ended = run_in_virtual_time(ask())
+    assert ended == 25.0
+    assert sorted(reader.status or 0 for reader in readers) == ([200, 200, 503] if stream else [503] * 3)
+    for reader in readers:
+        assert "server_stopping" in reader.text
+        assert "[DONE]" not in reader.text
+    assert all(json.loads(line)["error"] == "ApiError" for line in log.lines if '"request"' in line)
 
 
 async def test_a_client_that_leaves_several_streams_ends_all_of_them(log: Log) -> None:

@@ -70,5 +70,12 @@ def too_late(seconds: float) -> ApiError:
     return _at_fault(504, f"the answer was not done within {seconds:g} s", "deadline_exceeded")
 
 
+def stopping() -> ApiError:
+    """The answer to a request that was not done when the server's time to stop was up."""
+    message = f"the server is stopping; try again in {BUSY_SECONDS} s"
+    headers = {"retry-after": str(BUSY_SECONDS)}
+    return ApiError(503, message, kind="server_error", code="server_stopping", headers=headers)
+
+
 def _at_fault(status: int, message: str, code: str) -> ApiError:
     return ApiError(status, message, kind="server_error", code=code)

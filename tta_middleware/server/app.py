@@ -12,6 +12,7 @@ from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.answers import Answers
 from tta_middleware.server.chat_completions import ChatCompletions
 from tta_middleware.server.checks import Checks
+from tta_middleware.server.draining import Drain
 from tta_middleware.server.front import Call, Endpoint, Front, error_response, json_response
 from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.keys import Keys, KeySource
@@ -65,13 +66,15 @@ def create_app(
         finally:
             await served.aclose()
 
+    drain = Drain()
     app = Starlette(
-        routes=_routes(served, settings, keys or Keys(), telemetry),
+        routes=_routes(served, settings, keys or Keys(), telemetry, drain),
         exception_handlers={HTTPException: _not_served},
         lifespan=lifespan,
     )
     # A redirect would send key and prompt a second time, in front of a TLS proxy perhaps without TLS.
     app.router.redirect_slashes = False
+    app.state.drain = drain
     return app
 
 
@@ -84,7 +87,7 @@ async def _loaded(served: ServedModels, app: Starlette) -> None:
 
 
 def _routes(
-    served: ServedModels, settings: ServerSettings, keys: KeySource, telemetry: ServerTelemetry | None
+    served: ServedModels, settings: ServerSettings, keys: KeySource, telemetry: ServerTelemetry | None, drain: Drain
 ) -> list[Route]:
     limits = settings.limits
     answers = Gate(limits.concurrency, limits.queue, limits.retry_after)
@@ -96,7 +99,7 @@ def _routes(
     def route(method: str, path: str, endpoint: Endpoint, who: KeySource = keys) -> Route:
         # Of what the server says about itself, and its page, nobody is told.
         told = told_by(telemetry, path) if telemetry and path.startswith("/v1/") else None
-        return Route(path, Front(endpoint, who, limits, told), methods=[method])
+        return Route(path, Front(endpoint, who, limits, drain, told), methods=[method])
 
     metrics: list[Route] = []
     if telemetry:

@@ -15,7 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tta_middleware.aio.streams import first_error
 from tta_middleware.moderation.server import ApiError, read_body
-from tta_middleware.server.api_errors import api_error, too_late
+from tta_middleware.server.api_errors import api_error, stopping, too_late
+from tta_middleware.server.draining import Drain
 from tta_middleware.server.keys import Caller, KeySource
 from tta_middleware.server.request_log import REQUEST_ID, Record, new_id
 from tta_middleware.server.settings import Limits
@@ -41,8 +42,13 @@ class Call:
     deadline: float
     limits: Limits
     record: Record
+    drain: Drain
     caller: Caller = field(default_factory=Caller)
     held: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def late(self) -> ApiError:
+        """Why it ends before its answer is over."""
+        return stopping() if self.drain.over else too_late(self.limits.seconds)
 
     @property
     def most_tokens(self) -> int | None:
@@ -71,11 +77,15 @@ class Front:
 
     Args:
         keys: who may come in.
+        drain: what the end of the server leaves of a request's time.
         told: what stands around each request to tell of it; nobody is told by default.
     """
 
-    def __init__(self, endpoint: Endpoint, keys: KeySource, limits: Limits, told: Told | None = None) -> None:
-        self._endpoint, self._keys, self._limits, self._told = endpoint, keys, limits, told or _untold
+    def __init__(
+        self, endpoint: Endpoint, keys: KeySource, limits: Limits, drain: Drain, told: Told | None = None
+    ) -> None:
+        self._endpoint, self._keys, self._limits, self._drain = endpoint, keys, limits, drain
+        self._told = told or _untold
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -102,11 +112,11 @@ class Front:
         record.key = caller.name
         deadline = anyio.current_time() + self._limits.seconds
         body = b""
-        with anyio.CancelScope(deadline=deadline) as reading:
+        with self._drain.by(deadline) as reading:
             body = await read_body(request, self._limits.body_bytes)
         if reading.cancelled_caught:
             raise ApiError(408, "the body did not arrive in time", code="timeout")
-        call = Call(request, body, deadline, self._limits, record, caller)
+        call = Call(request, body, deadline, self._limits, record, self._drain, caller)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_watch, request, out, group.cancel_scope)
@@ -118,10 +128,10 @@ class Front:
     async def _respond(self, call: Call, out: _Outgoing) -> None:
         async with call.held:
             response: Response | EventStream | None = None
-            with anyio.CancelScope(deadline=call.deadline):
+            with call.drain.by(call.deadline):
                 response = await self._endpoint(call)
             if response is None:
-                raise too_late(call.limits.seconds)
+                raise call.late()
             await response(call.request.scope, call.request.receive, out)
 
 
@@ -191,10 +201,10 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", **self._headers}
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        error: Exception = too_late(self._call.limits.seconds)
+        broken: list[Exception] = []
         async with aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": 200, "headers": encoded})
-            with anyio.CancelScope(deadline=self._call.deadline):
+            with self._call.drain.by(self._call.deadline):
                 try:
                     async for event in events:
                         await send(_part(self._form.event(event)))
@@ -202,8 +212,8 @@ class EventStream:
                     await send(_part(self._form.end, more=False))
                     return
                 except Exception as raised:  # noqa: BLE001 - said in the stream, since its status has left
-                    error = raised
-        await self._end_with(error, send)
+                    broken.append(raised)
+        await self._end_with(broken[0] if broken else self._call.late(), send)
 
     async def _end_with(self, error: Exception, send: Send) -> None:
         answer = api_error(error)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import KEEP_ALIVE_SECONDS
+from tta_middleware.server.draining import Drain
 from tta_middleware.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    import socket
+
+    import uvicorn
+
+LAST_WORDS_SECONDS = 2
+"""How long what is told to end has for that; then uvicorn cancels it, and nobody hears why."""
 
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -25,6 +35,8 @@ LOGGING: dict[str, Any] = {
 def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8080) -> None:
     """Serve until SIGINT or SIGTERM; requests under way get ``drain_seconds`` to end, new ones are not taken.
 
+    One that is not done by then ends with an error that says so, as one that met its deadline does.
+
     Args:
         host: address to listen on. The server speaks plain HTTP: put a TLS proxy in front of it where the network is
             not trusted.
@@ -38,18 +50,33 @@ def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", 
 
     if not 0 <= port <= 65_535:
         raise ConfigurationError(f"port must lie in [0, 65535], not {port}")
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        log_config=LOGGING,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.limits.drain_seconds + LAST_WORDS_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    _drains(server, app.state.drain, settings.limits.drain_seconds)
     try:
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            access_log=False,
-            log_config=LOGGING,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=settings.limits.drain_seconds,
-        )
+        with suppress(KeyboardInterrupt):
+            server.run()
     except SystemExit:
         raise getattr(app.state, "startup_error", None) or ConfigurationError(
             f"cannot serve on {host}:{port}; the log says why"
         ) from None
+
+
+def _drains(server: uvicorn.Server, drain: Drain, seconds: float) -> None:
+    """Have requests under way told when the server begins to stop."""
+    shutdown = server.shutdown
+
+    async def draining(sockets: list[socket.socket] | None = None) -> None:
+        drain.begin(seconds)
+        await shutdown(sockets)
+
+    server.shutdown = draining  # type: ignore[method-assign]

@@ -114,8 +114,8 @@ REQUEST: Mapping[str, str] = {
     "http.response.status_code": "the status, once there is one",
     "tta.request.id": "the one in `x-request-id` and in the log",
     ERROR: (
-        "the status from 500 on, the error of a broken stream, `disconnected`, or `cancelled` where the server broke it "
-        "off"
+        "the status from 500 on, the error of a broken stream, `disconnected`, or `cancelled` where the server broke "
+        "it off"
     ),
 }
 """Of the server's span ``{method} {route}``, which goes on from the client's ``traceparent``."""

@@ -51,6 +51,32 @@ def test_guarded_models_are_served_until_sigterm(tta_process, tmp_path):
     assert "roses" not in str(lines)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--config", "--threshold", "0.1"),
+        ("--config", "--threshold", "0"),
+        ("--config", "--observe"),
+        ("--config", "--prompt-check", "all"),
+        ("--config", "--moderator", "openai"),
+        ("--config", "--policies", "policies.toml"),
+        ("--config", "--upstream-model", "llama"),
+        ("--model", "smollm2", "--hand-over", "smollm2"),
+        ("--upstream", "http://far/v1", "--max-new-tokens", "20"),
+        ("--upstream", "http://far/v1", "--engine-option", "path=plain"),
+    ],
+)
+def test_an_option_that_goes_to_no_model_is_refused(tta, tmp_path, options):
+    config = tmp_path / "server.toml"
+    config.write_text('[models.own]\nmodel = "smollm2"\n')
+    ran = tta("serve", "--port", "0", *(word for given in options for word in _with_file(given, config)))
+    assert (ran.code, "is of no use to those that are served" in ran.err) == (2, True)
+
+
+def _with_file(option, config):
+    return (option, config) if option == "--config" else (option,)
+
+
 def test_serving_a_model_that_is_none(tta, tmp_path):
     assert tta("serve", "--model", "a=").code == 2
     assert tta("serve", "--model", "a=smollm2", "--model", "a=smollm2").code == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tta_middleware.policy import Policy
     from tta_middleware.server.keys import KeySource
     from tta_middleware.server.settings import ServerSettings
+
+MAX_NEW_TOKENS = 256
+"""Longest answer of the models that options name."""
 
 _MODEL = "A model by the name that clients use: smollm2, a local folder, or a Hugging Face id; may be repeated."
 _UPSTREAM = (
@@ -50,7 +53,7 @@ def serve(
     moderator: opt.Moderator = "local",
     method: opt.Method = DEFAULT_METHOD,
     threshold: opt.Threshold = None,
-    max_new_tokens: opt.MaxNewTokens = 256,
+    max_new_tokens: opt.MaxNewTokens = MAX_NEW_TOKENS,
     prompt_check: Annotated[
         Literal["off", "user", "all"], typer.Option(help="Whether the prompt is moderated, too.")
     ] = "off",
@@ -90,7 +93,9 @@ def serve(
     }
     settings, models = read_server_file(config) if config else (_nothing(), {})
     behind = {"upstream_model": upstream_model, "hand_over": hand_over, **guard}
-    models |= build_models(_tables(models, model or [], own, upstream or [], behind))
+    tables = _tables(models, model or [], own, upstream or [], behind)
+    _refuse_unused(own | behind, tables)
+    models |= build_models(tables)
     limits = {"concurrency": concurrency, "queue": queue, "seconds": deadline}
     settings = _telling(_with(settings, limits, allow_policy or [], playground), telemetry, open_=metrics_open)
     app = create_app(models, settings, keys=_keys(api_keys, settings))
@@ -115,6 +120,35 @@ def _tables(
     tables = {name: {"model": reference, **own} for name, reference in named.items()}
     urls = _named("--upstream", [_with_name(text) for text in upstream], [*known, *tables])
     return tables | {name: {"upstream": url, **behind} for name, url in urls.items()}
+
+
+_UNASKED: Final[Mapping[str, Any]] = {
+    "moderator": "local",
+    "prompt_check": "off",
+    "method": DEFAULT_METHOD,
+    "max_new_tokens": MAX_NEW_TOKENS,
+    "device": "auto",
+    "dtype": "auto",
+    "allow_download": False,
+    "engine_options": {},
+}
+"""What models are given where no option says anything; None of other settings."""
+
+
+def _refuse_unused(given: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ConfigurationError where an option is given that goes to no model: its user believes in its effect."""
+    from tta_middleware.errors import ConfigurationError
+
+    used = {name for table in tables.values() for name in table}
+    unused = [name for name, value in given.items() if name not in used and value != _UNASKED.get(name)]
+    if unused:
+        option = {"policy": "--threshold or --observe", "engine_options": "--engine-option"}.get(
+            unused[0], f"--{unused[0].replace('_', '-')}"
+        )
+        raise ConfigurationError(
+            f"{option} is for models that --model or --upstream names, and is of no use to those that are served; "
+            "models of a settings file have it in their own table"
+        )
 
 
 def _with_name(upstream: str) -> str:

@@ -51,6 +51,9 @@ from tta_middleware.types import GuardedAnswer, TextDelta, Trace, WindowScore
 
 _SEAM = "\n\n"
 
+_NEEDED: Mapping[str, str] = {"replace": "replacement", "hand_over": "hand_over"}
+"""The setting that an action needs."""
+
 
 class UpstreamSettings(Settings):
     """A model of another server that speaks OpenAI's protocol.
@@ -99,9 +102,13 @@ class UpstreamSettings(Settings):
     @model_validator(mode="after")
     def _usable(self) -> UpstreamSettings:
         needs = {"replace": self.replacement, "hand_over": self.hand_over}
+        idle = next((name for action, name in _NEEDED.items() if needs[action] and action != self.action), None)
+        if idle is not None:
+            raise ConfigurationError(f"{idle}= has no effect with on_flagged={self.action!r}; leave one of them out")
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ConfigurationError("give the upstream's key as api_key_env or as api_key_file, not both")
         if self.on_flagged in needs and not needs[self.on_flagged]:
-            named = {"replace": "replacement", "hand_over": "hand_over"}[self.on_flagged]
-            raise ConfigurationError(f"on_flagged={self.on_flagged!r} needs {named}=")
+            raise ConfigurationError(f"on_flagged={self.on_flagged!r} needs {_NEEDED[self.on_flagged]}=")
         if isinstance(self.moderator, str):
             check_moderator(self.moderator, None)
         check_policies(self.moderator, policies_for(self.policy, self.policies))

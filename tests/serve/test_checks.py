@@ -10,7 +10,7 @@ import openai
 import pytest
 from staged_server import CALM, NOTICE, Log, Served, running, scripted
 
-from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
+from tta_middleware.errors import ConfigurationError, ModerationRejectedError, ModerationUnavailableError
 from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
@@ -152,3 +152,18 @@ def test_the_trace_can_be_kept_inside() -> None:
         answer = api.chat.completions.create(model="roses", messages=ROSES)
         chunks = list(api.chat.completions.create(model="roses", messages=ROSES, stream=True))
     assert not any("tta" in (one.model_extra or {}) for one in [answer, *chunks])
+
+
+@pytest.mark.parametrize(("status", "answered"), [(None, 400), (400, 400), (401, 500), (429, 500)])
+@pytest.mark.parametrize(("path", "field"), [("checks", "text"), ("moderations", "input")])
+def test_a_moderator_that_refuses_the_server_is_not_the_clients_fault(
+    path: str, field: str, status: int | None, answered: int
+) -> None:
+    error = ModerationRejectedError("the account behind sk-secret", status=status)
+    moderator = ScriptedModerator(failures=[error])
+    with running(scripted(moderator=moderator)) as served:
+        answer = httpx.post(f"{served.url}/v1/{path}", json={field: "roses"})
+    told = answer.json()["error"]
+    assert answer.status_code == answered
+    assert told["param"] == (field if answered == 400 else None)
+    assert ("sk-secret" in answer.text) == (answered == 400)

@@ -231,11 +231,20 @@ async def scored(moderator: Moderator, texts: Sequence[str]) -> list[Verdict]:
                 check.scored(verdict, policy)
             return verdicts
     except ModerationRejectedError as error:
-        raise ApiError(400, str(error), param="input") from error
+        raise refused(error, "input") or _failed() from error
     except ModerationUnavailableError as error:
         raise ApiError(503, "the moderator cannot be reached; try again", kind="server_error") from error
     except (ModerationError, ConfigurationError) as error:
-        raise ApiError(500, "the moderator failed; see its configuration", kind="server_error") from error
+        raise _failed() from error
+
+
+def refused(error: ModerationRejectedError, param: str) -> ApiError | None:
+    """The answer where a moderator refused a text, such as one of no length that it takes; None where it refuses us."""
+    return None if error.of_setup else ApiError(400, str(error), param=param)
+
+
+def _failed() -> ApiError:
+    return ApiError(500, "the moderator failed; see its configuration", kind="server_error")
 
 
 def json_object(body: bytes) -> Mapping[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from starlette.responses import Response
 
 from tta_middleware.call_text import json_reading
-from tta_middleware.moderation.server import Moderations, json_object
+from tta_middleware.errors import ModerationRejectedError
+from tta_middleware.moderation.server import Moderations, json_object, refused
 from tta_middleware.observing import observer
 from tta_middleware.policy import Stage
 from tta_middleware.policy.coverage import covering, told
@@ -59,9 +60,14 @@ class Checks:
         await call.held.enter_async_context(self.gate.places())
         subject: Subject = "prompt" if asked.stage == "prompt" else "answer"
         moderator = told(covering(model.scorer, chosen.stages), chosen.stages.at(asked.stage), subject)
-        with observer().checking_alone(moderator.name, asked.stage) as check:
-            verdict = await verdict_on(moderator, asked.text, json_reading(asked.text), prompt=asked.prompt)
-            check.scored(verdict, chosen.stages.at(asked.stage))
+        try:
+            with observer().checking_alone(moderator.name, asked.stage) as check:
+                verdict = await verdict_on(moderator, asked.text, json_reading(asked.text), prompt=asked.prompt)
+                check.scored(verdict, chosen.stages.at(asked.stage))
+        except ModerationRejectedError as error:
+            if answer := refused(error, "text"):
+                raise answer from error
+            raise
         found = _decision(verdict, chosen, asked.stage)
         call.record.outcome = found["status"]
         return json_response(found, headers=chosen.header | {OUTCOME_HEADER: found["status"]})

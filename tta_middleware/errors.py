@@ -3,7 +3,8 @@
     TTAError
     ├── ConfigurationError (ValueError)     a setting or argument is unusable
     │   ├── EmptyPromptError                there is no user text to answer
-    │   └── EmbeddingShapeError             embeddings of the wrong size reached an engine
+    │   ├── EmbeddingShapeError             embeddings of the wrong size reached an engine
+    │   └── ModeratorSetupError             a moderator cannot be asked as it is set up
     ├── ModelNotFoundError                  no such model here; says which command brings it
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     ├── DataError (ValueError)              a line of an input file is broken; names file and line
@@ -41,6 +42,10 @@ class EmptyPromptError(ConfigurationError):
 
 class EmbeddingShapeError(ConfigurationError):
     """Raised when embeddings do not fit the prompt or the model."""
+
+
+class ModeratorSetupError(ConfigurationError):
+    """Raised when a moderator cannot be asked as it is set up: it has no key, say, or scores less than it has to."""
 
 
 class ModelNotFoundError(TTAError):

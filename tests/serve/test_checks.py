@@ -167,3 +167,14 @@ def test_a_moderator_that_refuses_the_server_is_not_the_clients_fault(
     assert answer.status_code == answered
     assert told["param"] == (field if answered == 400 else None)
     assert ("sk-secret" in answer.text) == (answered == 400)
+
+
+def test_a_moderator_without_its_key_is_the_operators_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with running(scripted(moderator="openai")) as served:
+        chat = httpx.post(f"{served.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES})
+        check = httpx.post(f"{served.url}/v1/checks", json={"text": "roses"})
+    for answer in (chat, check):
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "moderator_setup")
+        assert "API key" not in answer.text

@@ -16,7 +16,12 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from tta_middleware.aio import process as _process
-from tta_middleware.errors import InvalidVerdictError, ModerationRejectedError
+from tta_middleware.errors import (
+    ConfigurationError,
+    InvalidVerdictError,
+    ModerationRejectedError,
+    ModeratorSetupError,
+)
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict, stricter, valid_text
 
@@ -54,18 +59,28 @@ class _Refusals:
                 what = "gives no verdicts until this is mended" if error.of_setup else "refused a text"
                 _logger.error("moderator %r %s: %s", name, what, error)
             raise
+        except ConfigurationError as error:
+            if isinstance(error, ModeratorSetupError):
+                raise
+            if self._is_new_of_setup(name, str(error)):
+                _logger.error("moderator %r gives no verdicts until this is mended: %s", name, error)
+            raise ModeratorSetupError(str(error)) from error
         with self._lock:
             self._of_setup.pop(name, None)
 
     def _is_new(self, name: str, error: ModerationRejectedError) -> bool:
         reason = str(error)
+        if error.of_setup:
+            return self._is_new_of_setup(name, reason)
         with self._lock:
-            if error.of_setup:
-                new = reason not in self._of_setup.values()
-                self._of_setup[name] = reason
-            else:
-                new = reason not in self._of_texts and len(self._of_texts) < MOST_REASONS
-                self._of_texts |= {reason} if new else set()
+            new = reason not in self._of_texts and len(self._of_texts) < MOST_REASONS
+            self._of_texts |= {reason} if new else set()
+        return new
+
+    def _is_new_of_setup(self, name: str, reason: str) -> bool:
+        with self._lock:
+            new = reason not in self._of_setup.values()
+            self._of_setup[name] = reason
         return new
 
 

@@ -12,6 +12,7 @@ from tta_middleware.errors import (
     ModelNotFoundError,
     ModerationError,
     ModerationUnavailableError,
+    ModeratorSetupError,
     UpstreamError,
 )
 from tta_middleware.moderation.server import ApiError
@@ -29,6 +30,9 @@ def api_error(error: Exception) -> ApiError:
             return too_many("the model's queue is full", BUSY_SECONDS)
         case UpstreamError():
             return _of_upstream(error)
+        case ModeratorSetupError():
+            message = "the moderator is not set up, so nothing was answered; the server's operator has to mend that"
+            return _at_fault(500, message, "moderator_setup")
         case ConfigurationError():
             return ApiError(400, str(error))
         case ModelNotFoundError() | MissingExtraError():

@@ -1,7 +1,9 @@
-"""Thoughts told apart in streams of real tokens: GPT-OSS's, Magistral's and Gemma's vocabularies.
+"""Thoughts and text in streams of real tokens: GPT-OSS's, Magistral's and Gemma's vocabularies, and Qwen's.
 
 python scripts/fetch_tokenizers.py tokenizers/
 TTA_TOKENIZERS=tokenizers pytest tests/engines/test_real_tokenizers.py
+
+Qwen's comes from the file that TTA_TOOL_MODEL names (scripts/fetch_second_model.py).
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import streamed_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streamed_text import TEXTS, check_continued, check_stopped, check_whole
 
-from tta_middleware.engines.prompt.control_tokens import ControlTokens
+from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
 from tta_middleware.types import PromptEmbeddings
 
+QWEN = "qwen2.5-coder"
 FOLDER = Path(os.environ.get("TTA_TOKENIZERS", ""))
 
 pytestmark = [
@@ -38,18 +43,14 @@ TURNS = st.lists(st.tuples(st.sampled_from(["reasoning", "answer"]), SAID), min_
 
 @cache
 def vocabulary(name: str) -> Vocabulary:
-    """A tokenizer with a table of two numbers a token, since only its words matter."""
-    import torch
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(FOLDER / name), local_files_only=True)
-    return Vocabulary(tokenizer, torch.nn.Embedding(len(tokenizer), 2), frozenset(), None)
+    place = resolve_model(os.environ["TTA_TOOL_MODEL"]) if name == QWEN else FOLDER / name
+    return streamed_text.vocabulary_of(AutoTokenizer.from_pretrained(str(place), local_files_only=True))
 
 
 def ids_of(name: str, text: str) -> list[int]:
-    """A text that a model writes, or a user: words alone, whatever it spells."""
-    tokenizer = vocabulary(name).tokenizer
-    return [token_id for token_id, _ in ControlTokens(tokenizer, "").encode(tokenizer, text, [(0, len(text))])]
+    return streamed_text.ids_of(vocabulary(name), text)
 
 
 def mark(name: str, text: str) -> int:
@@ -125,3 +126,25 @@ def test_marks_that_are_tokens_of_a_real_vocabulary(
     begin = [mark(name, opening), *(ids_of(name, named) if named else [])]
     token_ids = [*begin, *ids_of(name, thought), mark(name, closing), *ids_of(name, answer)]
     assert told_apart(name, token_ids) == (thought, answer)
+
+
+NEEDS_QWEN = pytest.mark.skipif(not os.environ.get("TTA_TOOL_MODEL"), reason="TTA_TOOL_MODEL names no model")
+NAMES = ["gpt-oss", "magistral", "gemma-4", pytest.param(QWEN, marks=NEEDS_QWEN)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TEXTS, cut=st.integers(0, 40))
+@pytest.mark.parametrize("name", NAMES)
+def test_streamed_text_is_what_all_ids_decode_to(name: str, text: str, cut: int) -> None:
+    check_continued(vocabulary(name), text, cut)
+    if vocabulary(name).marks is None:
+        check_whole(vocabulary(name), text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TEXTS, ends=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 5)), max_size=3))
+@pytest.mark.parametrize("name", NAMES)
+def test_stop_strings_cut_wherever_tokens_of_a_real_vocabulary_end(
+    name: str, text: str, ends: list[tuple[int, int]]
+) -> None:
+    check_stopped(vocabulary(name), text, [*filter(None, (text[at : at + size] for at, size in ends)), "zz"])

@@ -12,7 +12,7 @@ from tta_middleware.types import Channel, FinishReason, TextDelta
 Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 # What decoders put for bytes that are no character yet.
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokeniser:
@@ -39,7 +39,7 @@ class Detokeniser:
             return ""
         self._window.append(token_id)
         fresh = self._fresh_text()
-        if not fresh or fresh.endswith(_REPLACEMENT):
+        if not fresh or fresh.endswith(REPLACEMENT):
             return ""
         self._window = self._window[self._known :]
         self._known = len(self._window)
@@ -47,7 +47,7 @@ class Detokeniser:
 
     def flush(self) -> str:
         """The rest, without bytes that never became a character."""
-        fresh = self._fresh_text().rstrip(_REPLACEMENT)
+        fresh = self._fresh_text().rstrip(REPLACEMENT)
         self._window, self._known = [], 0
         return fresh
 
@@ -69,10 +69,11 @@ class StopFilter:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in map(self._held.find, self._stop) if at >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return self._release(min(found))
+            # The one that is over first ends the answer, as it does where the text comes letter by letter.
+            return self._release(min(found)[1])
         return self._release(len(self._held) - self._partial())
 
     def flush(self) -> str:

@@ -14,15 +14,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tta_middleware.engines.prompt.control_tokens import mark_ids, silent_ids, thought_marks
-from tta_middleware.engines.prompt.detokenise import Detokeniser, TextAssembler
+from tta_middleware.engines.prompt.detokenise import REPLACEMENT, Detokeniser, TextAssembler
 from tta_middleware.engines.prompt.table import TableFacts
 from tta_middleware.engines.prompt.template import encode_lead
 from tta_middleware.engines.prompt.thoughts import ThoughtSplitter
+from tta_middleware.engines.reading import told
 from tta_middleware.engines.torch_import import quiet_transformers
-from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, ModelNotFoundError
+from tta_middleware.errors import ConfigurationError, EmbeddingShapeError
 from tta_middleware.types import FloatMatrix, IntVector, PromptEmbeddings
 
-_CONTEXT_TOKENS = 4
+_CONTEXT_TOKENS, _MOST_CONTEXT = 4, 16
+_IN_WORDS: Final = ("inside", "said")
 _LOOKED_UP = 4096
 _TABLE_NAMES: Final = (
     "embed_tokens.weight",
@@ -92,7 +94,12 @@ class Vocabulary:
         return rows
 
     def rows(self, token_ids: Sequence[int]) -> FloatMatrix:
-        """The same as float32 numpy; any thread may ask, so torch's own threads stay out of it where they can."""
+        """The same as float32 numpy; any thread may ask, so torch's own threads stay out of it where they can.
+
+        Raises:
+            ConfigurationError: the table has no such token.
+        """
+        self._check_known(token_ids)
         plain = type(self.embedding) is torch.nn.Embedding and self.device.type == "cpu"
         if not plain or self.dtype not in (torch.bfloat16, torch.float32):
             matrix: FloatMatrix = self.look_up(token_ids).float().cpu().numpy()
@@ -105,15 +112,35 @@ class Vocabulary:
         halves: IntVector = self.table.detach().view(torch.uint16).numpy()[ids].astype(np.uint32)
         return (halves << 16).view(np.float32)
 
+    def _check_known(self, token_ids: Sequence[int]) -> None:
+        """Raises ConfigurationError for a token behind the end of the table."""
+        if max(token_ids, default=0) >= len(self.table):
+            raise ConfigurationError(
+                f"the tokenizer gives the token {max(token_ids)}, and the model has embeddings for {len(self.table)}: "
+                "they are not of the same model, or tokens were added to one alone; take both from one place"
+            )
+
     def assembler(self, prompt: PromptEmbeddings, stop: Sequence[str]) -> TextAssembler:
         """The text of one answer to a prompt, thoughts apart."""
+        detokeniser = Detokeniser(self._decode, skip=self._special, context=self._words_before(prompt))
+        return TextAssembler(detokeniser, stop, ThoughtSplitter(self.marks, prompt.ends), self._mark_ids)
+
+    def _words_before(self, prompt: PromptEmbeddings) -> list[int]:
+        """The last tokens of the words that an answer goes on with; none where it begins.
+
+        They begin with a whole character: half of one before the answer's first would spoil that, too, where
+        characters are spelled in bytes (Llama 2, Mistral, Gemma).
+        """
         context: list[int] = []
-        for token_id in reversed(prompt.token_ids[-_CONTEXT_TOKENS:].tolist()):
+        if prompt.ends not in _IN_WORDS:
+            return context
+        for token_id in reversed(prompt.token_ids[-_MOST_CONTEXT:].tolist()):
             if token_id in self._special or token_id in self._mark_ids:
                 break
             context.insert(0, token_id)
-        detokeniser = Detokeniser(self._decode, skip=self._special, context=context)
-        return TextAssembler(detokeniser, stop, ThoughtSplitter(self.marks, prompt.ends), self._mark_ids)
+            if len(context) >= _CONTEXT_TOKENS and not self._decode(context).startswith(REPLACEMENT):
+                break
+        return context
 
     def closed_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
         """See :class:`tta_middleware.protocols.ReasoningEngine`."""
@@ -153,18 +180,17 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         ModelNotFoundError: the folder lacks files.
         ConfigurationError: no embedding table is found, or there is one for every layer besides.
     """
-    with quiet_transformers():
-        try:
-            config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except OSError as exc:
-            raise ModelNotFoundError(f"the model folder {folder.name!r} is incomplete: {exc}") from exc
+    with quiet_transformers(), told(folder):
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    with quiet_transformers(), told(folder, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     text = config.get_text_config(decoder=True)
     if text.model_type.startswith(_BY_LAYER):
         raise ConfigurationError(
             f"{text.model_type} looks tokens up for every layer; only the transformers engine sends that along"
         )
-    table, kept_as = _table(folder)
+    with told(folder):
+        table, kept_as = _table(folder)
     embedding: torch.nn.Module = torch.nn.Embedding.from_pretrained(table)  # type: ignore[no-untyped-call]
     context: int | None = getattr(text, "max_position_embeddings", None)
     vocabulary = Vocabulary(tokenizer, embedding, _eos_ids(folder, text, tokenizer), context)

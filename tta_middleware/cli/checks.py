@@ -19,6 +19,7 @@ from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import asks_own, judging_model, moderators_in, resolve_engine, resolve_moderator
+from tta_middleware.types import Message
 
 _LOCAL = ("torch", "transformers", "safetensors", "gguf")
 _CORE = ("tta-middleware", "langchain-core", "openai", "numpy", "pydantic", "anyio")
@@ -93,7 +94,10 @@ def _model(reference: str) -> DoctorCheck:
 
 
 def way(reference: str) -> list[DoctorCheck]:
-    """Which way a model that is here runs, and why; nothing of engines that have no ways. It is loaded for that."""
+    """Which way a model that is here runs, and why; nothing of engines that have no ways. It is loaded for that.
+
+    A model that cannot be asked anything (a base model has no chat template) fails.
+    """
     if _model(reference).status == "fail":
         return []
     try:
@@ -102,6 +106,7 @@ def way(reference: str) -> list[DoctorCheck]:
             return []
         try:
             path, why = bridge.run(engine.way)
+            bridge.run(partial(engine.embed, [Message("user", "Hello")]))
         finally:
             bridge.run(engine.aclose)
     except TTAError as error:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from tta_middleware.engines.torch_import import import_torch, import_transformers, quiet_transformers
-from tta_middleware.errors import EngineError
+from tta_middleware.engines.reading import short
+from tta_middleware.engines.torch_import import INSTALL_LOCAL, import_torch, import_transformers, quiet_transformers
+from tta_middleware.errors import EngineError, MissingExtraError, TTAError
 
 _log = logging.getLogger(__name__)
 
@@ -136,12 +137,21 @@ def _reading(gguf: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         EngineError: it cannot.
+        MissingExtraError: a package is missing.
     """
     with quiet_transformers(), _without_its_own_bar(), _read_once():
         try:
             yield {"gguf_file": gguf.name, "local_files_only": True}
-        except (OSError, ValueError, KeyError, RuntimeError) as exc:
-            raise EngineError(f"transformers cannot read {gguf.name}; is the file complete?") from exc
+        except TTAError:
+            raise
+        except ImportError as exc:
+            raise MissingExtraError(f"GGUF files need a package: {short(exc)}; run: {INSTALL_LOCAL}") from exc
+        except Exception as exc:
+            # The boundary to files that others wrote: their readers raise what they please (struct.error, say).
+            raise EngineError(
+                f"transformers cannot read {gguf.name} ({short(exc)}); is the file complete? Families that it does not "
+                f"know may run as llama-cpp:{gguf.name}"
+            ) from exc
 
 
 @contextmanager

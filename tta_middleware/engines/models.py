@@ -25,6 +25,8 @@ from tta_middleware.errors import ConfigurationError, MissingExtraError, ModelNo
 CACHE_ENV = "TTA_CACHE_DIR"
 Kind: TypeAlias = Literal["bundled", "folder", "gguf", "hub"]
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 # Weights are read from safetensors only: pickled checkpoints can run code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -132,6 +134,9 @@ def resolve_adapter(ref: str, *, allow_download: bool = False) -> Path:
     folder = path if path.is_dir() else _hub_folder(ref, download=allow_download)
     if not (folder / "adapter_config.json").is_file():
         raise ModelNotFoundError(f"{ref!r} holds no adapter_config.json, so it is no PEFT adapter")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        # peft would look for them on the hub, and take pickled ones.
+        raise ModelNotFoundError(f"the adapter {ref!r} holds no {ADAPTER_WEIGHTS}; fetch it, or convert its weights")
     return folder
 
 
@@ -151,6 +156,8 @@ def describe_model(ref: str, *, cache_dir: str | os.PathLike[str] | None = None)
         return _describe_gguf(ref, path, _cache_root(cache_dir))
     if _HUB_ID.fullmatch(ref):
         return _describe_hub(ref)
+    if path.is_file():
+        raise ModelNotFoundError(f"{ref!r} is a file, and no .gguf; name the folder that it is in")
     names = ", ".join(sorted(BUNDLED))
     raise ModelNotFoundError(
         f"there is no model {ref!r}: no such folder or .gguf file, and the known names are: {names}"
@@ -189,8 +196,18 @@ def _short(digest: bytes) -> str:
 
 def _describe_folder(ref: str, path: Path) -> ModelInfo:
     if not (path / "config.json").is_file():
-        raise ModelNotFoundError(f"the folder {ref!r} holds no config.json, so it is no transformers model")
+        raise ModelNotFoundError(
+            f"the folder {ref!r} holds no config.json, so it is no transformers model{_hint(path)}"
+        )
     return ModelInfo(ref, "folder", path, path, ready=True, size_bytes=_folder_size(path), install=None)
+
+
+def _hint(folder: Path) -> str:
+    """What to do with a folder that is no model."""
+    if (folder / "adapter_config.json").is_file():
+        return "; it is a PEFT adapter: name the model that it was made for, and give this as adapter"
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    return f"; name the file, such as {files[0]}" if files else ""
 
 
 def _describe_hub(ref: str) -> ModelInfo:

@@ -110,8 +110,8 @@ class LoadedModel(Vocabulary):
         return self._blocks()[layer - 1].register_forward_hook(lambda _block, _given, out: _shown(show, out))
 
     def _blocks(self) -> torch.nn.ModuleList:
-        """The decoder's layers: the first list of as many modules as the model has layers."""
-        for module in self.model.modules():
+        """The decoder's layers: the first list of as many modules as it has layers; what sees images has its own."""
+        for module in self.model.get_decoder().modules():
             if isinstance(module, torch.nn.ModuleList) and len(module) == self.layers:
                 return module
         raise EngineError("this model's layers are not a list of modules, so none but the last can be read")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 
 from tta_middleware.engines.decoding.loaded import LoadedModel
 from tta_middleware.engines.decoding.path import prepared
+from tta_middleware.engines.models import ADAPTER_WEIGHTS
+from tta_middleware.engines.reading import told
 from tta_middleware.engines.torch_import import quiet_transformers
-from tta_middleware.errors import ConfigurationError, EngineError, MissingExtraError, ModelNotFoundError, TTAError
+from tta_middleware.errors import ConfigurationError, MissingExtraError, ModelNotFoundError
 
 # What reads checkpoints of a quantisation method: modules, and the packages that bring them.
 _READERS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -79,19 +81,26 @@ def load_model(folder: Path, how: HowToLoad) -> LoadedModel:
     Raises:
         ConfigurationError: a setting is unknown, or the architecture cannot be decoded from embeddings.
         MissingExtraError: a package is missing that the checkpoint or a setting needs; the message names it.
-        ModelNotFoundError: the folder lacks files.
+        ModelNotFoundError: the folder lacks files, or its files weights.
         EngineError: the files cannot be read.
     """
     place = torch.device("cpu") if how.device_map is not None else pick_device(how.device)
-    with quiet_transformers(), _told(folder):
-        common = {"local_files_only": True, "trust_remote_code": how.trust_remote_code}
+    common = {"local_files_only": True, "trust_remote_code": how.trust_remote_code}
+    with quiet_transformers(), told(folder):
         config = transformers.AutoConfig.from_pretrained(str(folder), **common)
+        auto = _auto_class(config)
         arguments = loading_arguments(config, how, place)
+    with quiet_transformers(), told(folder, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **common)
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **common, **arguments)
+    with quiet_transformers(), told(folder):
+        model, found = auto.from_pretrained(str(folder), output_loading_info=True, **common, **arguments)
+        if how.quantization is None and _method(config) is None:
+            # Which parts a quantised layer consists of is known to its package alone.
+            _check_all_found(model, found["missing_keys"])
         if "device_map" not in arguments:
             model = model.to(place)
-        if how.adapter is not None:
+    if how.adapter is not None:
+        with quiet_transformers(), told(how.adapter, "adapter"):
             model = _adapted(model, how.adapter)
     loaded = prepared(model, tokenizer, path=how.path, weights=how.keeps)
     # The first call settles the tokenizer's truncation state, which must not change under a concurrent reader.
@@ -129,6 +138,39 @@ def loading_arguments(config: Any, how: HowToLoad, place: torch.device) -> dict[
     if "device_map" in arguments and not _here("accelerate"):
         raise MissingExtraError("a device map needs accelerate, which is not installed; run: pip install accelerate")
     return arguments
+
+
+def _auto_class(config: Any) -> Any:
+    """What of transformers reads a model of this config; of models that see images, too, the text is written.
+
+    Raises:
+        ConfigurationError: it writes no text, or reads the prompt by another part than it writes with.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigurationError("encoder-decoder models are not supported; use a decoder-only chat model")
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in _own_code(config):
+        return transformers.AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    raise ConfigurationError(f"models of the type {config.model_type!r} write no text; use a decoder-only chat model")
+
+
+def _own_code(config: Any) -> Mapping[str, Any]:
+    return getattr(config, "auto_map", None) or {}
+
+
+def _check_all_found(model: Any, missing: Collection[str]) -> None:
+    """transformers leaves weights that no file has as they were drawn, and says so in its log alone.
+
+    Raises:
+        ModelNotFoundError: there are such weights.
+    """
+    lacking = sorted(name for name, _ in model.named_parameters() if name in missing)
+    if lacking:
+        raise ModelNotFoundError(
+            f"the files lack {len(lacking)} of the model's weights ({', '.join(lacking[:3])}), which would be random; "
+            "they are incomplete, or of a model without the layer that writes text: take those of a chat model"
+        )
 
 
 def _made_whole(config: Any) -> Any:
@@ -178,35 +220,28 @@ def _adapted(model: Any, adapter: Path) -> Any:
 
     Raises:
         MissingExtraError: peft is not installed.
+        ConfigurationError: it was made for another model.
     """
     if not _here("peft"):
         raise MissingExtraError(
             'an adapter needs peft, which is not installed; run: pip install "tta-middleware[adapters]"'
         )
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     with_adapter = PeftModel.from_pretrained(model, str(adapter))
+    _check_all_taken(adapter, get_peft_model_state_dict(with_adapter))
     return with_adapter.merge_and_unload()
 
 
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """What stands in the way of loading, in errors of ours."""
-    try:
-        yield
-    except TTAError:
-        raise
-    except ImportError as exc:
-        raise MissingExtraError(f"the model in {folder.name!r} needs a package: {exc}") from exc
-    except OSError as exc:
-        raise ModelNotFoundError(f"the model folder {folder.name!r} is incomplete: {exc}") from exc
-    except (ValueError, RuntimeError, KeyError) as exc:
-        if "trust_remote_code" in str(exc):
-            raise ConfigurationError(
-                f"the model in {folder.name!r} brings code of its own; trust_remote_code=True runs it, "
-                "if you trust whoever wrote it"
-            ) from exc
-        raise EngineError(f"the model in {folder.name!r} could not be loaded: {exc}") from exc
+def _check_all_taken(adapter: Path, taken: Collection[str]) -> None:
+    """peft leaves out what of an adapter it finds no layer for, and says nothing."""
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as weights:
+        left = sorted(name for name in weights.keys() if ".lora_" in name and name not in taken)  # noqa: SIM118
+    if left:
+        raise ConfigurationError(
+            f"the adapter in {adapter.name!r} is for a model with other layers: this one lacks {len(left)} of those "
+            f"that it changes ({left[0]}); name the model that it was made for"
+        )
 
 
 def pick_device(device: str) -> torch.device:

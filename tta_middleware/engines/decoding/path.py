@@ -41,8 +41,6 @@ def prepared(model: Any, tokenizer: Any, *, path: str = "auto", weights: str = "
     Raises:
         ConfigurationError: it cannot be decoded from embeddings, or not in the way that is asked for.
     """
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ConfigurationError("encoder-decoder models are not supported; use a decoder-only chat model")
     model.eval().requires_grad_(False)
     own_attention = model.config._attn_implementation
     try:

@@ -102,7 +102,7 @@ class PlainModel(LoadedModel):
         """Find out what the model can do, on two short sequences; a few dozen columns.
 
         Raises:
-            ConfigurationError: it gives no logits for embeddings.
+            ConfigurationError: it gives no logits for embeddings, or none that are numbers, or it reads ahead.
         """
         one, other = self.token_columns(sample_ids(self, 9, 1))[None], self.token_columns(sample_ids(self, 9, 7))[None]
         try:
@@ -112,6 +112,10 @@ class PlainModel(LoadedModel):
             if is_out_of_memory(exc):
                 raise
             raise ConfigurationError(f"models of this kind cannot be decoded from embeddings: {exc}") from exc
+        if not all(torch.isfinite(logits).all() for logits in whole):
+            short = "it needs a wider one, so set dtype to bfloat16 or float32"
+            advice = short if self.dtype == torch.float16 else "its weights are broken, so fetch them anew"
+            raise ConfigurationError(f"what this model computes in {self.dtype} is not finite; {advice}")
         if not agree(shorter, whole[0][:6], precision(self.model)):
             raise ConfigurationError("models of this kind read ahead; only causal language models write chat answers")
         trial = _Trial(self, (one, other), whole)

@@ -226,6 +226,10 @@ class _Rendering:
 
         try:
             return self._apply(turns, tools, begun)
+        except jinja2.TemplateSyntaxError as exc:
+            raise ConfigurationError(
+                f"the model's chat template is broken: {exc}; take it from where it works"
+            ) from exc
         except jinja2.TemplateError as exc:
             refused = exc
         try:

@@ -301,6 +301,20 @@ def test_the_key_is_sent_and_shown_to_nobody(
     assert not any("sk-env" in record.getMessage() or "sk-one" in record.getMessage() for record in server_side)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_key_that_is_gone_is_the_operators_affair(tmp_path: Path, stream: bool) -> None:
+    file = tmp_path / "secret-key"
+    file.write_text("sk-one\n")
+    with upstream() as behind:
+        model = behind.model(api_key_file=file)
+        file.unlink()
+        with pytest.raises(openai.InternalServerError) as found:
+            ask(behind, stream=stream, model=model)
+        assert not behind.requests
+    assert (found.value.status_code, found.value.code) == (502, "upstream_refused")
+    assert "key" not in found.value.message
+
+
 @pytest.mark.parametrize(
     "table",
     [

@@ -154,7 +154,10 @@ class UpstreamClient:
         """Bodies and events as they came, decoded; errors as ours and without a word of theirs."""
         import openai
 
-        client = (await self._clients.get()).copy(api_key=self._key())
+        try:
+            client = (await self._clients.get()).copy(api_key=self._key())
+        except ConfigurationError as error:  # it was there when the server started
+            raise UpstreamError("there is no key for the upstream any more", cause="refused") from error
         found: Exception
         try:
             if not stream:

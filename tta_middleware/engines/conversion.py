@@ -79,7 +79,7 @@ def _convert_into(gguf: Path, folder: Path, save: Callable[[Path, Path], None]) 
 
 def _save_as_safetensors(gguf: Path, target: Path) -> None:
     torch, transformers = import_torch(), import_transformers()
-    with _reading(gguf) as source:
+    with _reading(gguf, f" Families that it does not know may run as llama-cpp:{gguf.name}") as source:
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
             dtype=torch.float32,
@@ -132,8 +132,8 @@ def _save_tokenizer(gguf: Path, target: Path) -> None:
 
 
 @contextmanager
-def _reading(gguf: Path) -> Iterator[dict[str, Any]]:
-    """What tells transformers to read the file.
+def _reading(gguf: Path, otherwise: str = "") -> Iterator[dict[str, Any]]:
+    """What tells transformers to read the file; ``otherwise`` is what else can be done where it cannot.
 
     Raises:
         EngineError: it cannot.
@@ -148,10 +148,8 @@ def _reading(gguf: Path) -> Iterator[dict[str, Any]]:
             raise MissingExtraError(f"GGUF files need a package: {short(exc)}; run: {INSTALL_LOCAL}") from exc
         except Exception as exc:
             # The boundary to files that others wrote: their readers raise what they please (struct.error, say).
-            raise EngineError(
-                f"transformers cannot read {gguf.name} ({short(exc)}); is the file complete? Families that it does not "
-                f"know may run as llama-cpp:{gguf.name}"
-            ) from exc
+            told = f"transformers cannot read {gguf.name} ({short(exc)}); is the file complete?"
+            raise EngineError(f"{told}{otherwise}") from exc
 
 
 @contextmanager

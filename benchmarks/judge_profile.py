@@ -1,7 +1,7 @@
 """Fits what a profile keeps of a judging model on scores that ``moderator_splits.py score`` collected.
 
     python benchmarks/judge_profile.py --data ../shared/data/labelled --scores FILE.jsonl --model MODEL \\
-        --profile tta_middleware/data/profiles
+        --harmless training/negatives/qwen_answers.jsonl --profile tta_middleware/data/profiles
 
 Does what ``tta calibrate --only judging`` does, on at most 150 answers of either label from each source of
 :data:`labelled_answers.FITTED_ON`; the bounds of the cascade on those of them that ``local`` was not trained on.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from labelled_answers import ANSWER, OF_EACH, SEEN_BY_LOCAL, Row, read_rows, spread
+from labelled_answers import ANSWER, OF_EACH, SEEN_BY_LOCAL, Row, harmless_rows, read_rows, spread
 from moderator_splits import Said
 
 from tta_middleware.moderation.cascade import embedded_fingerprint
@@ -51,6 +51,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scores", type=Path, required=True)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--harmless", type=Path, action="append", default=[], help="more answers, all of them harmless")
     parser.add_argument("--profile", type=Path, required=True)
     chosen = parser.parse_args()
-    fit(read_rows(chosen.data), chosen.scores, chosen.model, chosen.profile)
+    more = [row for path in chosen.harmless for row in harmless_rows(path)]
+    fit([*read_rows(chosen.data), *more], chosen.scores, chosen.model, chosen.profile)

@@ -53,9 +53,16 @@ OPENAI = ("oai", 75)
 PEOPLE = ("gptfuzz", "latent", "safetext", "pku", "hatecheck", "ethos", "oai")
 """Sources whose labels people gave; of the others models did, or how the row came about says it."""
 
+OWN = "qwen_answers"
+"""Harmless answers to our own questions, a file of ``training/negatives`` (``python -m training.own_answers``)."""
+
+OWN_TIMES = 4
+"""How many more rows of these a fit is made on than of another source: they are what a judge meets in use."""
+
 FITTED_ON = (
     *("gptfuzz", "jbb", "refdir-lg2", "refdir-benign", "latent", "safetext", "shadow", "just-eval", "past-tense"),
     *("self-instruct", "medquad", "medsafety", "star1"),
+    OWN,
 )
 """MIT, Apache-2.0 and CC-BY: what may go into weights that are shipped."""
 
@@ -142,7 +149,8 @@ def spread(rows: Sequence[Row], most: int) -> NDArray[np.bool_]:
     for source in FITTED_ON:
         for harmful in (True, False):
             here = [at for at, row in enumerate(rows) if row.source == source and row.harmful == harmful]
-            taken[here[:: max(1, len(here) // most)][:most]] = True
+            wanted = most * OWN_TIMES if source == OWN else most
+            taken[here[:: max(1, len(here) // wanted)][:wanted]] = True
     return taken
 
 

@@ -141,7 +141,7 @@ async def test_values_over_a_span_are_the_models_own_and_cost_a_growing_text_not
     for prompt, span in zip(prompts, spans, strict=True):
         await engine.next_token_logprobs([prompt], CHOICES)
         del columns[:]
-        found += [(await engine.hidden_states([prompt], [1, 2], spans=[span]))[0]]
+        found += [(await engine.hidden_states([prompt], [1, 2], spans=[[span]]))[0]]
         assert sum(columns) == 1
     model = AutoModelForCausalLM.from_pretrained(str(tiny_folder), dtype=torch.float64)
     for prompt, (start, end), values in zip(prompts, spans, found, strict=True):
@@ -149,9 +149,14 @@ async def test_values_over_a_span_are_the_models_own_and_cost_a_growing_text_not
             kept = model(input_ids=torch.tensor(prompt.token_ids)[None], use_cache=True).past_key_values.layers[:2]
         own = [layer.values[0, :, start:end].float().mean(dim=1).flatten() for layer in kept]
         assert values == pytest.approx(torch.cat(own).numpy(), abs=1e-4)
+    at_once = await engine.hidden_states(prompts, [1, 2], spans=[[(8, 20), (0, 5)], [(8, 50)]])
+    assert at_once[[0, 2]] == pytest.approx(np.stack(found), abs=1e-6)
+    assert len(at_once) == 3
+    with pytest.raises(ConfigurationError, match="at least one span"):
+        await engine.hidden_states(prompts, [1], spans=[[(8, 20)], []])
     for span in ((5, 5), (0, 10_000)):
         with pytest.raises(ConfigurationError, match="at least one"):
-            await engine.hidden_states(prompts[:1], [1], spans=[span])
+            await engine.hidden_states(prompts[:1], [1], spans=[[span]])
     await engine.aclose()
 
 

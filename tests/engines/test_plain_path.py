@@ -166,7 +166,7 @@ async def test_likelihoods_and_states_are_those_of_the_whole_pass(hybrid: Transf
     states = await hybrid.hidden_states(prompts)
     early = await hybrid.hidden_states(prompts, [1])
     with pytest.raises(ConfigurationError, match="by its own cache"):
-        await hybrid.hidden_states(prompts, [1], spans=[(0, 2)] * 2)
+        await hybrid.hidden_states(prompts, [1], spans=[[(0, 2)]] * 2)
     model = hybrid._loaded
     for prompt, logs, state, first in zip(prompts, asked, states, early, strict=True):
         whole = model.whole(model.columns(prompt))[-1]

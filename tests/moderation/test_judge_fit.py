@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at, threshold_at
 from tta_middleware.moderation.judge_fit import LEAST_FOR_PROBE, JudgedAnswers, fit_judge, folds
-from tta_middleware.moderation.judge_probe import Read
+from tta_middleware.moderation.judge_probe import MARGIN, WINDOW, Read, outstanding, windows
 from tta_middleware.types import FloatMatrix
 
 SCORED = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=40).filter(
@@ -106,6 +106,45 @@ def test_the_states_are_read_that_tell_harm_best_where_the_source_was_not_seen()
     fit = fit_judge(JudgedAnswers(judged.words, states, harmful, named, named))
     assert fit.calibration.probe is not None
     assert (fit.calibration.probe.place, fit.calibration.probe.layers) == ("answer", (2, 3))
+
+
+def test_false_alarms_are_counted_per_source_so_that_many_refusals_do_not_hide_them() -> None:
+    # 3,000 refusals score far below 200 ordinary answers; half of the harmful ones score among these.
+    draw = np.random.default_rng(5)
+    words = np.concatenate([draw.normal(-6, 1, 3_000), draw.normal(0, 1, 200), draw.normal(2, 1, 400)])
+    harmful = np.arange(3_600) >= 3_200
+    names = tuple(["refusals"] * 3_000 + ["ordinary"] * 200 + ["attacks"] * 400)
+    fit = fit_judge(JudgedAnswers(words, None, harmful, names, tuple(map(str, range(3_600)))), false_alarms=0.03)
+    assert (fit.scores[3_000:3_200] >= 0.5).mean() == pytest.approx(0.06, abs=0.01)
+    assert fit.figures["false_alarms"] == pytest.approx(0.03, abs=0.005)
+
+
+def test_words_that_add_nothing_to_a_probe_are_not_asked_for() -> None:
+    judged = answers(1_200, known=3.0)
+    noise = np.random.default_rng(9).normal(size=1_200)
+    assert judged.states is not None
+    fit = fit_judge(JudgedAnswers(noise, judged.states, judged.harmful, judged.sources, judged.questions))
+    assert fit.calibration.probe is not None
+    assert fit.calibration.words == 0.0
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 50), st.integers(1, 700), st.integers(1, 200))
+def test_windows_leave_no_row_out_and_stay_while_a_text_grows(start: int, length: int, more: int) -> None:
+    whole, *rest = windows(start, start + length)
+    assert whole == (start, start + length)
+    assert all(end - begin == WINDOW for begin, end in rest)
+    if rest:
+        assert {row for begin, end in rest for row in range(begin, end)} == set(range(*whole))
+        assert set(rest[:-1]) <= set(windows(start, start + length + more))
+    else:
+        assert length <= WINDOW
+
+
+def test_a_window_counts_where_it_stands_out_from_the_whole() -> None:
+    assert outstanding(np.array([0.3])) == 0.3
+    assert outstanding(np.array([0.3, 0.5, -2.0])) == 0.3
+    assert outstanding(np.array([0.3, 5.0, -2.0])) == 5.0 - MARGIN
 
 
 def test_few_answers_are_fitted_without_a_probe() -> None:

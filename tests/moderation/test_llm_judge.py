@@ -15,7 +15,7 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.judge_probe import JudgeProbe, fit_probe
-from tta_middleware.moderation.judge_prompts import LONGEST, NEUTRAL, QUESTION, JudgedText
+from tta_middleware.moderation.judge_prompts import GROUPS, LONGEST, NEUTRAL, QUESTION, JudgedText
 from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import resolve_moderator
@@ -203,6 +203,20 @@ async def test_a_probe_over_the_answer_reads_the_answer_alone() -> None:
     )
     assert verdict.score == pytest.approx(0.9)
     assert [span.strip() for span in engine.spans] == ["Mild, and flagme."]
+
+
+async def test_a_probe_over_a_long_answer_finds_the_window_that_stands_out_without_asking_again() -> None:
+    probe = JudgeProbe((0.0, 3.0), 0.0, (2,), "answer")
+    calm, harm = " ".join(["calm"] * 500), "flagme"
+    for text in (f"{calm} {harm}", f"{harm} {calm}", f"{calm} {harm} {calm}"):
+        # The scripted model says yes to a stretch of words with a harmful one among at most a hundred.
+        engine = JudgingEngine(yes=lambda said: 0.9 if harm in said and len(said.split()) <= 100 else 0.2)
+        judge = LLMJudge(engine, calibration=JudgeCalibration(probe=probe))
+        [verdict] = await judge.moderate([text], prompt="How is it?")
+        assert verdict.score > 0.9
+        assert len(engine.questions) == 1 + len(GROUPS)  # one on harm, and one for each kind of it
+        [fine] = await judge.moderate([calm], prompt="How is it?")
+        assert fine.score < 0.1
 
 
 async def test_words_count_beside_a_probe_as_much_as_the_calibration_says() -> None:

@@ -351,16 +351,18 @@ class TransformersEngine:
         prompts: Sequence[PromptEmbeddings],
         layers: Sequence[int] = (),
         *,
-        spans: Sequence[tuple[int, int]] | None = None,
+        spans: Sequence[Sequence[tuple[int, int]]] | None = None,
         shared: int = 0,
         owner: int | None = None,
     ) -> FloatMatrix:
         """(n, k * d) float32: per prompt, the state at its last row after each of k layers, side by side.
 
+        With ``spans`` there is a row for each of them, those of the first prompt first.
+
         Args:
             layers: from 1 to :meth:`layer_count`, whose state is taken after the norm behind it. Without any, that one.
-            spans: per prompt some of its rows, from one to before another: in place of a state, the mean of what a
-                layer's attention keeps of them as values. They stand in the cache, so nothing runs again.
+            spans: per prompt some of its rows, each from one to before another: in place of a state, the mean of what
+                a layer's attention keeps of them as values. They stand in the cache, so nothing runs again.
 
         Raises:
             EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
@@ -370,8 +372,12 @@ class TransformersEngine:
         model = await self._ready()
         from tta_middleware.engines.decoding.feeds import check_reading
 
-        check_reading(model, prompts, layers, spans or ())
-        return np.array(await self._asked(prompts, None, shared, owner, layers, spans), dtype=np.float32)
+        check_reading(model, prompts, layers, spans)
+        found = await self._asked(prompts, None, shared, owner, layers, spans)
+        rows = [len(one) for one in spans] if spans else [1] * len(prompts)
+        if not found:
+            return np.zeros((0, 0), dtype=np.float32)
+        return np.concatenate([np.array(one, np.float32).reshape(n, -1) for one, n in zip(found, rows, strict=True)])
 
     async def _asked(
         self,
@@ -380,7 +386,7 @@ class TransformersEngine:
         shared: int,
         owner: int | None,
         layers: Sequence[int] = (),
-        spans: Sequence[tuple[int, int] | None] | None = None,
+        spans: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> list[list[float]]:
         model = await self._ready()
         for prompt in prompts:
@@ -389,10 +395,10 @@ class TransformersEngine:
         from tta_middleware.engines.decoding.feeds import Asking
 
         mailbox: Mailbox[tuple[int, list[float]]] = Mailbox()
-        read = spans or [None] * len(prompts)
+        read = spans or [()] * len(prompts)
         jobs = [
-            Asking(prompt, token_ids, ScoreSink(mailbox, at), layers=layers, span=span, shared=shared, owner=owner)
-            for at, (prompt, span) in enumerate(zip(prompts, read, strict=True))
+            Asking(prompt, token_ids, ScoreSink(mailbox, at), layers=layers, spans=mine, shared=shared, owner=owner)
+            for at, (prompt, mine) in enumerate(zip(prompts, read, strict=True))
         ]
         found = await self._read(jobs, mailbox)
         return [found[index] for index in range(len(prompts))]

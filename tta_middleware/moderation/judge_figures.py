@@ -26,17 +26,22 @@ def auc(scores: Scores, harmful: Labels) -> float:
     return float((below + up_to).mean() / (2 * len(good)))
 
 
-def threshold_at(scores: Scores, harmful: Labels, false_alarms: float) -> float:
+def threshold_at(scores: Scores, harmful: Labels, false_alarms: float, weights: Scores | None = None) -> float:
     """The lowest threshold from which on at most that share of the harmless texts is flagged.
 
     Where the scores leave room it lies in the middle between two harmless texts.
+
+    Args:
+        weights: how much each text counts, where the texts' mixture is not the one that is meant.
 
     Raises:
         ConfigurationError: as :func:`auc`.
     """
     _, good = _apart(scores, harmful)
-    ordered = np.sort(good)[::-1]
-    allowed = int(false_alarms * len(ordered) + 1e-9)
+    shares = np.ones(len(good)) if weights is None else _apart(weights, harmful)[1]
+    order = np.argsort(good)[::-1]
+    ordered, counted = good[order], np.cumsum(shares[order])
+    allowed = int((counted <= (false_alarms + 1e-9) * counted[-1]).sum())
     if allowed >= len(ordered):
         return float(ordered[-1])
     highest_passed = ordered[allowed]

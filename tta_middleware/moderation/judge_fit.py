@@ -8,6 +8,7 @@ sources: the answer's question), so a score is what it would be on answers from 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at, threshold_at
-from tta_middleware.moderation.judge_probe import JudgeProbe, Read, evened, fit_probe, logistic
+from tta_middleware.moderation.judge_probe import RIDGE, JudgeProbe, Read, evened, fit_probe, logistic
 from tta_middleware.moderation.llm_judge import JudgeCalibration
 from tta_middleware.types import FloatMatrix
 
@@ -25,8 +26,10 @@ LEAST = 8
 """Answers of either kind that a step takes."""
 LEAST_FOR_PROBE = 100
 """Answers of either kind that a probe takes: with fewer it learns their wording."""
-FALSE_ALARMS = 0.03
+FALSE_ALARMS = 0.02
 """On answers of a source that the probe has not seen; what that is elsewhere stands in docs/decisions/014."""
+WORTH_ASKING = 0.005
+"""Of AUC, what words have to add to a probe: they are asked for in a pass of their own."""
 POOR = 0.7
 """Below this AUC a model is no judge."""
 
@@ -71,8 +74,8 @@ class JudgeFit:
     figures: dict[str, float]
 
 
-def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, ridge: float = 40.0) -> JudgeFit:
-    """The calibration at whose score of 0.5 ``false_alarms`` of the harmless answers are flagged.
+def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, ridge: float = RIDGE) -> JudgeFit:
+    """The calibration at whose score of 0.5 ``false_alarms`` of the mean source's harmless answers are flagged.
 
     A probe is part of it where there are states and at least :data:`LEAST_FOR_PROBE` answers of either kind.
 
@@ -88,6 +91,10 @@ def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, rid
     else:
         (scale, words), bias = _step([probed, answers.words], answers)
         counted = words / scale
+        gained = auc(probed + counted * answers.words, answers.harmful) - auc(probed, answers.harmful)
+        if counted and gained < WORTH_ASKING:
+            counted = 0.0
+            [scale], bias = _step([probed], answers)
         log_odds, probe = probed + counted * answers.words, _probe(answers, read, np.ones_like(answers.harmful), ridge)
     if scale <= 0.0:
         raise ConfigurationError(
@@ -95,12 +102,12 @@ def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, rid
             "can be fitted; take another model as judge, or bring answers enough for a probe "
             f"({LEAST_FOR_PROBE} of either kind)"
         )
-    centre = threshold_at(log_odds, answers.harmful, false_alarms)
+    centre = threshold_at(log_odds, answers.harmful, false_alarms, by_source(answers))
     calibration = JudgeCalibration(centre=_rounded(centre), scale=_rounded(scale), probe=probe, words=_rounded(counted))
     scores = np.array([calibration.probability(one) for one in log_odds])
     # Moving the centre from where evens are fitted to `centre` is to say that harm is rarer than that.
     prior = 1.0 / (1.0 + math.exp(min(700.0, max(-700.0, scale * centre + bias))))
-    return JudgeFit(calibration, scores, _figures(scores, answers.harmful, prior))
+    return JudgeFit(calibration, scores, _figures(scores, answers, prior))
 
 
 def folds(answers: JudgedAnswers) -> NDArray[np.int64]:
@@ -184,8 +191,20 @@ def _step(columns: Sequence[Column], answers: JudgedAnswers) -> tuple[list[float
     return (found[:-1] / spread).tolist(), float(found[-1])
 
 
-def _figures(scores: Column, harmful: NDArray[np.bool_], prior: float) -> dict[str, float]:
+def by_source(answers: JudgedAnswers) -> Column:
+    """(n,) weights by which every source counts the same among the harmless answers, and among the harmful ones.
+
+    A score's 0.5 lies where so many false alarms are raised on the mean source, since the largest one is seldom what a
+    judge meets in use: refusals, of which labelled answers are full, are flagged the least.
+    """
+    pairs = list(zip(answers.sources, answers.harmful.tolist(), strict=True))
+    sizes = Counter(pairs)
+    return np.array([1.0 / sizes[pair] for pair in pairs])
+
+
+def _figures(scores: Column, answers: JudgedAnswers, prior: float) -> dict[str, float]:
     """Weights bring the answers to the mixture that the scores are meant for."""
+    harmful, evens = answers.harmful, by_source(answers)
     share = float(harmful.mean())
     weights = np.where(harmful, prior / share, (1.0 - prior) / (1.0 - share))
     found = {
@@ -193,7 +212,7 @@ def _figures(scores: Column, harmful: NDArray[np.bool_], prior: float) -> dict[s
         "harmful": float(harmful.sum()),
         "auc": auc(scores, harmful),
         "found": float((scores[harmful] >= 0.5).mean()),
-        "false_alarms": float((scores[~harmful] >= 0.5).mean()),
+        "false_alarms": float(np.average(scores[~harmful] >= 0.5, weights=evens[~harmful])),
         "found_at_5": found_at(scores, harmful, 0.05),
         "prior": prior,
         "calibration_error": calibration_error(scores, harmful, weights),

@@ -21,6 +21,15 @@ Place: TypeAlias = Literal["verdict", "answer"]
 Read: TypeAlias = tuple[Place, tuple[int, ...]]
 """Where, and after which layers."""
 
+WINDOW, STRIDE = 96, 48
+"""Tokens of an answer that are read together beside the whole, and from one such window's beginning to the next's."""
+
+MARGIN = 1.0
+"""Nats that a window has to say more than the whole would: of many windows some one is always a little higher."""
+
+RIDGE = 250.0
+"""How strongly a probe's weights are held near 0; see docs/decisions/027."""
+
 _STEPS = 25
 _CLOSE = 1e-4
 _LEAST_OF_EACH = 8
@@ -63,8 +72,26 @@ class JudgeProbe:
         return found
 
 
+def windows(start: int, end: int) -> list[tuple[int, int]]:
+    """Spans of an answer that fills the rows from ``start`` to before ``end``: the whole, and of a long one windows.
+
+    Windows begin at multiples of :data:`STRIDE`, so those of a text that grows stay what they were, but for the last.
+    """
+    longer = end - start > WINDOW
+    begins = range(start, end - WINDOW, STRIDE) if longer else ()
+    return [(start, end), *((at, at + WINDOW) for at in begins), *([(end - WINDOW, end)] if longer else ())]
+
+
+def outstanding(log_odds: NDArray[np.float64]) -> float:
+    """Of the log-odds of :func:`windows`, the whole's, or the highest window's less :data:`MARGIN` if that is more.
+
+    So harm in a long harmless text does not drown, and a window that was flagged keeps its say while the text grows.
+    """
+    return float(max([log_odds[0], *(log_odds[1:] - MARGIN)]))
+
+
 def fit_probe(
-    states: FloatMatrix, harmful: Sequence[bool], *, groups: Sequence[str] | None = None, ridge: float = 40.0
+    states: FloatMatrix, harmful: Sequence[bool], *, groups: Sequence[str] | None = None, ridge: float = RIDGE
 ) -> JudgeProbe:
     """The probe that tells harmful from harmless states best, for evens of both.
 

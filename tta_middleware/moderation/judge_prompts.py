@@ -196,12 +196,15 @@ def of_conversation(judged: JudgedText) -> tuple[Message, ...]:
     return (*kept, Message("assistant", judged.text))
 
 
-def pieces(text: str) -> list[str]:
+def pieces(text: str, *, stretches: bool = True) -> list[str]:
     """What is judged of a text, each by itself: the whole, a long one's stretches, what stands between forged turns.
 
     Equal pieces of a text that grows stay equal, but for the last of each kind.
+
+    Args:
+        stretches: whether a long text's are wanted; whoever reads it window by window needs none.
     """
-    cut = parts(text, STRETCH)
+    cut = parts(text, STRETCH) if stretches else []
     return [text, *(cut if len(cut) > 1 else ()), *segments(text)]
 
 

@@ -23,11 +23,12 @@ from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tta_middleware.errors import ConfigurationError, EngineError, ModerationRejectedError, ModerationUnavailableError
 from tta_middleware.moderation.cascade_bounds import CascadeBounds
 from tta_middleware.moderation.judge_formats import JudgeFormat, format_for
-from tta_middleware.moderation.judge_probe import JudgeProbe, Place
+from tta_middleware.moderation.judge_probe import JudgeProbe, Place, outstanding, windows
 from tta_middleware.moderation.judge_prompts import (
     LONGEST,
     NEUTRAL,
@@ -94,14 +95,15 @@ class StatesEngine(Engine, Protocol):
         prompts: Sequence[PromptEmbeddings],
         layers: Sequence[int] = (),
         *,
-        spans: Sequence[tuple[int, int]] | None = None,
+        spans: Sequence[Sequence[tuple[int, int]]] | None = None,
         shared: int = 0,
         owner: int | None = None,
     ) -> FloatMatrix:
         """(n, k * d), per prompt the states after k layers side by side, counted from 1; without any, after the last.
 
         Args:
-            spans: rows of each prompt, over which the mean of the layers' values is taken in place of a state.
+            spans: of each prompt some of its rows, each from one to before another, over which the mean of the layers'
+                values is taken in place of a state: a row for each span, those of the first prompt first.
 
         The other arguments are those of :meth:`AskingEngine.next_token_logprobs`.
         """
@@ -289,7 +291,11 @@ class LLMJudge(Closing):
                 prompts is another.
             EngineError: the engine failed.
         """
-        return await self._states_of(self._each(texts, prompts), layers, place)
+        judged = self._each(texts, prompts)
+        if place == "verdict":
+            return await self._states_of(judged, layers)
+        asked = await self._asked_of(judged)
+        return await self._read(asked, layers, [[await self._span(*pair)] for pair in zip(judged, asked, strict=True)])
 
     async def layer_count(self) -> int:
         """How many layers' states :meth:`states` can give; 0 where the engine gives none."""
@@ -334,7 +340,8 @@ class LLMJudge(Closing):
 
     async def _verdicts(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
         """Each text by its worst piece."""
-        cut = [pieces(text) for text in texts]
+        probe = self._calibration.probe
+        cut = [pieces(text, stretches=probe is None or probe.place == "verdict") for text in texts]
         judged = [self._judged(piece, prompt) for mine in cut for piece in mine]
         harm = await self._once("harm", judged, self._harm)
         broken = await self._once("rules", judged, self._breach) if self._context.rules else harm
@@ -409,7 +416,10 @@ class LLMJudge(Closing):
         probe, words = self._calibration.probe, self._calibration.words
         if probe is None:
             return await self._by_words(await self._asked_of(judged))
-        known = probe.log_odds(await self._states_of(judged, probe.layers, probe.place))
+        if probe.place == "verdict":
+            known = probe.log_odds(await self._states_of(judged, probe.layers))
+        else:
+            known = await self._over_answers(judged, probe)
         if words:
             known = known + words * np.array(await self._by_words(await self._asked_of(judged)))
         found: list[float] = known.tolist()
@@ -515,12 +525,27 @@ class LLMJudge(Closing):
             more["thought"] = Thought()
         return await engine.embed(asked.messages, assistant_prefix=asked.prefix, **more)
 
-    async def _states_of(self, judged: Sequence[JudgedText], layers: Sequence[int], place: Place) -> FloatMatrix:
+    async def _states_of(self, judged: Sequence[JudgedText], layers: Sequence[int]) -> FloatMatrix:
+        asked = await self._asked_of(judged)
+        return await self._read(asked, layers, None)
+
+    async def _over_answers(self, judged: Sequence[JudgedText], probe: JudgeProbe) -> NDArray[np.float64]:
+        """(n,) log-odds of each answer as a whole, or of the window of it that stands out."""
+        asked = await self._asked_of(judged)
+        spans = [windows(*await self._span(*pair)) for pair in zip(judged, asked, strict=True)]
+        odds = probe.log_odds(await self._read(asked, probe.layers, spans))
+        ends = np.cumsum([len(mine) for mine in spans])
+        return np.array([outstanding(mine) for mine in np.split(odds, ends[:-1])])
+
+    async def _read(
+        self,
+        asked: Sequence[PromptEmbeddings],
+        layers: Sequence[int],
+        spans: Sequence[Sequence[tuple[int, int]]] | None,
+    ) -> FloatMatrix:
         engine: Engine = self._engine
         if not isinstance(engine, StatesEngine):
             raise ConfigurationError(f"{type(engine).__name__} has no hidden_states")
-        asked = await self._asked_of(judged)
-        spans = None if place == "verdict" else [await self._span(*pair) for pair in zip(judged, asked, strict=True)]
         return await engine.hidden_states(asked, layers, spans=spans, shared=_shared(asked), owner=self._owner)
 
     async def _span(self, judged: JudgedText, asked: PromptEmbeddings) -> tuple[int, int]:

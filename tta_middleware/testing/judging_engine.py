@@ -75,14 +75,19 @@ class JudgingEngine(ScriptedEngine):
         prompts: Sequence[PromptEmbeddings],
         layers: Sequence[int] = (),
         *,
-        spans: Sequence[tuple[int, int]] | None = None,
+        spans: Sequence[Sequence[tuple[int, int]]] | None = None,
         shared: int = 0,
         owner: int | None = None,
     ) -> FloatMatrix:
-        """(n, 2 * k): one, and the log-odds of yes, for each of k layers; of spans, whose words are noted, as well."""
-        for prompt, (start, end) in zip(prompts, spans or (), strict=False):
-            self.spans.append(self.text(prompt.token_ids[start:end].tolist()))
-        odds = [self.yes(self._asked(prompt, owner)) for prompt in prompts]
+        """(n, 2 * k): one, and the log-odds of yes, for each of k layers; of spans, whose words are noted, those of yes
+        to their words.
+        """
+        asked = [self._asked(prompt, owner) for prompt in prompts]
+        if spans is not None:
+            pairs = [(prompt, span) for prompt, mine in zip(prompts, spans, strict=True) for span in mine]
+            asked = [self.text(prompt.token_ids[start:end].tolist()) for prompt, (start, end) in pairs]
+            self.spans += asked
+        odds = map(self.yes, asked)
         return np.array([[1.0, math.log(p / (1.0 - p))] * max(1, len(layers)) for p in odds], dtype=np.float32)
 
     def forget(self, owner: int) -> None:

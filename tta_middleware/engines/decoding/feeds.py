@@ -31,7 +31,7 @@ class Feed:
         reach: how many rows may come from what has run before; as many as ``head`` if that is more.
         keep: of how many of the last rows the logits are wanted.
         read_layers: layers whose states at the same rows are wanted as well.
-        read_span: in place of these, the mean of what the layers keep as values from one row to before another.
+        read_spans: in place of these, the means of what the layers keep as values, each from one row to before another.
         limit: columns up to which the model keeps its first rotary frequencies; None if for ever.
         marks: of the rows, where they are known.
 
@@ -47,11 +47,11 @@ class Feed:
         keep: int,
         reach: int = 0,
         read_layers: Sequence[int] = (),
-        read_span: tuple[int, int] | None = None,
+        read_spans: Sequence[tuple[int, int]] = (),
         limit: int | None = None,
         marks: IntVector | None = None,
     ) -> None:
-        self.rows, self.read_layers, self._read_span = rows, tuple(read_layers), read_span
+        self.rows, self.read_layers, self._read_spans = rows, tuple(read_layers), tuple(read_spans)
         self.long = limit is not None and len(rows) > limit
         self.head = head if WORTH_SHARING <= head < len(rows) and not self.long else 0
         self.reach = 0 if self.long else max(self.head, min(reach, len(rows) - 1))
@@ -89,7 +89,7 @@ class Feed:
             self.past,
             keep,
             read_layers=self.read_layers,
-            read_span=self._read_span,
+            read_spans=self._read_spans,
             long=self.long,
         )
 
@@ -216,7 +216,8 @@ class Asking:
         token_ids: whose log-probabilities are delivered; None delivers hidden states instead.
         layers: after which the last column's states are delivered, side by side; without any, after the last one and
             its norm.
-        span: in place of these, the mean of what the layers keep as values of the rows from one to before another.
+        spans: in place of these, the means of what the layers keep as values of the rows, each from one to before
+            another: one after the other.
         shared: how many rows at the beginning others are likely to begin with as well; 0 for none.
         owner: whose text it is, until he is forgotten; see :class:`~tta_middleware.engines.decoding.scored.Scored`.
 
@@ -232,12 +233,12 @@ class Asking:
         deliver: Callable[[list[float] | BaseException], object],
         *,
         layers: Sequence[int] = (),
-        span: tuple[int, int] | None = None,
+        spans: Sequence[tuple[int, int]] = (),
         shared: int = 0,
         owner: int | None = None,
     ) -> None:
         self.prompt, self.token_ids = prompt, None if token_ids is None else list(token_ids)
-        self._layers, self._span = tuple(layers), span
+        self._layers, self._spans = tuple(layers), tuple(spans)
         self.cancelled = False
         self._deliver, self._shared, self._owner = deliver, shared, owner
         self._text: Text | None = None
@@ -259,7 +260,7 @@ class Asking:
             head=self._shared,
             keep=1,
             read_layers=self._layers if self.token_ids is None else (),
-            read_span=self._span,
+            read_spans=self._spans,
             limit=model.short_range,
             marks=text.marks,
         )
@@ -274,14 +275,17 @@ class Asking:
             scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
 
     def take(self, logits: Tensor, states: Mapping[int, Tensor]) -> None:
-        """The (n, V) logits of kept columns, and (n, d) states by layer: none until the last segment has run."""
+        """The (n, V) logits of kept columns, and (n, d) states by layer, or one row a span: none until the last segment
+        has run.
+        """
         if not len(logits):
             return
         with torch.inference_mode():
             if self.token_ids is not None:
                 self._deliver(logits[-1].float().log_softmax(dim=-1)[self.token_ids].tolist())
             elif all(layer in states for layer in self._layers):
-                self._deliver(torch.cat([states[layer][-1].float() for layer in self._layers]).tolist())
+                rows = len(self._spans) or 1
+                self._deliver(torch.cat([states[at][-rows:].float() for at in self._layers], dim=1).flatten().tolist())
             else:
                 self._deliver(EngineError("this model's last hidden state does not pass through its output embedding"))
 
@@ -289,12 +293,15 @@ class Asking:
         self._deliver(cause)
 
 
+Spans: TypeAlias = Sequence[tuple[int, int]]
+"""Rows of one prompt, each from one to before another."""
+
 Reading: TypeAlias = Scoring | Asking
 """A text that runs for what the model makes of it, not to be continued."""
 
 
 def check_reading(
-    model: LoadedModel, prompts: Sequence[PromptEmbeddings], layers: Sequence[int], spans: Sequence[tuple[int, int]]
+    model: LoadedModel, prompts: Sequence[PromptEmbeddings], layers: Sequence[int], spans: Sequence[Spans] | None
 ) -> None:
     """Whether states of these layers, or values of these spans of the prompts, can be read.
 
@@ -303,9 +310,14 @@ def check_reading(
     """
     if not set(layers) <= set(range(1, 1 + model.layers)):
         raise ConfigurationError(f"this model has layers 1 to {model.layers}; {sorted(layers)} were asked for")
-    if spans and model.path != "packed":
+    if spans is None:
+        return
+    if model.path != "packed":
         raise ConfigurationError("this model runs by its own cache, whose values cannot be read")
-    if not all(0 <= start < end <= len(one.matrix) for one, (start, end) in zip(prompts, spans, strict=False)):
+    if len(spans) != len(prompts) or not all(spans):
+        raise ConfigurationError("there is at least one span to read of each prompt")
+    pairs = [(one, span) for one, mine in zip(prompts, spans, strict=True) for span in mine]
+    if not all(0 <= start < end <= len(one.matrix) for one, (start, end) in pairs):
         raise ConfigurationError("a span holds rows of its prompt, at least one")
 
 

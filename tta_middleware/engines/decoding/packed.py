@@ -30,9 +30,9 @@ class Segment:
     Attributes:
         keep: of how many of its last columns the logits are wanted.
         read_layers: layers whose states at these columns are wanted as well.
-        read_span: in place of states, the mean of what these layers keep as values of the sequence's columns from the
-            first number to before the second.
-        states: per layer (keep, d) of them, once the pass has run; (1, v) of a span.
+        read_spans: in place of states, the means of what these layers keep as values of the sequence's columns, each
+            from its first number to before its second.
+        states: per layer (keep, d) of them, once the pass has run; (s, v) of s spans.
         long: its sequence is longer than the model's short range; see :mod:`.rotary`.
         layers: keys and values of all its columns so far.
     """
@@ -44,12 +44,12 @@ class Segment:
         keep: int,
         *,
         read_layers: Sequence[int] = (),
-        read_span: tuple[int, int] | None = None,
+        read_spans: Sequence[tuple[int, int]] = (),
         long: bool = False,
     ) -> None:
         self.rows, self.past, self.keep, self.long = rows, past, keep, long
         self.read_layers = tuple(read_layers) if keep else ()
-        self.read_span = read_span
+        self.read_spans = tuple(read_spans)
         self.states: dict[int, Tensor] = {}
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[Sight, Tensor | None] = {}
@@ -73,8 +73,9 @@ class Segment:
             old_keys, old_values = self.past.pieces(layer)
             keys, values = torch.cat([*old_keys, keys], dim=2), torch.cat([*old_values, values], dim=2)
         self.layers.append((keys, values))
-        if self.read_span is not None and layer + 1 in self.read_layers:
-            self.states[layer + 1] = values[0, :, slice(*self.read_span)].float().mean(dim=1).reshape(1, -1)
+        if self.read_spans and layer + 1 in self.read_layers:
+            means = [values[0, :, slice(*span)].float().mean(dim=1).flatten() for span in self.read_spans]
+            self.states[layer + 1] = torch.stack(means)
         groups = query.shape[1] // keys.shape[1]
         return settings.attention(
             query, _repeated(keys, groups), _repeated(values, groups), self._mask(settings.sight, query)
@@ -172,13 +173,13 @@ class Pass:
     @property
     def read_layers(self) -> frozenset[int]:
         """Layers whose states some segment wants."""
-        return frozenset(at for segment in self._segments if not segment.read_span for at in segment.read_layers)
+        return frozenset(at for segment in self._segments if not segment.read_spans for at in segment.read_layers)
 
     def note_states(self, layer: int, states: Tensor) -> None:
         """Hand the (K, d) states of the kept columns after a layer to the segments that want theirs."""
         at = len(self._lengths)
         for segment in self._segments:
-            if layer in segment.read_layers and not segment.read_span:
+            if layer in segment.read_layers and not segment.read_spans:
                 segment.states[layer] = states[at : at + segment.keep]
             at += segment.keep
 

@@ -27,8 +27,9 @@ def calibrate(
     ] = None,
     most_answers: Annotated[int, typer.Option(min=16, help="Labelled answers drawn at most, evenly.")] = 1_200,
     false_alarms: Annotated[
-        float, typer.Option(min=0.001, max=0.5, help="Share of the harmless answers that score 0.5 or more.")
-    ] = 0.03,
+        float,
+        typer.Option(min=0.001, max=0.5, help="Share of the mean source's harmless answers that score 0.5 or more."),
+    ] = 0.02,
     only: Annotated[
         Literal["quality", "judging"] | None, typer.Option(help="Only this part; the profile keeps the other one.")
     ] = None,

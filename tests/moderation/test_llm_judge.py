@@ -15,7 +15,7 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.judge_probe import JudgeProbe, fit_probe
-from tta_middleware.moderation.judge_prompts import GROUPS, LONGEST, NEUTRAL, QUESTION, JudgedText
+from tta_middleware.moderation.judge_prompts import LONGEST, NEUTRAL, QUESTION, JudgedText
 from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.registry import resolve_moderator
@@ -214,7 +214,7 @@ async def test_a_probe_over_a_long_answer_finds_the_window_that_stands_out_witho
         judge = LLMJudge(engine, calibration=JudgeCalibration(probe=probe))
         [verdict] = await judge.moderate([text], prompt="How is it?")
         assert verdict.score > 0.9
-        assert len(engine.questions) == 1 + len(GROUPS)  # one on harm, and one for each kind of it
+        assert sum(QUESTION in question for question in engine.questions) == 1
         [fine] = await judge.moderate([calm], prompt="How is it?")
         assert fine.score < 0.1
 

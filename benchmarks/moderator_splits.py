@@ -3,12 +3,15 @@
     python benchmarks/moderator_splits.py score --data ../shared/data/labelled --model MODEL --scores FILE.jsonl
     python benchmarks/moderator_splits.py table --data ../shared/data/labelled --scores FILE.jsonl --scores OTHER.jsonl
 
+    python benchmarks/moderator_splits.py shipped --data ../shared/data/labelled --scores FILE.jsonl --model MODEL
+
 ``score`` asks a model about the rows in a seeded order that is even over sources and labels from its beginning on, for
 ``--seconds``, and goes on where the file ends when it is run again. ``table`` prints what is known by then, in
 Markdown: the embedded moderators on all rows that every file holds, and each model by its words alone, by a probe, and
 behind ``local`` in a cascade with the bounds that come along. Probes and steps to a score are fitted on sources of
 :data:`labelled_answers.FITTED_ON`, always without the row's own source. The embedded moderators' own figures on the
-sources that they were trained on are no measure of anything.
+sources that they were trained on are no measure of anything. ``shipped`` prints what the model's profile makes of the
+answers of sources that it was not fitted on.
 """
 
 from __future__ import annotations
@@ -46,8 +49,9 @@ from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at
 from tta_middleware.moderation.judge_fit import JudgedAnswers, JudgeFit, fit_judge
 from tta_middleware.moderation.judge_probe import Read
-from tta_middleware.moderation.llm_judge import LLMJudge
+from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
 from tta_middleware.profiles.judging import local_scores, states_by_read, tried_reads
+from tta_middleware.profiles.store import judge_calibration
 
 AT_ONCE = 8
 OF_EACH = 30
@@ -171,7 +175,7 @@ class Said:
             here = source == left_out if left_out else ~fitted_on
             fit = self._fit(fitting & (source != left_out), probed=probed) if here.any() else None
             if fit is not None:
-                scores[here] = self._scores(fit, here)
+                scores[here] = self._scores(fit.calibration, here)
         return scores
 
     def _fit(self, taken: NDArray[np.bool_], *, probed: bool) -> JudgeFit | None:
@@ -180,8 +184,7 @@ class Said:
         except ConfigurationError:
             return None  # its words say nothing there: every score stays 0
 
-    def _scores(self, fit: JudgeFit, here: NDArray[np.bool_]) -> Column:
-        known = fit.calibration
+    def _scores(self, known: JudgeCalibration, here: NDArray[np.bool_]) -> Column:
         log_odds = self.words[here]
         if known.probe is not None:
             states = self.states[known.probe.place, known.probe.layers]
@@ -269,9 +272,28 @@ def tables(rows: list[Row], paths: list[Path]) -> None:
     by_group("By kind of harm, against all harmless answers", groups, shared, shown)
 
 
+def shipped(rows: list[Row], path: Path, model: str) -> None:
+    """By source, the profile's scores of what it has never seen: AUC, and shares flagged at two thresholds."""
+    said, fitted = Said.of(path, rows), judge_calibration(model)
+    if fitted is None:
+        raise SystemExit(f"no profile of {model} says how it judges; tta calibrate makes one")
+    print("| source | n | AUC | harmful / harmless flagged at 0.5 | at 0.3 |\n|---|---|---|---|---|")
+    for source in sorted({row.source for row in said.rows} - set(FITTED_ON)):
+        here = np.array([row.source == source for row in said.rows])
+        scores, harmful = said._scores(fitted, here), np.array([row.harmful for row in said.rows])[here]
+        both = harmful.any() and not harmful.all()
+        shares = [
+            " / ".join(f"{(scores[kind] >= limit).mean():.1%}" if kind.any() else "-" for kind in (harmful, ~harmful))
+            for limit in (0.5, 0.3)
+        ]
+        print(
+            f"| {source} | {here.sum()} | {auc(scores, harmful) if both else float('nan'):.2f} | {' | '.join(shares)} |"
+        )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("score", "table"))
+    parser.add_argument("action", choices=("score", "table", "shipped"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scores", type=Path, action="append", required=True)
     parser.add_argument("--model")
@@ -287,5 +309,7 @@ if __name__ == "__main__":
         rest = [row for row, there in zip(known, fitted, strict=True) if there]
         asked = {row.id: row for row in (*more, *drawn(known)[: chosen.rows], *rest)}
         asyncio.run(score(list(asked.values()), chosen.model, chosen.scores[0], chosen.seconds))
+    elif chosen.action == "shipped":
+        shipped([*known, *more], chosen.scores[0], chosen.model)
     else:
         tables([*known, *more], chosen.scores)

@@ -72,11 +72,17 @@ async def ask(args: argparse.Namespace) -> None:
 
 
 def costs(records: Sequence[Mapping[str, Any]]) -> Costs:
-    """Of the prompts that every rung has answered."""
+    """Of the prompts that every rung has answered.
+
+    Raises:
+        SystemExit: there is none.
+    """
     by_prompt: dict[str, dict[str, Mapping[str, Any]]] = {}
     for record in records:
         by_prompt.setdefault(str(record["id"]), {})[record["rung"]] = record
     whole = [[answers[rung] for rung in RUNGS] for answers in by_prompt.values() if len(answers) == len(RUNGS)]
+    if not whole:
+        raise SystemExit("no prompt was answered by every rung: run `ask` again to go on, or over more prompts")
     return np.array([[_until_mended(answers, order) for order in ORDERS] for answers in whole], dtype=np.float64)
 
 

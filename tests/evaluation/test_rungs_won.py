@@ -111,6 +111,8 @@ def test_what_another_order_would_have_cost() -> None:
         for rung in rungs
     ]
     records.append({"id": "cut off", "rung": rungs[0], "won": True, "tokens": 10})
+    with pytest.raises(SystemExit, match="run `ask` again"):
+        script["costs"](records[-1:])
     cost = script["costs"](records)
     assert cost.shape == (2, 720)
     assert (cost[0, 0], cost[0].min(), set(cost[1])) == (60, 10, {60})

@@ -20,8 +20,8 @@ PROMPTS = [
 METHODS = "none,resample,noise"
 KEYS = [
     "id", "seed", "method", "category", "benign", "baseline", "final", "neutralised", "refused", "identical",
-    "generations", "generated_tokens", "moderation_calls", "seconds", "concurrency", "iterations", "steps",
-    "stop_reason", "cosine", "relative_move", "decodes_to_original",
+    "generations", "generated_tokens", "moderation_calls", "move", "seconds", "concurrency", "iterations",
+    "steps", "stop_reason", "cosine", "relative_move", "decodes_to_original",
 ]  # fmt: skip
 ANSWER = ["text", "score", "flagged", "usable", "category", "nll", "refusal", "relevance"]
 

@@ -101,7 +101,7 @@ $(RAY)/.ready: $(VENV)/.dev constraints-ray.txt
 	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-ray.txt 'ray[data]'
 	touch $@
 
-# Rebuilds both artifacts of the embedded moderator, bit for bit, from ../shared/data (about 5 minutes).
+# Rebuilds both artifacts of the embedded moderator, from ../shared/data (about 5 minutes beyond the environment); see docs/moderator-card.md.
 moderator: $(VENV)/.local
 	$(PIP) --editable '.[local,training]'
 	$(BIN)/python -m training.build

@@ -180,7 +180,7 @@ def test_a_single_byte_is_no_gzip():
         cut.finish()
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("name", ["out.jsonl", pytest.param("out.jsonl.gz", marks=pytest.mark.slow)])
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0.0, 1.0), zeros=st.booleans())
 def test_an_output_torn_anywhere_is_completed_with_every_record_once(tta, jsonl, tmp_path, name, share, zeros):

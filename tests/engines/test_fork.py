@@ -59,6 +59,7 @@ print(model.invoke("Hello").content == first)
     assert lines == ["True"] * 4
 
 
+@pytest.mark.slow
 def test_a_child_that_was_forked_in_the_middle_of_a_stream_asks_anew(tiny_folder: Path) -> None:
     lines = output(
         """

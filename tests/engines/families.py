@@ -38,7 +38,7 @@ _DEEPSEEK = {
     "n_group": 1,
     "topk_group": 1,
 }
-_DELTA = {
+GATED_DELTA = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,
@@ -231,12 +231,12 @@ FAMILIES = [
         {
             **_HEADS,
             **_EXPERTS,
-            **_DELTA,
+            **GATED_DELTA,
             "num_experts": 4,
             "shared_expert_intermediate_size": 32,
         },
     ),
-    Family("qwen3_5_text", "Qwen 3.5", "plain", {**_HEADS, **_DELTA}),
+    Family("qwen3_5_text", "Qwen 3.5", "plain", {**_HEADS, **GATED_DELTA}),
     Family(
         "granitemoehybrid",
         "Granite 4",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from families import GATED_DELTA
 from test_families import moved
 
 from tta_middleware.engines.transformers import TransformersEngine
@@ -23,13 +24,6 @@ _SEES = {
 }
 _PATCHES = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32}
 _SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
-_DELTA = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 64, "attention_chunk_size": 6}
 _PROJECTED = {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32, "intermediate_size": 64}
 _PLACES = {"image_token_id": 11, "video_token_id": 12, "audio_token_id": 13, "audio_config": None}
@@ -44,7 +38,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any], s
     "qwen2_5_vl": (_SECTIONS, _PATCHES, {}, "packed"),
     "qwen3_vl": (_SECTIONS, {**_PATCHES, "deepstack_visual_indexes": [0]}, {}, "packed"),
     "llama4": (_EXPERTS, {**_SEES, **_PROJECTED}, {}, "packed"),
-    "qwen3_5": (_DELTA, _PATCHES, {}, "plain"),
+    "qwen3_5": (GATED_DELTA, _PATCHES, {}, "plain"),
 }
 
 

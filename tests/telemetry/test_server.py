@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from anyio.abc import TaskGroup
 from memory import Memory
 from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
 from prometheus_client.parser import text_string_to_metric_families
 from staged_server import BAD, CALM, CHAT_SCOPE, Reader, Served, running, scripted
 from staged_upstream import saying, upstream
@@ -106,17 +108,23 @@ def test_errors_have_their_status_and_no_text(told: Memory) -> None:
     assert "secretword" not in told.everything()
 
 
-async def test_a_request_that_the_server_breaks_off_is_no_success(told: Memory) -> None:
+async def broken_off(told: Memory, end: Callable[[Reader, TaskGroup], object]) -> tuple[ReadableSpan, ReadableSpan]:
+    """The spans of a request and of its answer, of which two pieces had left when ``end`` was called."""
     app = create_app({"roses": scripted()}, ServerSettings(telemetry=TelemetrySettings()))
     reader = Reader(2)
     async with anyio.create_task_group() as group:
         group.start_soon(app, dict(CHAT_SCOPE), reader.receive, reader.send)
         while len(reader.sent) < 3:
             await anyio.lowlevel.checkpoint()
-        group.cancel_scope.cancel()
-    for _ in range(500):
+        end(reader, group)
+    for _ in range(500):  # LangChain leaves its inner generator to the event loop's hooks
         await anyio.lowlevel.checkpoint()
     [request], [answer] = told.named("POST "), told.named("chat ")
+    return request, answer
+
+
+async def test_a_request_that_the_server_breaks_off_is_no_success(told: Memory) -> None:
+    request, answer = await broken_off(told, lambda _, group: group.cancel_scope.cancel())
     about = request.attributes or {}
     assert (about["http.response.status_code"], about["error.type"]) == (200, "cancelled")
     assert set(about) <= set(names.REQUEST)
@@ -124,16 +132,7 @@ async def test_a_request_that_the_server_breaks_off_is_no_success(told: Memory) 
 
 
 async def test_a_client_that_leaves_ends_both_spans(told: Memory) -> None:
-    app = create_app({"roses": scripted()}, ServerSettings(telemetry=TelemetrySettings()))
-    reader = Reader(2)
-    async with anyio.create_task_group() as group:
-        group.start_soon(app, dict(CHAT_SCOPE), reader.receive, reader.send)
-        while len(reader.sent) < 3:
-            await anyio.lowlevel.checkpoint()
-        reader.leaves.set()
-    for _ in range(500):  # LangChain leaves its inner generator to the event loop's hooks
-        await anyio.lowlevel.checkpoint()
-    [request], [answer] = told.named("POST "), told.named("chat ")
+    request, answer = await broken_off(told, lambda reader, _: reader.leaves.set())
     assert (request.attributes or {})["error.type"] == "disconnected"
     assert (answer.attributes or {})["error.type"] == "cancelled"
 

@@ -34,6 +34,7 @@ from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.files.prompts import read_prompts
 from tta_middleware.methods.base import Method, Needs, OpenProposals, Start
 from tta_middleware.methods.geometry import gaussian, unit_step
+from tta_middleware.profiles.store import judge_calibration
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.types import Proposal
 
@@ -232,7 +233,7 @@ class Ideas(Bench):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.engine = TransformersEngine(args.model)
-        self.moderator = resolve_moderator(args.moderator, engine=self.engine)
+        self.moderator = resolve_moderator(args.moderator, engine=self.engine, calibration=judge_calibration)
         self.policy = Policy(threshold=args.threshold)
         self.sampling = Sampling(max_new_tokens=args.tokens)
         self.budget = Budget(generations=args.generations)

@@ -31,6 +31,7 @@ from tta_middleware import Finished, Guard, Policy, Released, Repair, RepairStar
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.files.prompts import Prompt, read_prompts
 from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.profiles.store import judge_calibration
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import resolve_method, resolve_moderator
 from tta_middleware.testing.scripted_engine import ScriptedEngine
@@ -124,7 +125,10 @@ async def held(
 
 async def replay(args: argparse.Namespace) -> list[Held]:
     """Kept answers as the guard holds them; tokens and seconds are those of no model, so they are left out."""
-    moderator, policy = resolve_moderator(args.moderator), Policy(threshold=args.threshold)
+    moderator, policy = (
+        resolve_moderator(args.moderator, calibration=judge_calibration),
+        Policy(threshold=args.threshold),
+    )
     questions = {str(prompt.id): prompt for path in args.prompts for prompt in read_prompts(path)}
     found = []
     for id_, text in flagged_in(args.replay).items():
@@ -197,7 +201,7 @@ async def run(args: argparse.Namespace) -> list[Held]:
     if len(figures.found) >= args.flagged:
         return figures.found
     engine = Clocked(args.model)
-    moderator = resolve_moderator(args.moderator, engine=engine)
+    moderator = resolve_moderator(args.moderator, engine=engine, calibration=judge_calibration)
     policy, sampling = Policy(threshold=args.threshold), Sampling(max_new_tokens=args.max_new_tokens)
     guard = Guard(engine, moderator, policy=policy, repair=Repair(method=resolve_method(args.method)))
     try:

@@ -103,11 +103,15 @@ class Bench:
         self.budget = Budget(generations=generations)
 
     async def flagged(self, prompts: Sequence[Prompt]) -> list[Flagged]:
+        """Those whose first answer a guard of the bench's policy holds back, window by window and with the question."""
         found = [Flagged(prompt, SharedFirst(self.engine)) for prompt in prompts]
-        answers = await side_by_side([item.engine.prepare(item.prompt.messages, self.sampling) for item in found])
-        verdicts = await self.moderator.moderate([answer.text for answer in answers])
-        pairs = zip(found, verdicts, strict=True)
-        return [item for item, verdict in pairs if self.policy.decide(verdict).flagged]
+        await side_by_side([item.engine.prepare(item.prompt.messages, self.sampling) for item in found])
+        blocks = Repair(method=None)
+        guards = [Guard(item.engine, self.moderator, policy=self.policy, repair=blocks) for item in found]
+        jobs = zip(guards, found, strict=True)
+        reports = await side_by_side([guard.report(item.prompt.messages, self.sampling) for guard, item in jobs])
+        pairs = zip(found, reports, strict=True)
+        return [item for item, report in pairs if report.answer.trace.outcome == "blocked"]
 
     async def repair(self, variant: Variant, flagged: Sequence[Flagged]) -> list[Report]:
         threshold = (self.policy.threshold or 0.0) * variant.strictness

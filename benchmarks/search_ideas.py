@@ -5,8 +5,10 @@
 
 Every idea moves the user's rows by the same share of their norms, along a mix of eight words' directions in the model's
 own table; they differ in how the mix is chosen. One answer at a time, greedy, no reminder, the same first answers and
-the same budget. ``isotropic`` is a random direction for each row instead of a mix of words. ``random`` is the control
-that an idea has to beat: a random mix, asked as often. What is counted is generations and tokens until an answer is
+the same budget. ``isotropic`` is a random direction for each row instead of a mix of words. ``halving`` has four random
+mixes answer for a quarter of the tokens, goes on with the two that score best up to a half, and with the better one to
+the end (Jamieson and Talwalkar 2016, arXiv 1502.07943). ``random`` is the control that an idea has to beat: a random
+mix, asked as often. What is counted is generations and tokens until an answer is
 safe and usable, so a busy machine changes nothing. A run that was cut off goes on from RESULTS.jsonl.
 
 The table gives each idea's mean difference to ``random`` over the same prompts and seeds, with a 95% interval
@@ -20,7 +22,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,11 +34,13 @@ from scipy.stats import bootstrap
 from tta_middleware import Budget, Guard, Policy, Repair, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.files.prompts import read_prompts
+from tta_middleware.guard.context import last_user_text
+from tta_middleware.guard.quality import QualityGate
 from tta_middleware.methods.base import Method, Needs, OpenProposals, Start
 from tta_middleware.methods.geometry import gaussian, unit_step
 from tta_middleware.profiles.store import judge_calibration
 from tta_middleware.registry import resolve_moderator
-from tta_middleware.types import Proposal
+from tta_middleware.types import Completion, FloatMatrix, GenerationRequest, PromptEmbeddings, Proposal
 
 WORDS = ("protect", "safe", "ethical", "help", "law", "care", "prevent", "alternative")
 RADIUS = 0.5
@@ -178,6 +182,59 @@ IDEAS: Mapping[str, type[Chooser] | None] = {
     "gradient": Gradient,
     "warm start": Warm,
 }
+NAMES = (*IDEAS, "halving", "race")
+
+
+def along(mix: Mix, table: FloatMatrix) -> NDArray[np.float32]:
+    """(d,) the direction of a mix, of length 1."""
+    towards = mix @ table
+    return np.asarray(towards / np.linalg.norm(towards), dtype=np.float32)
+
+
+def moved(prompt: PromptEmbeddings, direction: NDArray[np.float32]) -> FloatMatrix:
+    """The prompt's rows with the user's moved by :data:`RADIUS` of their norms; ``direction`` (d,) or (rows, d)."""
+    matrix, mask = prompt.matrix.copy(), prompt.user_mask
+    rows = matrix[mask]
+    matrix[mask] = rows + RADIUS * np.linalg.norm(rows, axis=1, keepdims=True) * direction
+    return matrix
+
+
+class Halving:
+    """Successive halving of random mixes, until an answer is safe and usable or no answer is left to ask for.
+
+    An answer that goes on is decoded anew, greedily, and counts as if it had gone on: by its new tokens alone.
+    """
+
+    SIDES, SHARES = 4, (0.25, 0.5, 1.0)
+
+    def __init__(self, bench: Ideas, item: Flagged, seed: int) -> None:
+        self._bench, self._item = bench, item
+        self._rng = np.random.default_rng([seed, *str(item.prompt.id).encode()])
+        self.won, self.loss, self.tokens, self.answers = False, float("inf"), 0, 0
+
+    async def run(self) -> None:
+        engine = self._item.engine
+        prompt = await engine.embed(self._item.prompt.messages)
+        table = await engine.directions(WORDS)
+        while not self.won and self.answers + self.SIDES < self._bench.budget.generations:
+            mixes = self._rng.standard_normal((self.SIDES, len(WORDS)))
+            self.answers += self.SIDES
+            await self._round(prompt, [replace(prompt, matrix=moved(prompt, along(mix, table))) for mix in mixes])
+
+    async def _round(self, prompt: PromptEmbeddings, sides: list[PromptEmbeddings]) -> None:
+        lengths, done = [0] * len(sides), list[Completion]()
+        for share in self.SHARES:
+            sampling = replace(self._bench.sampling, max_new_tokens=round(share * self._bench.sampling.max_new_tokens))
+            done = await self._item.engine.generate_batch([GenerationRequest(side, sampling) for side in sides])
+            self.tokens += sum(max(0, len(one.token_ids) - before) for one, before in zip(done, lengths, strict=True))
+            question = last_user_text(self._item.prompt.messages)
+            verdicts = await self._bench.moderator.moderate([one.text for one in done], prompt=question)
+            losses = [self._bench.policy.decide(verdict).excess for verdict in verdicts]
+            kept = np.argsort(losses, kind="stable")[: max(1, len(sides) // 2)]
+            sides, done = [sides[at] for at in kept], [done[at] for at in kept]
+            lengths, self.loss = [len(one.token_ids) for one in done], losses[kept[0]]
+        safe = self.loss < 0.0
+        self.won = safe and (await QualityGate().assess(self._item.engine, prompt, done))[0].usable
 
 
 @dataclass
@@ -206,9 +263,8 @@ class Walk:
     def ask(self, limit: int) -> list[Proposal]:
         if limit < 1 or self.stop() or len(self._open):
             return []
-        matrix, mask = self._start.prompt.matrix.copy(), self._start.prompt.user_mask
-        rows = matrix[mask]
-        matrix[mask] = rows + RADIUS * np.linalg.norm(rows, axis=1, keepdims=True) * self._direction(rows.shape)
+        prompt = self._start.prompt
+        matrix = moved(prompt, self._direction((int(prompt.user_mask.sum()), prompt.matrix.shape[1])))
         return [self._open.add(Proposal(matrix, label=self.name), 0)]
 
     def _direction(self, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -216,8 +272,7 @@ class Walk:
             return unit_step(gaussian(self._start.rng, shape), "token")
         self._mix = self._chooser.ask()
         self._idea.asked.append(self._mix)
-        towards = self._mix @ self._table
-        return np.asarray(towards / np.linalg.norm(towards), dtype=np.float32)
+        return along(self._mix, self._table)
 
     def tell(self, proposals: Sequence[Proposal], losses: Sequence[float]) -> None:
         for _, loss in self._open.resolve(proposals, losses):
@@ -239,6 +294,11 @@ class Ideas(Bench):
         self.budget = Budget(generations=args.generations)
 
     async def one(self, name: str, seed: int, item: Flagged) -> dict[str, Any]:
+        if name == "halving":
+            search = Halving(self, item, seed)
+            await search.run()
+            found = {"won": search.won, "generations": search.answers, "tokens": search.tokens, "loss": None}
+            return {"idea": name, "seed": seed, "id": item.prompt.id, **found}
         idea: Method = RACE if name == "race" else Idea(name, IDEAS[name])
         guard = Guard(item.engine, self.moderator, policy=self.policy, repair=Repair(idea, self.budget, seed=seed))
         trace = (await guard.report(item.prompt.messages, self.sampling)).answer.trace
@@ -303,7 +363,7 @@ async def main(args: argparse.Namespace) -> None:
     flagged = await bench.flagged(prompts)
     print(f"{len(flagged)} of {len(prompts)} first answers flagged at {args.threshold}\n", flush=True)
     for seed in (int(seed) for seed in args.seeds.split(",")):
-        for name in args.ideas.split(",") if args.ideas else [*IDEAS, "race"]:
+        for name in args.ideas.split(",") if args.ideas else NAMES:
             done = {str(record["id"]) for record in records if (record["idea"], record["seed"]) == (name, seed)}
             new = await bench.run(name, seed, flagged, done)
             with args.out.open("a", encoding="utf-8") as file:
@@ -328,5 +388,5 @@ if __name__ == "__main__":
     parser.add_argument("--moderator", default="local")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--sum-up", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--ideas", help=f"names with commas between them, of: {', '.join(IDEAS)}, race")
+    parser.add_argument("--ideas", help=f"names with commas between them, of: {', '.join(NAMES)}")
     asyncio.run(main(parser.parse_args()))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from tta_middleware.engines.prompt.thoughts import KNOWN, ThoughtMarks, find_marks
+from tta_middleware.engines.prompt.thoughts import ThoughtMarks, find_marks, is_thought_mark
 from tta_middleware.errors import ConfigurationError
 
 Span: TypeAlias = tuple[int, int]
@@ -15,8 +15,6 @@ Token: TypeAlias = tuple[int, Span]
 
 TOOL_MARKS = frozenset({"[TOOL_CALLS]", "<|python_tag|>", "<tool_call>", "</tool_call>"})
 """Tokens by which models mark a call: text of an answer, whatever the tokenizer says of them."""
-
-_THOUGHT_MARKS = frozenset(mark for marks in KNOWN for mark in marks.meanings)
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
 
@@ -33,7 +31,7 @@ class ControlTokens:
         added = {token_id: (str(token), bool(token.special)) for token_id, token in _added(tokenizer)}
         special = [text for text, is_special in added.values() if is_special]
         self.special = _any_of(text for text in special if text not in TOOL_MARKS)
-        marks = [text for text, _ in added.values() if text in template or text in _THOUGHT_MARKS]
+        marks = [text for text, _ in added.values() if text in template or is_thought_mark(text)]
         self.all = _any_of([*special, *(text for text in marks if text.strip())])
         self.ids = frozenset(added)
 

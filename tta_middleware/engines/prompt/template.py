@@ -6,17 +6,24 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tta_middleware.call_text import whole
 from tta_middleware.engines.prompt.control_tokens import ControlTokens, Span, Veil, spelled_in, thought_marks
 from tta_middleware.engines.prompt.thoughts import ThoughtMarks
-from tta_middleware.engines.prompt.tool_template import as_turns, is_asked, no_tools
+from tta_middleware.engines.prompt.tool_template import is_asked, no_tools, turn_forms
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
 from tta_middleware.types import AnswerState, Message, Thought
 
 _NOT_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize"})
 """What a chat template is told in any case, or what is no argument of one."""
+
+_SWITCHES = ("enable_thinking", "thinking")
+"""Arguments by which chat templates let a model answer at once: Qwen 3, GLM, Gemma 4; DeepSeek V3.1, Granite 3."""
+
+_RAISED = (TypeError, ValueError, AttributeError, LookupError)
+"""What a chat template raises by itself where a turn is not as it takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +62,15 @@ def render_prompt(
     marks = thought_marks(tokenizer)
     if marks is not None and assistant_prefix and thought is None:
         thought = Thought()
-    if thought == Thought() and reads(template, "enable_thinking"):
-        told = {"enable_thinking": False, **told}
+    if thought == Thought():
+        told = {**{name: False for name in _SWITCHES if reads(template, name)}, **told}
     control = ControlTokens(tokenizer, template)
-    turns = _whole(as_turns(messages, template))
     assistant_prefix = whole(assistant_prefix)
-    rendering = _Rendering(tokenizer, control, turns, _whole(list(tools)), told)
-    text, spelled, (start, end) = rendering.run()
+    renderings = [
+        _Rendering(tokenizer, control, _whole(turns), _whole(list(tools)), told)
+        for turns in turn_forms(messages, template)
+    ]
+    rendering, (text, spelled, (start, end)) = _first_that_shows_all(renderings)
     tokens = control.encode(tokenizer, text, spelled)
     mask = [start <= first < last <= end for _, (first, last) in tokens]
     ends = marks.ending(rendering.tail()) if marks is not None else "before"
@@ -114,8 +123,25 @@ def template_arguments(template: str, arguments: Mapping[str, Any]) -> dict[str,
 
 
 def reads(template: str, name: str) -> bool:
-    """Whether a chat template looks at an argument of that name."""
-    return re.search(rf"\b{re.escape(name)}\b", template) is not None
+    """Whether a chat template looks at an argument of that name; a word of its text is none."""
+    return name in _variables(template)
+
+
+@lru_cache(maxsize=16)
+def _variables(template: str) -> frozenset[str]:
+    """Names that a chat template looks up and does not set in every case."""
+    import jinja2
+    from jinja2 import meta
+
+    # The tag is transformers' own, and says which text is the assistant's.
+    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
+    try:
+        # Read, never rendered, so there is nothing to escape.
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)  # noqa: S701
+    except jinja2.TemplateSyntaxError:
+        # What is wrong with it shows as soon as it is used.
+        return frozenset(re.findall(r"\w+", template))
+    return frozenset(meta.find_undeclared_variables(tree))
 
 
 def _whole(value: Any) -> Any:
@@ -125,6 +151,10 @@ def _whole(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_whole(item) for item in value]
     return whole(value) if isinstance(value, str) else value
+
+
+def _in_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def last_user_turn(messages: Sequence[Message]) -> int:
@@ -167,6 +197,22 @@ def folded(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return merged
 
 
+def _first_that_shows_all(renderings: Sequence[_Rendering]) -> tuple[_Rendering, tuple[str, list[Span], Span]]:
+    """The first that the template takes and in which all calls and results are there; the last one in any case.
+
+    Raises:
+        ConfigurationError: the template takes none of them.
+    """
+    refused: ConfigurationError | None = None
+    for at, rendering in enumerate(renderings):
+        try:
+            if at == len(renderings) - 1 or rendering.shows_all():
+                return rendering, rendering.run()
+        except ConfigurationError as exc:
+            refused = refused or exc
+    raise refused or ConfigurationError("the model's chat template leaves tool calls out")
+
+
 class _Rendering:
     """One conversation on its way through the template, what it spells hidden."""
 
@@ -196,9 +242,28 @@ class _Rendering:
             self._in_parts = True
             try:
                 return self._run()
-            except (ConfigurationError, TypeError, AttributeError):
+            except ConfigurationError:
                 # A template that takes texts trips over parts in ways of its own; what is wrong was said before.
                 raise plain from None
+
+    def shows_all(self) -> bool:
+        """Whether every call and every result reaches the model; templates leave out what they do not expect."""
+        mark = f"{self._veil.placeholder}shown"
+        calls = results = 0
+        turns = []
+        for turn in self._turns:
+            changed = dict(turn)
+            if turn.get("tool_calls"):
+                calls += len(turn["tool_calls"])
+                changed["tool_calls"] = [
+                    {**call, "function": {**call["function"], "name": f"{mark}call"}} for call in turn["tool_calls"]
+                ]
+            if turn["role"] == "tool":
+                results += 1
+                changed["content"] = f"{mark}result"
+            turns.append(changed)
+        text = self._render(turns, self._tools)
+        return text.count(f"{mark}call") >= calls and text.count(f"{mark}result") >= results
 
     def _run(self) -> tuple[str, list[Span], Span]:
         rendered = self._render(self._turns, self._tools)
@@ -211,8 +276,15 @@ class _Rendering:
         """What the template begins the answer with."""
         whole = self._render(self._turns, self._tools)
         bare = self._render(self._turns, self._tools, begun=False)
+        if whole == bare:
+            return self._behind_the_last_turn()
         shared = next((at for at, pair in enumerate(zip(whole, bare, strict=False)) if pair[0] != pair[1]), len(bare))
         return whole[shared:]
+
+    def _behind_the_last_turn(self) -> str:
+        """What a template ends with that begins the answer unasked (Command R7B's closed thought)."""
+        changed = [*self._turns[:-1], {**self._turns[-1], "content": self._veil.placeholder}]
+        return self._veil.lift(self._render(changed, self._tools).rpartition(self._veil.placeholder)[2])[0]
 
     def _hidden(self, turn: dict[str, Any]) -> dict[str, Any]:
         hidden: dict[str, Any] = self._veil.hide(turn)
@@ -230,11 +302,11 @@ class _Rendering:
             raise ConfigurationError(
                 f"the model's chat template is broken: {exc}; take it from where it works"
             ) from exc
-        except jinja2.TemplateError as exc:
+        except (jinja2.TemplateError, *_RAISED) as exc:
             refused = exc
         try:
             return self._apply(folded(turns), tools, begun)
-        except jinja2.TemplateError:
+        except (jinja2.TemplateError, *_RAISED):
             roles = ", ".join(turn["role"] for turn in turns)
             raise ConfigurationError(f"the model's chat template refuses the roles {roles}: {refused}") from refused
 
@@ -242,7 +314,7 @@ class _Rendering:
         template = self._tokenizer.apply_chat_template
         told = {"tokenize": False, "add_generation_prompt": begun, **self._arguments}
         if self._in_parts:
-            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+            turns = [{**turn, "content": _in_parts(turn["content"])} for turn in turns]
         return str(template(turns, tools=tools or None, **told))
 
     def _content_span(self, text: str) -> Span:

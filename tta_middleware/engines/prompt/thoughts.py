@@ -35,6 +35,7 @@ class ThoughtMarks:
         skipping: what is written where there is no thought at all, before the answer.
         tokens: the marks that are tokens of the vocabulary, which are known by them alone.
         named: text by which a channel's name ends, where no mark does it.
+        wrapping: what some models put around the answer behind a thought, which is no part of it.
     """
 
     meanings: Mapping[str, Meaning] = field(hash=False)
@@ -43,6 +44,7 @@ class ThoughtMarks:
     skipping: str
     tokens: frozenset[str] = frozenset()
     named: str = ""
+    wrapping: tuple[str, str] | None = None
 
     @property
     def spelled(self) -> frozenset[str]:
@@ -63,11 +65,11 @@ class ThoughtMarks:
         return splitter.state
 
 
-def between(begin: str, end: str) -> ThoughtMarks:
+def between(begin: str, end: str, *, wrapping: tuple[str, str] | None = None) -> ThoughtMarks:
     """Thoughts between two marks, on lines of their own."""
     meanings: dict[str, Meaning] = {begin: "thought", end: "answer"}
     opening, closing = f"{begin}\n", f"\n{end}\n\n"
-    return ThoughtMarks(meanings, opening, closing, opening + closing)
+    return ThoughtMarks(meanings, opening, closing, opening + closing, wrapping=wrapping)
 
 
 HARMONY = ThoughtMarks(
@@ -92,22 +94,44 @@ GEMMA = ThoughtMarks(
 )
 """Gemma 4."""
 
+SOLAR = ThoughtMarks(
+    {"<|begin|>": "header", "<|think|>": "thought", "<|content|>": "answer", "<|end|>": "header"},
+    opening="<|think|>",
+    closing="<|end|><|begin|>assistant<|content|>",
+    skipping="<|content|>",
+)
+"""Solar Open."""
+
+_CHANNELLED = (HARMONY, SOLAR, GEMMA)
+"""Their marks are told by a vocabulary that holds them all: templates name some of them for other ends."""
+
 KNOWN: tuple[ThoughtMarks, ...] = (
-    HARMONY,
-    GEMMA,
+    *_CHANNELLED,
     between("<think>", "</think>"),
     between("[THINK]", "[/THINK]"),
     between("<seed:think>", "</seed:think>"),
     between("<|START_THINKING|>", "<|END_THINKING|>"),
+    between("<thought>", "</thought>"),
+    between("<|inner_prefix|>", "<|inner_suffix|>"),
+    between("◁think▷", "◁/think▷"),
+    between("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", wrapping=("", "[END FINAL RESPONSE]")),
+    between("Here is my thought process:", "Here is my response:"),
 )
-"""GPT-OSS; Gemma 4; Qwen 3, DeepSeek R1, SmolLM3 and most others; Magistral; Seed-OSS; Command A."""
+"""GPT-OSS; Solar Open; Gemma 4; Qwen 3, DeepSeek R1, SmolLM3 and most others; Magistral; Seed-OSS; Command A; EXAONE
+Deep; Apertus; Kimi-VL; Apriel; Granite 3.2."""
+
+# Others of the first kind that a vocabulary holds: MiniMax M3's <mm:think>, Hunyuan 3's <think:opensource>.
+_LIKE_THINK = re.compile(r"</?(?:\w+:)?think(?::\w+)?>")
+_MARKS = frozenset(mark for marks in KNOWN for mark in marks.meanings)
+# Hunyuan; Granite 3.3 and ERNIE 4.5.
+_WRAPPINGS = (("<answer>", "</answer>"), ("<response>", "</response>"))
 
 
 class ThoughtSplitter:
     """One answer, told apart as it comes; any chunks of one text give the same pieces when joined.
 
-    White space around a thought belongs to neither channel. Thoughts that follow one another are parted by an empty
-    line.
+    White space around a thought belongs to neither channel, nor does what a model wraps its answer in. Thoughts that
+    follow one another are parted by an empty line.
 
     Args:
         marks: None passes everything on as the answer.
@@ -127,6 +151,7 @@ class ThoughtSplitter:
         self._thought = state != "before"
         self._thoughts, self._answered = state == "inside", state == "said"
         self._spaced = False
+        self._wrapping = self._wrapped(begun=state == "said")
 
     @property
     def channel(self) -> Channel:
@@ -150,16 +175,18 @@ class ThoughtSplitter:
         pieces: list[Piece] = []
         while self._step(pieces):
             pass
-        return _joined(pieces)
+        return self._bare(pieces)
 
     def mark(self, mark: str) -> list[Piece]:
         """A mark came as a token; text that is held does not belong to one."""
         pieces: list[Piece] = []
         self._take(self._held, pieces)
         self._held = ""
+        # Whether an answer is bare depends on what came before it, so it is settled before the mark counts.
+        pieces = self._bare(pieces)
         if self._marks is not None:
             self._turn(self._marks.meanings[mark])
-        return _joined(pieces)
+        return pieces
 
     def finish(self) -> list[Piece]:
         """The rest; the splitter is used up."""
@@ -169,7 +196,28 @@ class ThoughtSplitter:
         if self._mode == "answer" and not self._thought and self._space:
             pieces.append(("answer", self._space))
             self._space = ""
+        pieces = self._bare(pieces)
+        if self._wrapping is not None and (rest := self._wrapping.finish()):
+            pieces.append(("answer", rest))
         return _joined(pieces)
+
+    def _wrapped(self, *, begun: bool = False) -> _Wrapping | None:
+        found = None if self._marks is None else self._marks.wrapping
+        return None if found is None else _Wrapping(*found, begun=begun)
+
+    def _bare(self, pieces: list[Piece]) -> list[Piece]:
+        """The pieces without what wraps an answer behind a thought."""
+        joined = _joined(pieces)
+        if self._wrapping is None:
+            return joined
+        found: list[Piece] = []
+        for channel, text in joined:
+            if channel == "answer":
+                found.append((channel, self._wrapping.take(text) if self._thought else text))
+            else:
+                found += [("answer", self._wrapping.finish()), (channel, text)]
+                self._wrapping = self._wrapped() or self._wrapping
+        return [piece for piece in found if piece[1]]
 
     def _step(self, pieces: list[Piece]) -> bool:
         """Take what is certain of the held text; whether a mark was among it, so that there may be more."""
@@ -257,6 +305,59 @@ class ThoughtSplitter:
         pieces.append(("answer", text))
 
 
+class _Wrapping:
+    """Takes two marks off an answer: one before its first word, and one behind its last if the first was there.
+
+    Args:
+        first: empty where the answer begins without one.
+        begun: the answer's beginning is gone already.
+    """
+
+    def __init__(self, first: str, last: str, *, begun: bool) -> None:
+        self._first, self._last = first, last
+        self._decided = self._inside = begun or not first
+        self._lead = False
+        self._held = ""
+
+    def take(self, text: str) -> str:
+        """What became certain with this text."""
+        self._held += text
+        if not self._decided and not self._decide():
+            return ""
+        if not self._inside:
+            return self._release(len(self._held))
+        if self._lead:
+            self._held = self._held.lstrip()
+            self._lead = not self._held
+        words = self._held.rstrip()
+        held = len(self._last) if words.endswith(self._last) else _begun(self._held, [self._last])
+        end = len(words) if words.endswith(self._last) else len(self._held)
+        return self._release(len(self._held[: end - held].rstrip()))
+
+    def finish(self) -> str:
+        """The rest; used up."""
+        words = self._held.rstrip()
+        wrapped = self._inside and words.endswith(self._last)
+        rest = words.removesuffix(self._last).rstrip() if wrapped else self._held
+        self._held = ""
+        return rest
+
+    def _decide(self) -> bool:
+        """Whether it is certain by now that the first mark is there or is not."""
+        words = self._held.lstrip()
+        if len(words) < len(self._first) and self._first.startswith(words):
+            return False
+        self._decided = True
+        if words.startswith(self._first):
+            self._inside = self._lead = True
+            self._held = words[len(self._first) :]
+        return True
+
+    def _release(self, length: int) -> str:
+        released, self._held = self._held[:length], self._held[length:]
+        return released
+
+
 def _begun(text: str, marks: list[str]) -> int:
     """Length of the longest end of ``text`` that begins one of the marks."""
     longest = min(max(map(len, marks), default=1) - 1, len(text))
@@ -278,6 +379,11 @@ def _any_of(marks: Mapping[str, Meaning]) -> str:
     return "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
 
 
+def is_thought_mark(token: str) -> bool:
+    """Whether a token of some vocabulary may mark a thought."""
+    return token in _MARKS or _LIKE_THINK.fullmatch(token) is not None
+
+
 def find_marks(tokens: Collection[str], template: str, declared: Any = None) -> ThoughtMarks | None:
     """How a model marks its thoughts, by its tokenizer and chat template; None for one that does not think.
 
@@ -285,17 +391,25 @@ def find_marks(tokens: Collection[str], template: str, declared: Any = None) -> 
         tokens: the tokenizer's added tokens.
         declared: the tokenizer's ``response_template``, as transformers 5.13 and later read it.
     """
-    marks = next((marks for marks in KNOWN if _knows(marks, tokens, template)), None)
-    if marks is None or marks not in (HARMONY, GEMMA):
+    marks = next((marks for marks in KNOWN if _knows(marks, tokens, template)), None) or _like_think(tokens)
+    if marks is None or marks not in _CHANNELLED:
         marks = _declared(declared) or marks
+        wrapping = next((pair for pair in _WRAPPINGS if all(mark in template for mark in pair)), None)
+        if marks is not None and marks.wrapping is None and wrapping is not None:
+            marks = replace(marks, wrapping=wrapping)
     return None if marks is None else replace(marks, tokens=frozenset(marks.meanings) & frozenset(tokens))
 
 
 def _knows(marks: ThoughtMarks, tokens: Collection[str], template: str) -> bool:
     """Whether all of them are tokens, or the template writes or reads one that tells them from words."""
     return all(mark in tokens for mark in marks.meanings) or any(
-        mark in template for mark in marks.meanings if marks not in (HARMONY, GEMMA)
+        mark in template for mark in marks.meanings if marks not in _CHANNELLED
     )
+
+
+def _like_think(tokens: Collection[str]) -> ThoughtMarks | None:
+    begins = sorted(token for token in tokens if _LIKE_THINK.fullmatch(token) and f"</{token[1:]}" in tokens)
+    return between(begins[0], f"</{begins[0][1:]}") if begins else None
 
 
 def _declared(response: Any) -> ThoughtMarks | None:

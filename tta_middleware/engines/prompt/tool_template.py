@@ -19,6 +19,11 @@ _FORMS: tuple[tuple[ToolFormat, tuple[str, ...], tuple[str, ...]], ...] = (
     ("hermes", ("<tool_call>",), ("<function=", "<arg_key>", "<|tool_call")),
     ("llama", ("<|start_header_id|>", '"parameters": '), ("<|tool_call", "<tool_call>")),
 )
+# What templates call a turn's thoughts (DeepSeek, Qwen and most; Solar Open; GPT-OSS and LFM2.5; Apriel), and how they
+# ask for it; or as a part of the content (Magistral, Ministral 3).
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
+_READ = r"""(?:\.|\[['"]|get\(['"])\b{}\b"""
+_IN_BLOCKS = re.compile(r"""\[['"]type['"]\]\s*==\s*['"]thinking['"]""")
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -47,6 +52,30 @@ def no_tools() -> ConfigurationError:
     )
 
 
+def turn_forms(messages: Sequence[Message], template: str) -> list[list[dict[str, Any]]]:
+    """The forms in which a chat template may take these turns, the usual one first.
+
+    Many put a call's arguments behind a text (DeepSeek V3, Functionary). In the last form calls and results are words,
+    for those that leave them out.
+    """
+    turns = as_turns(messages, template)
+    if not any(turn.get("tool_calls") for turn in turns):
+        return [turns]
+    return [turns, _arguments_as_text(turns), _in_words(messages, template)]
+
+
+def _arguments_as_text(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    changed = []
+    for turn in turns:
+        calls = [{**call, "function": _as_text(call["function"])} for call in turn.get("tool_calls", ())]
+        changed.append({**turn, "tool_calls": calls} if calls else dict(turn))
+    return changed
+
+
+def _as_text(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False, default=str)}
+
+
 def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
     """Turns in the form that chat templates read; tool parts only where there are any.
 
@@ -61,14 +90,18 @@ def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]
     return [_turn(message, short_ids=short) | _thought(message, template) for message in messages]
 
 
-def _thought(message: Message, template: str) -> dict[str, str]:
+def _thought(message: Message, template: str) -> dict[str, Any]:
     """What a turn thought, where the template wants to know; which turns it shows is its own affair."""
     if not message.reasoning or message.role != "assistant":
         return {}
-    if "reasoning_content" in template:
-        return {"reasoning_content": message.reasoning}
-    # GPT-OSS: only beside a call, and in place of the text.
-    return {"thinking": message.reasoning} if ".thinking" in template and not message.content else {}
+    if _IN_BLOCKS.search(template):
+        text = [{"type": "text", "text": message.content}] if message.content else []
+        return {"content": [{"type": "thinking", "thinking": message.reasoning}, *text]}
+    name = next((name for name in _THOUGHTS if re.search(_READ.format(name), template)), None)
+    if name is None or (name == "thinking" and message.content and message.tool_calls):
+        # GPT-OSS takes a thought beside a call in place of the text.
+        return {}
+    return {name: message.reasoning}
 
 
 def is_asked(turn: Mapping[str, Any]) -> bool:

@@ -20,6 +20,9 @@ from tta_middleware.engines.reading import told
 from tta_middleware.engines.torch_import import quiet_transformers
 from tta_middleware.errors import ConfigurationError, MissingExtraError, ModelNotFoundError
 
+# An adapter that was trained with a tokenizer or a chat template of its own brings them along.
+_TOKENIZER = "tokenizer_config.json"
+
 # What reads checkpoints of a quantisation method: modules, and the packages that bring them.
 _READERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "bitsandbytes": (("bitsandbytes", "bitsandbytes"),),
@@ -90,8 +93,9 @@ def load_model(folder: Path, how: HowToLoad) -> LoadedModel:
         config = transformers.AutoConfig.from_pretrained(str(folder), **common)
         auto = _auto_class(config)
         arguments = loading_arguments(config, how, place)
-    with quiet_transformers(), told(folder, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **common)
+    words = how.adapter if how.adapter is not None and (how.adapter / _TOKENIZER).is_file() else folder
+    with quiet_transformers(), told(words, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(words), **common)
     with quiet_transformers(), told(folder):
         model, found = auto.from_pretrained(str(folder), output_loading_info=True, **common, **arguments)
         if how.quantization is None and _method(config) is None:
@@ -228,9 +232,35 @@ def _adapted(model: Any, adapter: Path) -> Any:
         )
     from peft import PeftModel, get_peft_model_state_dict
 
+    _make_room(model, adapter)
     with_adapter = PeftModel.from_pretrained(model, str(adapter))
-    _check_all_taken(adapter, get_peft_model_state_dict(with_adapter))
+    if not hasattr(with_adapter.base_model, "merge_and_unload"):
+        kind = with_adapter.active_peft_config.peft_type.value
+        raise ConfigurationError(f"an adapter of the kind {kind} is no change of weights; merge another, LoRA say")
+    # Whether the embeddings were changed peft would ask the hub.
+    _check_all_taken(adapter, get_peft_model_state_dict(with_adapter, save_embedding_layers=False))
+    _untie_what_is_changed(with_adapter.base_model.model)
     return with_adapter.merge_and_unload()
+
+
+def _make_room(model: Any, adapter: Path) -> None:
+    """Give the model rows for the tokens that were added when the adapter was trained; the adapter brings theirs."""
+    [name] = [name for name, module in model.named_modules() if module is model.get_input_embeddings()]
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as weights:
+        saved = [key for key in weights.keys() if key.endswith(f"{name}.weight")]  # noqa: SIM118
+        rows = weights.get_slice(saved[0]).get_shape()[0] if saved else 0
+    if rows > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _untie_what_is_changed(model: Any) -> None:
+    """Let input and output embeddings go apart where the adapter changes one: merged, it would change both."""
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    bases = [getattr(module, "base_layer", module) for module in (first, last)]
+    layered = any(hasattr(module, "lora_A") for module in (first, last))
+    if layered and bases[0].weight is bases[1].weight:
+        bases[1].weight = torch.nn.Parameter(bases[0].weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config(decoder=True).tie_word_embeddings = False
 
 
 def _check_all_taken(adapter: Path, taken: Collection[str]) -> None:

@@ -24,6 +24,7 @@ import re
 import string
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,7 @@ async def argued(model: str, texts: Sequence[tuple[str, bool]]) -> None:
     engine, fitted = TransformersEngine(model), judge_calibration(model)
     # At a threshold of 1 it is not asked which kind of harm a text is.
     today, before = (LLMJudge(engine, calibration=fitted, default_threshold=1.0) for _ in range(2))
-    before._chat = Unhardened()
+    before._reading = replace(before._reading, chat=Unhardened())
     harmful = [bad for _, bad in texts]
     print(f"| attack on {len(texts)} answers | AUC before | found | false alarms | AUC today | found | false alarms |")
     print("|---|---|---|---|---|---|---|")

@@ -8,6 +8,10 @@ import sys
 DEFAULT_METHOD = "race"
 """How flagged answers are repaired: what measured best; see the results table in the README."""
 
+JUDGE_FALSE_ALARMS = 0.02
+"""The share of harmless answers, of a source that its probe has not seen, that a judge is fitted to flag; what it is
+elsewhere stands in docs/decisions/014."""
+
 WAIT_POLICY, PASSIVE = "OMP_WAIT_POLICY", "PASSIVE"
 """The environment variable that says how OpenMP threads wait for each other, and what it should say."""
 

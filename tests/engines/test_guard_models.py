@@ -26,7 +26,8 @@ from tta_middleware.moderation.judge_formats import (
     format_for,
 )
 from tta_middleware.moderation.judge_prompts import ChatFormat, JudgedText
-from tta_middleware.moderation.llm_judge import LLMJudge, _Said
+from tta_middleware.moderation.judge_reading import VerdictWords
+from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.policy.coverage import told
 from tta_middleware.types import CATEGORIES
 
@@ -128,7 +129,7 @@ async def test_the_score_is_the_verdicts_share_of_the_next_token(folder: Path, f
     engine, _ = await guarding(folder, template)
     judge = LLMJudge(engine, default_threshold=1.0)
     [verdict] = await judge.moderate(["A text."], prompt="How?")
-    said = await judge._said()
+    said = await judge._reading.verdict_words()
     asked = form.harm(JudgedText("A text.", "How?"))
     more = {"template": asked.template} if asked.template else {}
     prompt = await engine.embed(asked.messages, assistant_prefix=said.prefix, **more)
@@ -172,7 +173,7 @@ def test_a_verdict_lies_in_its_bounds_and_rises_with_the_unsafe_token(
     tokens: list[tuple[float, float]], rise: float
 ) -> None:
     tokens = [(-1.0, 0.0), (-2.0, 1.0), *tokens]
-    said = _Said(tuple(range(len(tokens))), tuple(unsafe for _, unsafe in tokens), "")
+    said = VerdictWords(tuple(range(len(tokens))), tuple(unsafe for _, unsafe in tokens), "")
     logprobs = [logprob for logprob, _ in tokens]
     odds = said.log_odds(logprobs)
     masses = [math.exp(value) for value in logprobs]

@@ -126,7 +126,7 @@ async def test_a_real_model_gives_scores_and_reads_control_tokens_as_text() -> N
     assert 0.0 < forged.score < 1.0
     special = (await engine.embed([Message("user", "x")])).token_ids.tolist()
     asked = (
-        await engine.embed([Message("user", judge._chat.harm(JudgedText("<|im_end|>")).messages[0].content)])
+        await engine.embed([Message("user", judge._reading.chat.harm(JudgedText("<|im_end|>")).messages[0].content)])
     ).token_ids.tolist()
     end = special[-4:]
     assert sum(one == special[0] for one in asked) == sum(one == special[0] for one in special)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tta_middleware.cli import options as opt
+from tta_middleware.defaults import JUDGE_FALSE_ALARMS
 
 
 @opt.grouped(opt.LoadingOptions)
@@ -29,7 +30,7 @@ def calibrate(
     false_alarms: Annotated[
         float,
         typer.Option(min=0.001, max=0.5, help="Share of the mean source's harmless answers that score 0.5 or more."),
-    ] = 0.02,
+    ] = JUDGE_FALSE_ALARMS,
     only: Annotated[
         Literal["quality", "judging"] | None, typer.Option(help="Only this part; the profile keeps the other one.")
     ] = None,

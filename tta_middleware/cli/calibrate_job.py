@@ -17,7 +17,8 @@ from tta_middleware.cli.output import facts
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.files.prompts import Prompt, read_prompts
 from tta_middleware.moderation.judge_fit import LEAST_FOR_PROBE, POOR, fit_judge
-from tta_middleware.moderation.llm_judge import AskingEngine, LLMJudge
+from tta_middleware.moderation.judge_reading import AskingEngine
+from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.profiles.calibration import Measurements, bounds_from, figures, measure
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.judging import (

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tta_middleware.defaults import JUDGE_FALSE_ALARMS
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.judge_figures import auc, calibration_error, found_at, threshold_at
 from tta_middleware.moderation.judge_probe import RIDGE, JudgeProbe, Read, evened, fit_probe, logistic
@@ -26,8 +27,6 @@ LEAST = 8
 """Answers of either kind that a step takes."""
 LEAST_FOR_PROBE = 100
 """Answers of either kind that a probe takes: with fewer it learns their wording."""
-FALSE_ALARMS = 0.02
-"""On answers of a source that the probe has not seen; what that is elsewhere stands in docs/decisions/014."""
 WORTH_ASKING = 0.005
 """Of AUC, what words have to add to a probe: they are asked for in a pass of their own."""
 POOR = 0.7
@@ -74,7 +73,7 @@ class JudgeFit:
     figures: dict[str, float]
 
 
-def fit_judge(answers: JudgedAnswers, *, false_alarms: float = FALSE_ALARMS, ridge: float = RIDGE) -> JudgeFit:
+def fit_judge(answers: JudgedAnswers, *, false_alarms: float = JUDGE_FALSE_ALARMS, ridge: float = RIDGE) -> JudgeFit:
     """The calibration at whose score of 0.5 ``false_alarms`` of the mean source's harmless answers are flagged.
 
     A probe is part of it where there are states and at least :data:`LEAST_FOR_PROBE` answers of either kind.

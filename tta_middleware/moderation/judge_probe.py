@@ -57,6 +57,11 @@ class JudgeProbe:
         if not self.weights or not all(map(math.isfinite, (*self.weights, self.bias))):
             raise ConfigurationError("a probe has finite weights, one per dimension of the model's hidden state")
 
+    @property
+    def reads_windows(self) -> bool:
+        """Whether it reads a long text window by window, so that nobody need ask about its stretches one by one."""
+        return self.place == "answer"
+
     def log_odds(self, states: FloatMatrix) -> NDArray[np.float64]:
         """(n,) log-odds in nats for (n, d) states.
 

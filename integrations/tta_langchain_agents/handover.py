@@ -85,7 +85,7 @@ class StandIn:
         """Of the message that was flagged."""
         tokens = self.flagged_usage["output_tokens"] if self.flagged_usage else 0
         reason, method = self.ledger.reason(self.part), self.handover.action
-        return self.ledger.trace("blocked", reason, method=method, model=self.model, tokens=tokens, seam=self.seam)
+        return self.ledger.trace("blocked", reason, method=method, model=self.model, tokens=tokens, released=self.seam)
 
     async def stream(self) -> AsyncGenerator[str, None]:
         """Checked text, in pieces.

@@ -90,6 +90,9 @@ async def test_an_answer_is_a_span_and_its_checks_are_children(memory: Memory, w
     }
     assert {name: about.get(name) for name in expected} == expected
     assert ("gen_ai.response.time_to_first_chunk" in about) == ("stream" in way)
+    ends = sorted((event.attributes or {}).get("tta.window.end", 0) for event in answer.events)
+    assert ends[-1] == (len(f"{SAFE} ") if "stream" in way else 0)
+    assert len(set(ends)) == len(ends)
     if way == "ainvoke":
         assert (about["gen_ai.usage.input_tokens"], about["gen_ai.usage.output_tokens"]) == (9, 21)
     assert memory.points("gen_ai.client.operation.duration")

@@ -226,6 +226,8 @@ def test_an_upstream_s_answer_is_told_like_one_of_ours(told: Memory, stream: boo
     assert about["gen_ai.response.finish_reasons"] == ("content_filter",)
     assert about["gen_ai.request.stream"] is stream
     assert len(checks) == about["tta.moderation_calls"] > 0
+    ends = [(event.attributes or {})["tta.window.end"] for event in answer.events]
+    assert len(set(ends)) == len(ends) == len(checks)
     assert "gen_ai.request.temperature" not in about
     assert "error.type" not in about
     [(labels, count)] = found["tta_answers_flagged_total"]

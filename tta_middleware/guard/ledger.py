@@ -7,15 +7,27 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
+from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.observing import AnswerObserver, AnyStage, CheckObserver, observer
 from tta_middleware.policy import Decision, Policy, StagePolicies
 from tta_middleware.policy.coverage import categories_of, covering, enforced, grows, reads_rules, told, undisguises
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import CATEGORIES, AnswerScore, ModerationContext, Outcome, Subject, Trace, Verdict
+from tta_middleware.types import (
+    CATEGORIES,
+    AnswerScore,
+    ModerationContext,
+    Outcome,
+    ReasoningTrace,
+    Subject,
+    Trace,
+    Verdict,
+    WindowScore,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -78,26 +90,35 @@ class Ledger:
         )
         return self
 
-    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+    def of_window(self, end: int) -> Moderator:
+        """This very ledger, asked about the window that ends ``end`` characters into the answer."""
+        return _OfWindow(self, end)
+
+    async def moderate(
+        self, texts: Sequence[str], *, prompt: str | None = None, end: int | None = None
+    ) -> list[Verdict]:
         """The moderator's verdicts, counted; blank texts are safe without a call.
+
+        Args:
+            end: how much of the answer the texts cover, where they are one window of it.
 
         Raises:
             ModerationError: the moderator's.
         """
         asked = [text for text in texts if text.strip()]
         try:
-            verdicts = iter(await self._ask(asked, prompt) if asked else ())
+            verdicts = iter(await self._ask(asked, prompt, end) if asked else ())
         except ModerationError as error:
             self.error = error
             raise
         return [next(verdicts) if text.strip() else _blank(self.name) for text in texts]
 
-    async def _ask(self, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
+    async def _ask(self, texts: Sequence[str], prompt: str | None, end: int | None) -> list[Verdict]:
         self.calls += 1
         with self._checking() as check:
             verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
             for verdict in verdicts:
-                check.scored(verdict, self.policy)
+                check.scored(verdict, self.policy, end)
         for verdict in verdicts:
             decision = self.policy.decide(verdict)
             if decision.observed:
@@ -140,30 +161,81 @@ class Ledger:
         return f"flagged: {part}" if self.error is None else f"moderator: {type(self.error).__name__}"
 
     def trace(
-        self, outcome: Outcome, stop_reason: str, *, method: str, model: str = "", tokens: int = 0, seam: int = 0
+        self, outcome: Outcome, stop_reason: str, *, method: str, model: str = "", tokens: int = 0, released: int = 0
     ) -> Trace:
-        """The trace of this call; ``seam`` characters had left when the rest was flagged."""
-        score = self.score()
-        return Trace(
+        """The trace of this call; ``released`` characters had left when the rest was withheld, if it was."""
+        return trace_of_one(
+            outcome,
+            stop_reason,
+            self.score(),
             method=method,
-            outcome=outcome,
-            stop_reason=stop_reason,
-            baseline=score,
-            final=score if outcome in ("clean", "unchecked") else None,
-            generations=1,
-            generated_tokens=tokens,
-            moderation_calls=self.calls,
-            seconds=self.clock() - self._started,
-            moderator=self.name,
+            moderator=self,
             model=model,
-            seam=seam,
+            tokens=tokens,
+            calls=self.calls,
+            seconds=self.clock() - self._started,
+            released=released,
             mode=self.policy.mode,
-            observed=tuple(f"output: {category}" for category in self.observed),
+            observed=(f"output: {category}" for category in self.observed),
         )
 
     def score(self) -> AnswerScore | None:
         """The worst verdict of all; None where nothing was scored."""
         return None if self._worst is None else score_of(*self._worst)
+
+
+class _OfWindow(Wrapper):
+    """A ledger that is asked about one window."""
+
+    def __init__(self, ledger: Ledger, end: int) -> None:
+        super().__init__(ledger)
+        self._ledger, self._end = ledger, end
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        return await self._ledger.moderate(texts, prompt=prompt, end=self._end)
+
+
+def trace_of_one(
+    outcome: Outcome,
+    stop_reason: str,
+    score: AnswerScore | None,
+    *,
+    method: str,
+    moderator: Moderator,
+    model: str,
+    tokens: int,
+    calls: int,
+    seconds: float,
+    released: int,
+    mode: Literal["enforce", "observe"],
+    observed: Iterable[str],
+    windows: Iterable[WindowScore] = (),
+    reasoning: ReasoningTrace | None = None,
+) -> Trace:
+    """The trace of an answer that was written in one go: what was flagged of it has no score that it left with.
+
+    Args:
+        released: characters that had left when the rest was withheld, if it was.
+    """
+    blocked = outcome == "blocked"
+    return Trace(
+        method=method,
+        outcome=outcome,
+        stop_reason=stop_reason,
+        baseline=score,
+        final=None if blocked else score,
+        generations=1,
+        generated_tokens=tokens,
+        moderation_calls=calls,
+        seconds=seconds,
+        moderator=moderator.name,
+        model=model,
+        seam=released if blocked else 0,
+        windows=tuple(windows),
+        reasoning=reasoning,
+        mode=mode,
+        observed=tuple(observed),
+    )
 
 
 def score_of(decision: Decision, verdict: Verdict) -> AnswerScore:

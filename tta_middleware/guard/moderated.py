@@ -12,7 +12,7 @@ from tta_middleware.aio.streams import Send, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError
 from tta_middleware.guard.holdback import Check, HoldBack
-from tta_middleware.guard.ledger import Ledger, score_of, told_of
+from tta_middleware.guard.ledger import Ledger, score_of, told_of, trace_of_one
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, CheckStage, observer
 from tta_middleware.policy import Policy, StagePolicies
@@ -157,8 +157,10 @@ class _Stream:
 
         async def check(window: Check) -> Verdict:
             self.calls += 1
+            # A ledger hears of the answer itself, and tells of it; of windows it knows what it is told here.
+            asked = scorer.of_window(window.end) if isinstance(scorer, Ledger) else scorer
             with self._observer.checking(stage) as heard:
-                verdict = await verdict_on(scorer, window.text, window.decoded, prompt=self.prompt)
+                verdict = await verdict_on(asked, window.text, window.decoded, prompt=self.prompt)
                 heard.scored(verdict, policy, window.end)
             return verdict
 
@@ -179,23 +181,21 @@ class _Stream:
     def _trace(self, watch: Watch) -> Trace:
         outcome, reason = _outcome(watch)
         score = score_of(self.policy.decide(watch.verdict), watch.verdict) if watch.verdict else None
-        return Trace(
+        return trace_of_one(
+            outcome,
+            reason,
+            score,
             method="none",
-            outcome=outcome,
-            stop_reason=reason,
-            baseline=score,
-            final=None if outcome == "blocked" else score,
-            generations=1,
-            generated_tokens=len(watch.collected.token_ids),
-            moderation_calls=self.calls,
-            seconds=time.monotonic() - self.began,
-            moderator=self.moderator.name,
+            moderator=self.moderator,
             model=self.model,
-            seam=len(self.said) if outcome == "blocked" else 0,
-            windows=tuple(self.scored),
-            reasoning=self._reasoning(watch),
+            tokens=len(watch.collected.token_ids),
+            calls=self.calls,
+            seconds=time.monotonic() - self.began,
+            released=len(self.said),
             mode=self.policy.mode,
-            observed=tuple(watch.observed),
+            observed=watch.observed,
+            windows=self.scored,
+            reasoning=self._reasoning(watch),
         )
 
     def _reasoning(self, watch: Watch) -> ReasoningTrace | None:

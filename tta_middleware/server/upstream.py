@@ -411,7 +411,7 @@ class UpstreamAnswer:
             method=self.model.settings.action,
             model=str(self.body["model"]),
             tokens=usage["output_tokens"] if usage else 0,
-            seam=len(self.said) if outcome == "blocked" else 0,
+            released=len(self.said),
         )
         thought = tuple(f"reasoning: {category}" for category in self._thoughts.observed)
         self._told = replace(

@@ -102,7 +102,7 @@ EVALUATION: Mapping[str, str] = {
     ),
     CATEGORY: "the category that decided",
     STAGE: "as above",
-    "tta.window.end": "characters of the answer up to the window's end; of windows of a `Guard` and of `moderated`",
+    "tta.window.end": "characters of the answer up to the window's end; of answers that are checked while they come",
 }
 """Of the event ``gen_ai.evaluation.result``, one for each verdict, on the span that the check is a child of."""
 

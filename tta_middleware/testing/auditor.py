@@ -35,6 +35,11 @@ from tta_middleware.types import Message
 
 __all__ = ["AuditError", "Auditor"]
 
+# Names of modules, for all auditors of this process, of which one at a time is open. To look through thousands of them
+# anew would take each test some milliseconds.
+_looked_at: set[str] = set()
+_with_moderated: set[str] = set()
+
 
 class Auditor(Hearing):
     """Listens from ``__enter__`` to ``__exit__``, which raises what was found unless something else was raised."""
@@ -152,9 +157,20 @@ def _answered(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., A
 def _listen_to_moderated(auditor: Hearing) -> None:
     """Wherever the function was imported to by its name."""
     original = streaming.moderated
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get("moderated") is original:
-            auditor.replace(module, "moderated", _moderated)
+    for name in sys.modules.keys() - _looked_at:
+        _look_at(name)
+    for name in _with_moderated:
+        if getattr(sys.modules.get(name), "moderated", None) is original:
+            auditor.replace(sys.modules[name], "moderated", _moderated)
+
+
+def _look_at(name: str) -> None:
+    """Whether a module has something of that name; one that is still being imported is looked at again."""
+    module = sys.modules.get(name)
+    if "moderated" in getattr(module, "__dict__", {}):
+        _with_moderated.add(name)
+    if not getattr(getattr(module, "__spec__", None), "_initializing", False):
+        _looked_at.add(name)
 
 
 def _thinking(request: AuditedRequest, release: Callable[[str], Awaitable[None]]) -> Callable[[str], Awaitable[None]]:

@@ -6,6 +6,8 @@ RAY    ?= .venv-ray
 CORE   ?= .venv-core-$(notdir $(PYTHON))
 # Each of these processes loads a model of its own and multiplies with one thread.
 WORKERS ?= 2
+# Tests start dozens of processes: each would compile all of the package where no bytecode may be kept.
+export PYTHONDONTWRITEBYTECODE :=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

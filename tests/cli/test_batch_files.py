@@ -180,14 +180,19 @@ def test_a_single_byte_is_no_gzip():
         cut.finish()
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", pytest.param("out.jsonl.gz", marks=pytest.mark.slow)])
+@pytest.fixture
+def answered(tta, jsonl, tmp_path, request):
+    """A file of prompts, that of its answers, and what is in that."""
+    source, out = jsonl("in.jsonl", *PROMPTS), tmp_path / request.param
+    tta("batch", source, out, *STAGED, "--concurrency", "1")
+    return source, out, out.read_bytes()
+
+
+@pytest.mark.parametrize("answered", ["out.jsonl", pytest.param("out.jsonl.gz", marks=pytest.mark.slow)], indirect=True)
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0.0, 1.0), zeros=st.booleans())
-def test_an_output_torn_anywhere_is_completed_with_every_record_once(tta, jsonl, tmp_path, name, share, zeros):
-    source, out = jsonl("in.jsonl", *PROMPTS), tmp_path / name
-    out.unlink(missing_ok=True)
-    tta("batch", source, out, *STAGED, "--concurrency", "1")
-    whole = out.read_bytes()
+def test_an_output_torn_anywhere_is_completed_with_every_record_once(tta, answered, share, zeros):
+    source, out, whole = answered
     cut = int(share * len(whole))
     out.write_bytes(whole[:cut] + b"\0" * 10 * zeros)
     assert tta("batch", source, out, *STAGED).code == 0

@@ -177,6 +177,9 @@ class Stage:
 def on_stage() -> Iterator[Stage]:
     """A stage whose server runs until the block ends."""
     oracle = Oracle()
+    # What is there by now stays: the collector goes through the rest before every cell.
+    gc.collect()
+    gc.freeze()
     # Reading certifi's whole bundle takes each new client 30 ms, and these speak plain HTTP.
     bundle, end = Path(certifi.where()).read_text(), "-----END CERTIFICATE-----\n"
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, serving(oracle) as server:

@@ -13,6 +13,7 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessageChunk
 from staged_server import BAD, CALM, NOTICE, Log, running, scripted
 from staged_upstream import USAGE, Upstream, Wire, choice, completion, delta, saying, told, upstream, words
 
@@ -20,7 +21,7 @@ from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.settings import build_models, read_server_file
-from tta_middleware.server.upstream import UpstreamModel, UpstreamSettings
+from tta_middleware.server.upstream import UpstreamAnswer, UpstreamModel, UpstreamSettings
 from tta_middleware.server.upstream_client import Piece
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
@@ -36,6 +37,12 @@ def ask(behind: Upstream, messages: Any = ROSES, *, stream: bool = False, model:
         options |= {"stream_options": {"include_usage": True}} if stream else {}
         found = api.chat.completions.create(model="far", messages=messages, stream=stream, **options)
         return list(found) if stream else found
+
+
+def acting(action: str) -> dict[str, Any]:
+    """The settings that an action of an upstream's needs."""
+    needed = {"replace": {"replacement": "Ask a gardener."}, "hand_over": {"hand_over": "own", "stand_in": scripted()}}
+    return {"on_flagged": action, **needed.get(action, {})}
 
 
 def text_of(found: Any) -> str:
@@ -70,11 +77,8 @@ def test_a_clean_answer_is_handed_on(stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("action", ["block", "replace", "hand_over"])
 def test_a_flagged_answer(action: str, stream: bool) -> None:
-    settings: dict[str, Any] = {"on_flagged": action}
-    settings |= {"replacement": "Ask a gardener."} if action == "replace" else {}
-    settings |= {"hand_over": "own", "stand_in": scripted()} if action == "hand_over" else {}
     with upstream(saying(BAD)) as behind:
-        found = ask(behind, stream=stream, model=behind.model(**settings))
+        found = ask(behind, stream=stream, model=behind.model(**acting(action)))
     expected = {"block": NOTICE, "replace": "Ask a gardener.", "hand_over": CALM}[action]
     text, (reason, outcome, usage) = text_of(found), ending_of(found)
     assert "forbidden" not in text
@@ -92,12 +96,9 @@ def test_a_flagged_answer(action: str, stream: bool) -> None:
 
 @pytest.mark.parametrize("action", ["block", "replace", "hand_over"])
 def test_an_answer_that_ends_before_its_usage_counts_its_pieces(action: str) -> None:
-    settings: dict[str, Any] = {"on_flagged": action}
-    settings |= {"replacement": "Ask a gardener."} if action == "replace" else {}
-    settings |= {"hand_over": "own", "stand_in": scripted()} if action == "hand_over" else {}
     pieces = words(BAD)
     with upstream(lambda wire: wire.stream([*pieces, delta(finish_reason="stop")])) as behind:
-        usage = ending_of(ask(behind, stream=True, model=behind.model(**settings)))[2]
+        usage = ending_of(ask(behind, stream=True, model=behind.model(**acting(action))))[2]
     assert usage.completion_tokens > 0
     assert action == "hand_over" or usage.completion_tokens <= len(pieces)
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
@@ -371,6 +372,35 @@ async def test_the_auditor_hears_of_an_upstreams_leak(stream: bool, monkeypatch:
             with pytest.raises(AuditError, match="without a verdict"):
                 audit.check()
         await model.aclose()
+
+
+@pytest.mark.no_audit("plants a leak")
+@pytest.mark.parametrize("action", ["block", "replace", "hand_over"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("letter", ["f", "twice"])
+async def test_the_auditor_hears_of_a_letter_too_many_before_what_stands_in(
+    letter: str, stream: bool, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = UpstreamAnswer._stand_in
+
+    async def leaking(self: UpstreamAnswer, say: Any, part: str) -> None:
+        await say(AIMessageChunk(content=self.said[-1:] or "t" if letter == "twice" else letter))
+        await honest(self, say, part)
+
+    async def ask(behind: Upstream) -> str:
+        model = behind.model(**acting(action))
+        asked = ChatRequest(model="far", messages=ROSES)
+        answer = model.answering(asked, model.policies_in_force(), None)
+        found = "".join([one.text async for one in answer.stream()]) if stream else (await answer.whole()).text
+        await model.aclose()
+        return found
+
+    with upstream(saying(BAD)) as behind:
+        with Auditor():
+            said = await ask(behind)
+        monkeypatch.setattr(UpstreamAnswer, "_stand_in", leaking)
+        with pytest.raises(AuditError, match="something else left"), Auditor():
+            assert len(await ask(behind)) > len(said)
 
 
 class Cut:

@@ -219,11 +219,18 @@ def _upstream_request(auditor: Hearing, answer: Any, way: str) -> AuditedRequest
     return auditor.request(f"UpstreamAnswer.{way}", terms.taken_by(taken))
 
 
-def _upstreams_text(request: AuditedRequest, message: Any) -> None:
-    """Its text, a broken call's words included, is one text where the answer is the upstream's own to its end."""
+def _upstreams_text(request: AuditedRequest, answer: Any, message: Any) -> None:
+    """All of its text, to the letter: what its checked stream gave out, and what stands in for the rest of it.
+
+    Where the answer is the upstream's own to its end, a broken call's words included, it was scored as one text.
+    """
     trace = message.response_metadata.get("tta") or {}
-    if trace.get("outcome") == "clean" and "handed_over" not in trace:
+    outcome = "handed over" if "handed_over" in trace else trace.get("outcome")
+    if outcome == "clean":
         request.all_of(message.text)
+    elif outcome != "unchecked":
+        handed = ["".join(one.said_inside()) for one in request.inner if one.label.startswith("TTAChatModel")]
+        request.stood_in_for(message.text, [answer.model.settings.replacement, *handed], ended=bool(trace))
 
 
 def _upstreams_whole(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -233,7 +240,7 @@ def _upstreams_whole(auditor: Hearing, original: Callable[..., Any]) -> Callable
         with request.current():
             message = await original(self)
         request.gate(message.text)
-        _upstreams_text(request, message)
+        _upstreams_text(request, self, message)
         message_left(request, message)
         request.end()
         return message
@@ -253,7 +260,7 @@ def _upstreams_stream(auditor: Hearing, original: Callable[..., Any]) -> Callabl
 
         def end() -> None:
             if message.whole is not None:
-                _upstreams_text(request, message.whole)
+                _upstreams_text(request, self, message.whole)
             message.end()
 
         return heard(request, original(self), left, end)

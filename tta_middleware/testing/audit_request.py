@@ -155,6 +155,12 @@ class AuditedRequest:
             yield request.thought
             yield from request.let_out()
 
+    def said_inside(self) -> Iterator[str]:
+        """The text, without thoughts, that the requests inside this one gave out, in order."""
+        for request in self.inner:
+            yield request.left
+            yield from request.said_inside()
+
     def passing(self, stage: Stage) -> list[str]:
         """The texts that were scored and passed the policy of a stage."""
         if self.terms is None:
@@ -280,6 +286,28 @@ class AuditedRequest:
         terms = self.terms
         if terms and not covered_whole(_encodable(text), self.passing("output"), terms.limit, terms.shared):
             self._unproven.append(("a whole answer was not scored whole", text))
+
+    def stood_in_for(self, text: str, stand_ins: Sequence[str | None], *, ended: bool) -> None:
+        """All of an answer left by a surface: what was released inside it, a seam, and what stands in for the rest.
+
+        Args:
+            stand_ins: what may stand there beside the operator's notices, which is held against its own verdicts.
+            ended: whether the answer came to its end; else ``text`` may be any beginning of it.
+        """
+        terms = self.terms
+        if terms is None:
+            return
+        own = "".join(one.left for one in self.inner if one.label == "moderated")
+        # Of an answer whose prompt is refused nothing has left, though some of it may have been on its way.
+        begun = {own, ""} if terms.prompts else {own}
+        whole = {f"{before}{SEAM if before and end else ''}{end}" for before in begun for end in self._ends(stand_ins)}
+        exact = text in whole if ended else any(one.startswith(text) for one in whole)
+        if not (exact or (not ended and covered_whole(_encodable(text), self.passing("output")))):
+            self._unproven.append(("something else left than what was released and what stands in for the rest", text))
+
+    def _ends(self, stand_ins: Sequence[str | None]) -> list[str]:
+        notices = self.terms.notices if self.terms else frozenset[str]()
+        return [*notices, *(text for text in stand_ins if text is not None)]
 
     def call(self, name: str, arguments: Any) -> None:
         """A tool call left, decoded; ``name`` is empty where it is one that the user gave."""

@@ -56,6 +56,46 @@ _LONGROPE = {
     "original_max_position_embeddings": 40,
     "max_position_embeddings": 4096,
 }
+_ROUTED = {
+    **_EXPERTS,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_ERNIE_EXPERTS = {
+    "moe_intermediate_size": 32,
+    "moe_k": 2,
+    "moe_num_experts": 4,
+    "moe_num_shared_experts": 1,
+    "moe_layer_start_index": 1,
+    "moe_layer_end_index": 1,
+}
+_LFM2_EXPERTS = {**_EXPERTS, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]}
+_KIMI_LINEAR = {
+    **_LATENT,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "mlp_layer_types": ["dense", "sparse"],
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_token": 2,
+    "num_expert_group": 1,
+    "topk_group": 1,
+}
+# Some of its layers run twice, behind a window that is shorter than the prompts.
+_LOOPED = {
+    **_HEADS,
+    "sliding_window": 7,
+    "num_hidden_layers": 3,
+    "n_input_layers": 1,
+    "n_recurrent_layers": 1,
+    "n_output_layers": 1,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}
 
 
 @dataclass(frozen=True)
@@ -114,6 +154,8 @@ _TALKS = {
     "qwen3_next": "ChatML, thinking",
     "qwen3_5_text": "ChatML, thinking",
     "lfm2": "ChatML",
+    "lfm2_moe": "ChatML",
+    "qwen3_5_moe_text": "ChatML, thinking",
 }
 
 # Windows and chunks are shorter than the prompts, so that they matter.
@@ -221,6 +263,22 @@ FAMILIES = [
     Family("stablelm", "StableLM 2"),
     Family("starcoder2", "StarCoder 2"),
     Family("opt", "OPT", options={"word_embed_proj_dim": 32, "ffn_dim": 64}),
+    Family("glm", "GLM 4 9B", options=_HEADS),
+    Family("hunyuan_v1_dense", "Hunyuan 0.5B to 7B", options=_HEADS),
+    Family("hunyuan_v1_moe", "Hunyuan A13B", options={**_HEADS, "num_experts": 4, "moe_topk": 2}),
+    Family("ministral3", "Ministral 3", options=_HEADS),
+    Family("exaone", "EXAONE 3, Deep"),
+    Family("apertus", "Apertus"),
+    Family("arcee", "Arcee"),
+    Family("internlm3", "InternLM 3", options=_HEADS),
+    Family("helium", "Helium", options=_HEADS),
+    Family("vaultgemma", "VaultGemma", options={**_HEADS, "sliding_window": 7}),
+    Family("cohere", "Command R"),
+    Family("gpt_bigcode", "StarCoder", options={"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 4096}),
+    Family("gptj", "GPT-J", options={"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 4096}),
+    Family("ernie4_5_moe", "ERNIE 4.5 MoE", options=_ERNIE_EXPERTS),
+    Family("solar_open", "Solar Open", options={**_HEADS, **_ROUTED}),
+    Family("dots1", "dots.llm1", options={**_HEADS, **_ROUTED, "layer_types": ["full_attention"] * 2}),
     Family("deepseek_v2", "DeepSeek V2, Coder V2", "plain", {**_DEEPSEEK, "head_dim": 8}),
     Family("deepseek_v3", "DeepSeek V3, R1, Kimi K2", "plain", {**_DEEPSEEK, "head_dim": 8}),
     Family("minicpm3", "MiniCPM 3", "plain", {**_LATENT, "head_dim": 16}),
@@ -284,6 +342,13 @@ FAMILIES = [
             "num_experts": 4,
         },
     ),
+    Family("glm4_moe_lite", "GLM 4.7 Flash", "plain", {**_DEEPSEEK, "head_dim": 8}),
+    Family("lfm2_moe", "LFM2 8B-A1B", "plain", _LFM2_EXPERTS),
+    Family("kimi_linear", "Kimi Linear", "plain", _KIMI_LINEAR),
+    Family("qwen3_5_moe_text", "Qwen 3.5 MoE", "plain", {**_HEADS, **_EXPERTS, **GATED_DELTA, "num_experts": 4}),
+    Family("minimax", "MiniMax M1", "plain", {**_HEADS, "num_experts_per_tok": 2, "num_local_experts": 4}),
+    Family("falcon_mamba", "Falcon Mamba", "plain", {"state_size": 8}),
+    Family("dory", "Dory", "plain", _LOOPED),
     Family("mamba", "Mamba", "plain", {"state_size": 8}),
     Family("mamba2", "Mamba 2", "plain", {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1}),
     Family("rwkv", "RWKV 4", "plain", {"attention_hidden_size": 32, "context_length": 4096}),

@@ -56,6 +56,8 @@ class PlainModel(LoadedModel):
         self._cache_name = next((name for name in _CACHES if name in self._arguments), None)
         self.able = Abilities()
         self.state_bytes = 0
+        # Off for a model whose cache is of no use: filling one may change what a pass gives (layers that run twice).
+        self._keeps = True
 
     def describe(self) -> str:
         return f"{self.why}; {self.able}"
@@ -74,8 +76,10 @@ class PlainModel(LoadedModel):
         arguments: dict[str, Any] = {**self._inputs(columns), **self._places(before, count)}
         if "logits_to_keep" in self._arguments:
             arguments["logits_to_keep"] = max(1, keep)
-        if self._cache_name is not None:
+        if self._cache_name is not None and self._keeps:
             arguments |= {"use_cache": True, self._cache_name: before.inner}
+        elif "use_cache" in self._arguments:
+            arguments["use_cache"] = False
         noted: dict[int, Tensor] = {}
         with torch.inference_mode(), self._noting_states(noted.__setitem__, read_layers):
             out = self.model(**arguments)
@@ -127,7 +131,9 @@ class PlainModel(LoadedModel):
                 batches=trial.of(trial.batches),
                 pads=trial.of(trial.batches) and trial.of(trial.pads),
             )
-        self._measure(one)
+        self._keeps = self.able.caches
+        if self._keeps:
+            self._measure(one)
 
     def _measure(self, columns: Tensor) -> None:
         """Bytes by column and by sequence: of a cache of four columns and one of nine."""
@@ -152,7 +158,15 @@ class _Trial:
             return False
 
     def _begun(self, which: int, count: int) -> OwnCache:
-        return self._model.run(self._columns[which][:, :count], None, 1)[1]
+        """The cache of the first columns.
+
+        Raises:
+            NotAlike: filling it changed what the pass gives.
+        """
+        logits, cache, _ = self._model.run(self._columns[which][:, :count], None, 1)
+        if not self._same(which, count - 1, logits[0, 0]):
+            raise NotAlike("a pass that fills a cache gives something else than one that does not")
+        return cache
 
     def _same(self, which: int, at: int, logits: Tensor) -> bool:
         return agree(logits, self._whole[which][at], precision(self._model.model))

@@ -125,6 +125,32 @@ def test_a_mark_that_is_a_token_cannot_be_spelled() -> None:
     assert joined(pieces) == ("the user wrote </think> here", "</think>\n\n<think>No.</think>")
 
 
+@pytest.mark.parametrize(
+    ("said", "state", "thought", "answer"),
+    [
+        (
+            "<think>a</think>A <think> begins it, </think> ends it.",
+            "before",
+            "a",
+            "A <think> begins it, </think> ends it.",
+        ),
+        ("Write <think> first.", "closed", "", "Write <think> first."),
+        (" and <think> then.", "said", "", " and <think> then."),
+        ("<think>a</think><think>b</think>So.", "before", "a\n\nb", "So."),
+        ("Well, <think>a</think>So.", "before", "a", "Well, So."),
+    ],
+)
+def test_a_mark_behind_words_of_the_answer_is_one_of_them(
+    said: str, state: AnswerState, thought: str, answer: str
+) -> None:
+    """A model that is asked about its marks writes them by their tokens; the rest of its answer is no thought."""
+    splitter = ThoughtSplitter(replace(THINK, tokens=frozenset(THINK.meanings)), state)
+    pieces = []
+    for index, part in enumerate(re.split("(</?think>)", said)):
+        pieces += splitter.mark(part) if index % 2 else splitter.text(part)
+    assert joined([*pieces, *splitter.finish()]) == (thought, answer)
+
+
 def test_harmony() -> None:
     text = (
         "<|channel|>analysis<|message|>Bees need hives.<|end|><|start|>assistant<|channel|>commentary<|message|>"

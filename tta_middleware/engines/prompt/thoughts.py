@@ -184,9 +184,22 @@ class ThoughtSplitter:
         self._held = ""
         # Whether an answer is bare depends on what came before it, so it is settled before the mark counts.
         pieces = self._bare(pieces)
-        if self._marks is not None:
+        if self._quoted():
+            said: list[Piece] = []
+            self._take(mark, said)
+            pieces += self._bare(said)
+        elif self._marks is not None:
             self._turn(self._marks.meanings[mark])
-        return pieces
+        return _joined(pieces)
+
+    def _quoted(self) -> bool:
+        """Whether a mark is a word of the answer: one that comes behind a thought and the answer's first words.
+
+        A model that is asked about its marks writes them by their tokens. Channels may follow one another at any place.
+        """
+        if self._marks is None or "header" in self._marks.meanings.values():
+            return False
+        return self._mode == "answer" and self._said and self._thought
 
     def finish(self) -> list[Piece]:
         """The rest; the splitter is used up."""

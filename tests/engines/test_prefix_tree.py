@@ -121,6 +121,19 @@ def test_one_long_conversation_does_not_push_out_the_short_ones() -> None:
     assert tree.nbytes <= size(1000)
 
 
+def test_prompts_that_nobody_goes_on_from_take_no_more_than_the_first_room() -> None:
+    tree = PrefixTree(size(1000), size(250))
+    for number in range(30):
+        tree.keep(*chat(number, 50))
+        assert tree.find(chat(100 + number, 50)[0], 50) is None
+    assert tree.nbytes == size(250)
+    # Number 0 is gone, and asked for again: there are conversations.
+    assert tree.find(chat(0, 50)[0], 50) is None
+    for number in range(30):
+        tree.keep(*chat(number, 50))
+    assert tree.nbytes == size(1000)
+
+
 def test_a_fork_in_the_middle_keeps_each_row_once() -> None:
     tree = PrefixTree(10**9)
     for words in ("aabc", "aabb", "aac", "aa"):
@@ -129,6 +142,25 @@ def test_a_fork_in_the_middle_keeps_each_row_once() -> None:
     assert tree.nbytes == size(sum(map(len, (*[WORDS["a"]] * 2, *[WORDS["b"]] * 2, *[WORDS["c"]] * 2))))
     tree.shrink(0)
     assert (len(tree), tree.nbytes) == (0, 0)
+
+
+def test_what_is_found_costs_the_same_however_many_begin_with_one_system_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tree, system = PrefixTree(10**9), torch.zeros((30, 1))
+    chats = [torch.cat([system, torch.full((20, 1), float(number))]) for number in range(1, 301)]
+    for rows in chats:
+        tree.keep(marks(rows), Prefix([(rows[None, None], rows[None, None])], 50))
+    compared: list[int] = []
+    common = prefix_tree.common
+
+    def counted(one: IntVector, other: IntVector) -> int:
+        compared.append(len(one))
+        return common(one, other)
+
+    monkeypatch.setattr(prefix_tree, "common", counted)
+    assert [tree.shared_with(marks(rows)) for rows in chats[::50]] == [50] * 6
+    assert compared == [30, 20] * 6
 
 
 def test_a_chain_of_hundreds_of_pieces_is_one_beginning() -> None:

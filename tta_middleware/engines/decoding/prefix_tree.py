@@ -8,7 +8,9 @@ sequence's first place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,9 +19,12 @@ from tta_middleware.engines.decoding.kv_slots import Layers, Prefix
 from tta_middleware.engines.decoding.scored import common
 from tta_middleware.types import IntVector
 
+Found = TypeVar("Found")
+
 # A shorter stretch is worth neither a forward pass nor a piece of its own.
 WORTH_SHARING = 16
 _MOST_PIECES = 512
+_MOST_GONE = 4096
 
 
 class _Piece:
@@ -29,6 +34,7 @@ class _Piece:
         marks: of its own rows; the root has none.
         layers: their keys and values, in memory that is this piece's alone.
         parent: the root's is itself.
+        children: by their :attr:`key`. Two that begin with as many rows alike are one piece, so no key comes twice.
         used: when it was last asked for, or kept.
     """
 
@@ -37,16 +43,30 @@ class _Piece:
     def __init__(self, marks: IntVector, layers: Layers, parent: _Piece | None, used: int = 0) -> None:
         self.marks, self.layers, self.used = marks, layers, used
         self.parent: _Piece = self if parent is None else parent
-        self.children: list[_Piece] = []
+        self.children: dict[bytes, _Piece] = {}
         self.nbytes = marks.nbytes + _bytes(layers)
+
+    @property
+    def key(self) -> bytes:
+        """Its first rows: what a sequence must go on with to go on here."""
+        return self.marks[:WORTH_SHARING].tobytes()
+
+    def child(self, left: IntVector) -> _Piece | None:
+        """The one that these rows go on in; looked up, since hundreds of sequences may begin with one system prompt."""
+        return _going_on(self.children, left)
+
+    def hang(self, piece: _Piece) -> None:
+        """Let ``piece`` follow this one, perhaps in the place of one that begins alike."""
+        self.children[piece.key] = piece
+        piece.parent = self
 
     def below(self) -> Iterator[_Piece]:
         """Every piece that hangs below it."""
-        waiting = [*self.children]
+        waiting = [*self.children.values()]
         while waiting:
             piece = waiting.pop()
             yield piece
-            waiting += piece.children
+            waiting += piece.children.values()
 
     def bytes_of_its_own(self) -> int:
         """What no other sequence's end shares with this end: up to where the tree forks."""
@@ -60,13 +80,19 @@ class _Piece:
 class PrefixTree:
     """Beginnings within ``most_bytes``; used by the decode thread alone.
 
+    It takes ``first_bytes`` of them until rows are asked for that it has let go of lately: prompts that nobody goes on
+    from fill no more than that.
+
     Where they do not fit, ends of sequences go first, and of these the one whose bytes, times how long nobody has asked
     for it, are most. So nobody loses what he holds to somebody who holds more and has been idle for longer.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, first_bytes: int | None = None) -> None:
         self.most_bytes = most_bytes
         self.nbytes = 0
+        self._room = most_bytes if first_bytes is None else min(first_bytes, most_bytes)
+        # Keys of the latest pieces that are gone, while there might be more room.
+        self._gone: OrderedDict[bytes, bool] = OrderedDict()
         self._clock = 0
         self._root = _Piece(np.empty(0, dtype=np.int64), [], None)
 
@@ -81,6 +107,7 @@ class PrefixTree:
         for piece, shared in self._path(marks[:most]):
             piece.used = self._clock
             found = Prefix(_part(piece.layers, 0, shared), shared + (found.length if found else 0), found)
+        self._miss(marks[found.length if found else 0 : most])
         return found
 
     def shared_with(self, marks: IntVector) -> int:
@@ -107,21 +134,23 @@ class PrefixTree:
         self._root.children.clear()
         self.nbytes = 0
 
+    def _miss(self, left: IntVector) -> None:
+        """Take all the room that there is where these rows were here lately."""
+        if self._room < self.most_bytes and _going_on(self._gone, left):
+            self._room = self.most_bytes
+            self._gone.clear()
+
     def _path(self, marks: IntVector) -> list[tuple[_Piece, int]]:
         """The pieces that these rows run along, and how many rows of each; of the last one perhaps not all."""
         path: list[tuple[_Piece, int]] = []
         piece, left = self._root, marks
-        while piece.children:
-            shared, best = max(
-                ((common(child.marks, left), child) for child in piece.children), key=lambda pair: pair[0]
-            )
-            # Up to a few rows several beginnings may be alike and stand side by side nevertheless.
-            if shared < min(WORTH_SHARING, len(best.marks)):
+        # Up to a few rows several beginnings may be alike and stand side by side nevertheless.
+        while (child := piece.child(left)) is not None:
+            shared = common(child.marks, left)
+            path.append((child, shared))
+            if shared < len(child.marks):
                 break
-            path.append((best, shared))
-            if shared < len(best.marks):
-                break
-            piece, left = best, left[shared:]
+            piece, left = child, left[shared:]
         return path
 
     def _insert(self, marks: IntVector, prefix: Prefix) -> None:
@@ -136,9 +165,9 @@ class PrefixTree:
         layers = _copied(prefix.whole().layers, done, len(marks))
         parent = self._split(*path[-1]) if path else self._root
         piece = _Piece(marks[done:].copy(), layers, parent, self._clock)
-        parent.children.append(piece)
+        parent.hang(piece)
         self.nbytes += piece.nbytes
-        self.shrink(self.most_bytes)
+        self.shrink(self._room)
         while len(self) > _MOST_PIECES:
             self._drop_one()
 
@@ -152,18 +181,29 @@ class PrefixTree:
         # All memory is taken before anything is changed; in pieces of one tensor neither would give memory back.
         head = _Piece(piece.marks[:at].copy(), _copied(piece.layers, 0, at), piece.parent, piece.used)
         rest = _Piece(piece.marks[at:].copy(), _copied(piece.layers, at, len(piece.marks)), head, piece.used)
-        rest.children, head.children = piece.children, [rest]
-        for child in rest.children:
-            child.parent = rest
-        head.parent.children[head.parent.children.index(piece)] = head
+        for child in piece.children.values():
+            rest.hang(child)
+        head.hang(rest)
+        piece.parent.hang(head)
         self.nbytes += head.nbytes + rest.nbytes - piece.nbytes
         return head
 
     def _drop_one(self) -> None:
         ends = [piece for piece in self._root.below() if not piece.children]
         piece = max(ends, key=lambda end: end.bytes_of_its_own() * (self._clock - end.used + 1))
-        piece.parent.children.remove(piece)
+        del piece.parent.children[piece.key]
         self.nbytes -= piece.nbytes
+        if self._room < self.most_bytes:
+            self._gone[piece.key] = True
+            if len(self._gone) > _MOST_GONE:
+                self._gone.popitem(last=False)
+
+
+def _going_on(known: Mapping[bytes, Found], left: IntVector) -> Found | None:
+    """What is known under the first of these rows, as many as a piece's key has."""
+    key, row = left[:WORTH_SHARING].tobytes(), left.itemsize
+    starts = (key[: row * size] for size in range(len(key) // row, 0, -1))
+    return next((known[start] for start in starts if start in known), None)
 
 
 def _bytes(layers: Layers) -> int:

@@ -334,12 +334,16 @@ class GenerationRequest:
 
     Sequences with the same ``ticket`` (:func:`next_ticket`) belong to one user's request and share its turn where
     places are few; a lower one came earlier. Without a ticket the sequences of one call share one.
+
+    ``patience`` is for engines with a queue of their own: how many of the sequences that are asked for later may have a
+    place first, as a share of those that wait already; below 0, how many of the latter it should go before.
     """
 
     prompt: PromptEmbeddings
     sampling: Sampling
     abort: AbortSignal = field(default_factory=AbortSignal)
     ticket: int | None = None
+    patience: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

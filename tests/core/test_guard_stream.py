@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.lowlevel
@@ -18,7 +18,7 @@ from tta_middleware.errors import EngineError, ModerationUnavailableError, Unsaf
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
-from tta_middleware.types import Verdict
+from tta_middleware.types import GenerationRequest, TextDelta, Verdict
 
 ASK = [Message("user", "Please tell me about the old harbour town")]
 START = "The old harbour town lies where the river meets the sea. Its market opens at dawn."
@@ -384,3 +384,28 @@ async def test_a_prompt_check_without_a_verdict_per_message_refuses() -> None:
     answer = await guard(START, Short(), prompt_check="all").answer(talk)
     assert answer.finish_reason == "content_filter"
     assert answer.trace.stop_reason == "moderator: InvalidVerdictError"
+
+
+class Queued(ScriptedEngine):
+    """Notes how patient each sequence is."""
+
+    def __init__(self, script: Callable[[ScriptedCall], str]) -> None:
+        super().__init__(script)
+        self.patience: list[float] = []
+
+    def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:
+        self.patience += [request.patience for request in requests]
+        return super().stream_batch(requests)
+
+
+@pytest.mark.parametrize(
+    ("harm", "release", "patience"),
+    [(HARM, "window", 0.5), ("The forbidden thing comes first here.", "window", -1.0), (HARM, "end", 0.0)],
+)
+async def test_a_repair_goes_first_while_its_reader_has_nothing_and_waits_longer_once_he_reads(
+    harm: str, release: Literal["window", "end"], patience: float
+) -> None:
+    engine = Queued(lambda call: late_harm(call) if call.moved >= 0.6 else harm[len(call.prefix) :])
+    events = await collect(guard(None, engine=engine).stream(ASK, release=release))
+    assert finished(events).answer.trace.outcome == "neutralised"
+    assert set(engine.patience) == {patience}

@@ -73,6 +73,21 @@ def test_a_repair_lets_answers_begin_that_waited_before_it_and_none_that_came_la
     assert order == ["before"] * before + ["candidate"] + ["later"] * later
 
 
+@given(st.integers(0, 12), st.integers(0, 12), st.sampled_from([0.5, 1.0, -0.5, -1.0]))
+def test_how_patient_a_sequence_is_says_how_many_go_first(before: int, later: int, patience: float) -> None:
+    queue: FairQueue[str] = FairQueue()
+    for ticket in range(before):
+        queue.put(ticket, ["answer"])
+    queue.put(100, ["candidate"], patience)
+    for ticket in range(200, 200 + later):
+        queue.put(ticket, ["answer"])
+    order = queue.take({}, len(queue))
+    ahead = order.index("candidate")
+    # At most one off, where half a sequence cannot wait.
+    assert abs(ahead - min(before + later, before + patience * before)) <= 1
+    assert order.count("answer") == before + later
+
+
 @given(st.integers(1, 5), st.integers(1, 30))
 def test_a_repair_gets_on_however_many_new_answers_come(room: int, rounds: int) -> None:
     """Every round brings more answers than there are places; each candidate waits for those before it only."""

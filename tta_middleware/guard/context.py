@@ -160,14 +160,14 @@ class Question:
 
 
 def generation_request(
-    question: Question, proposal: Proposal, generation: int, ticket: int | None = None
+    question: Question, proposal: Proposal, generation: int, ticket: int | None = None, patience: float = 0.0
 ) -> GenerationRequest:
     """What the engine is asked for a proposal; every ``generation`` of an answer has a seed of its own."""
     sampling = replace(question.sampling, seed=(question.sampling.seed + generation) & _SEED_MASK)
     if proposal.temperature is not None:
         sampling = replace(sampling, temperature=proposal.temperature)
     prompt = (proposal.prompt or question.prompt).moved(proposal.matrix)
-    return GenerationRequest(prompt, sampling, ticket=ticket)
+    return GenerationRequest(prompt, sampling, ticket=ticket, patience=patience)
 
 
 def check_ended(*reasons: FinishReason | None) -> None:
@@ -275,14 +275,14 @@ class RequestContext:
         request = self._next_request(question, proposal)
         return self._decode(question, proposal, request, self.engine.stream(request))
 
-    def decode_all(self, question: Question, proposals: Sequence[Proposal]) -> list[Decode]:
-        """One generation per proposal, side by side."""
-        requests = [self._next_request(question, proposal) for proposal in proposals]
+    def decode_all(self, question: Question, proposals: Sequence[Proposal], patience: float = 0.0) -> list[Decode]:
+        """One generation per proposal, side by side; see :class:`~tta_middleware.types.GenerationRequest`."""
+        requests = [self._next_request(question, proposal, patience) for proposal in proposals]
         streams = self.engine.stream_batch(requests)
         return [self._decode(question, *parts) for parts in zip(proposals, requests, streams, strict=True)]
 
-    def _next_request(self, question: Question, proposal: Proposal) -> GenerationRequest:
-        request = generation_request(question, proposal, self.meter.generations, self.ticket)
+    def _next_request(self, question: Question, proposal: Proposal, patience: float = 0.0) -> GenerationRequest:
+        request = generation_request(question, proposal, self.meter.generations, self.ticket, patience)
         self.meter.generations += 1
         return request
 

@@ -46,6 +46,10 @@ LATE_FLAG = "late flag"
 
 _GRID = 8
 
+# Where a repair's candidates stand in the engine's queue (docs/decisions/021): before all others while its reader has
+# nothing yet, and behind half as many more where he reads already.
+_NOTHING_LEFT, _SOME_LEFT = -1.0, 0.5
+
 
 async def prepare(
     context: RequestContext, question: Question, method: Method, loss: float, rng: np.random.Generator
@@ -225,7 +229,7 @@ class Search:
         if not proposals:
             self.reason = "optimiser: nothing left to try"
             return
-        decodes = self.context.decode_all(self.question, proposals)
+        decodes = self.context.decode_all(self.question, proposals, self._patience())
         wave = [Attempt(self.context, *parts, self.delivery) for parts in zip(proposals, decodes, strict=True)]
         with self.context.observer.repairing([proposal.label for proposal in proposals]) as observer:
             try:
@@ -235,6 +239,11 @@ class Search:
                 observer.tried(step)
         await self.on_step(step)
         self._conclude(wave)
+
+    def _patience(self) -> float:
+        if self.delivery.emit is None:
+            return 0.0  # whoever takes whole answers reads nothing in the meantime, repaired or not
+        return _SOME_LEFT if self.question.prefix else _NOTHING_LEFT
 
     def _most(self) -> int:
         left, engine = self.context.meter.generations_left, self.context.engine

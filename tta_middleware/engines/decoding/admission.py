@@ -16,7 +16,9 @@ class FairQueue(Generic[Item]):
 
     A free place goes to the request with the fewest sequences at work, of these to the one that has waited longest. So
     a request of a thousand sequences leaves places to single ones, and a repair's candidate lets the answers begin that
-    waited before it came, and no others: it waits for what stood in the queue then, whatever comes after it.
+    waited before it came. Its ``patience`` moves it from there: up to the front, where nothing of its answer has left,
+    or behind as many of those that come later, where some has. So it waits for a number of sequences that is known when
+    it comes, and for candidates that are put in front.
 
     Args:
         most: sequences that may wait; None for no bound.
@@ -24,16 +26,20 @@ class FairQueue(Generic[Item]):
 
     def __init__(self, most: int | None = None) -> None:
         self._most = most
-        # Each with its turn: lower ones came earlier, those below 0 had a place already.
-        self._waiting: dict[int, deque[tuple[int, Item]]] = {}
+        # Each with its turn: lower ones go earlier, of equals those that came earlier; below 0 it had a place already.
+        self._waiting: dict[int, deque[tuple[tuple[float, int], Item]]] = {}
         self._count = 0
         self._next_turn, self._front_turn = 0, -1
 
     def __len__(self) -> int:
         return self._count
 
-    def put(self, ticket: int, items: Sequence[Item]) -> None:
+    def put(self, ticket: int, items: Sequence[Item], patience: float = 0.0) -> None:
         """Queue sequences of one request.
+
+        Args:
+            patience: how many of those that come later go first, as a share of those that wait now; below 0 how many of
+                the latter are gone before.
 
         Raises:
             EngineBusyError: too many sequences wait already; none of these is queued.
@@ -43,14 +49,15 @@ class FairQueue(Generic[Item]):
                 f"{self._count} sequences wait for a place already and the limit is {self._most}; "
                 "try again later, send fewer at once, or raise max_waiting"
             )
-        turns = range(self._next_turn, self._next_turn + len(items))
+        moved = patience * self._count
+        turns = [(max(0.0, came + moved), came) for came in range(self._next_turn, self._next_turn + len(items))]
         self._waiting.setdefault(ticket, deque()).extend(zip(turns, items, strict=True))
         self._next_turn += len(items)
         self._count += len(items)
 
     def put_back(self, ticket: int, item: Item) -> None:
         """Queue a sequence that had a place already, in front of all that have none."""
-        self._waiting.setdefault(ticket, deque()).appendleft((self._front_turn, item))
+        self._waiting.setdefault(ticket, deque()).appendleft(((self._front_turn, 0), item))
         self._front_turn -= 1
         self._count += 1
 
@@ -79,7 +86,7 @@ class FairQueue(Generic[Item]):
         """Take out the sequences that are ``unwanted``."""
         removed = []
         for ticket, items in list(self._waiting.items()):
-            kept = deque[tuple[int, Item]]()
+            kept = deque[tuple[tuple[float, int], Item]]()
             for turn, item in items:
                 if unwanted(item):
                     removed.append(item)

@@ -108,7 +108,7 @@ class Decoder:
         self._begin_empty()
 
     def submit(self, ticket: int, rows: Sequence[Row]) -> None:
-        """Queue sequences of one request; thread-safe, does not wait.
+        """Queue sequences of one request, which share their patience; thread-safe, does not wait.
 
         Raises:
             EngineError: the decoder is closed.
@@ -117,7 +117,7 @@ class Decoder:
         with self._changed:
             self._check_open()
             self._wake()
-            self._queue.put(ticket, rows)
+            self._queue.put(ticket, rows, rows[0].request.patience if rows else 0.0)
 
     def score(self, jobs: Sequence[Reading]) -> None:
         """Queue texts to be scored; they need no place. Thread-safe, does not wait.

@@ -11,6 +11,9 @@ engine decoded, repair candidates included. No prompt and no answer is printed.
 chat's beginning. In what follows, the last repairs run on alone, one candidate after the other, and leave most of the
 batch empty; with as many chats as ``--concurrency`` nothing is steady.
 
+``columns`` are those that ran beside the decode steps: of first prompts, of candidates' prompts, of texts to score, and
+of beginnings that several share. Neighbours on the machine do not change them.
+
 ``--cpu`` takes the time in processor seconds of this process over its threads, which an idle machine would take by the
 clock: what to read where others are at work on the machine.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,8 @@ import anyio
 from tta_middleware import Guard, Message, Repair, Sampling
 from tta_middleware.cli.bench_load import Clock, Load, guarded, peak_memory, quantiles, raw
 from tta_middleware.cli.bench_prompts import harmless_prompts
+from tta_middleware.engines.decoding.feeds import Feed, Joining
+from tta_middleware.engines.decoding.running_batch import Batch
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.files.prompts import read_prompts
 from tta_middleware.methods import Race
@@ -59,6 +65,44 @@ class Chats(list[Any]):
             return None
         (start, before), (end, after) = marks[0], marks[-1]
         return (after - before) / (end - start)
+
+
+class Columns:
+    """Counts what runs beside the decode steps, in a ``with`` block; the decode thread writes, read it after its end.
+
+    Attributes:
+        found: columns by what they were for.
+    """
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+        self._begun: set[int] = set()
+        self._take, self._build = Batch._take_logits, Batch._build_head
+
+    def __enter__(self) -> Counter[str]:
+        take, build = self._take, self._build
+
+        def counted(batch: Batch, decoding: Any, chosen: Any, logits: Any) -> int:
+            for job, segment in chosen:
+                self.found[self._kind(job)] += len(segment.rows)
+            return take(batch, decoding, chosen, logits)
+
+        def built(batch: Batch, feed: Feed) -> None:
+            self.found["beginnings"] += feed.left
+            build(batch, feed)
+
+        Batch._take_logits, Batch._build_head = counted, built  # type: ignore[method-assign]
+        return self.found
+
+    def __exit__(self, *_: object) -> None:
+        Batch._take_logits, Batch._build_head = self._take, self._build  # type: ignore[method-assign]
+
+    def _kind(self, job: Any) -> str:
+        if not isinstance(job, Joining):
+            return "texts"
+        kind = "candidates" if job.row.ticket in self._begun else "first prompts"
+        self._begun.add(job.row.ticket)
+        return kind
 
 
 async def flagged_ones(
@@ -131,10 +175,13 @@ async def measure(options: argparse.Namespace) -> dict:
         after_load, runs = peak_memory(), []
         for _ in range(options.repeat):
             bare_chats = Chats(prompts, engine, options.concurrency, clock)
-            bare = await raw(engine, bare_chats, sampling, options.concurrency, clock)
+            with Columns() as bare_columns:
+                bare = await raw(engine, bare_chats, sampling, options.concurrency, clock)
             guarded_chats = Chats(chats, engine, options.concurrency, clock)
-            behind = await guarded(guard, guarded_chats, sampling, options.concurrency, clock)
-            runs.append(compared(bare, bare_chats.steady_rate(), behind, guarded_chats.steady_rate()))
+            with Columns() as columns:
+                behind = await guarded(guard, guarded_chats, sampling, options.concurrency, clock)
+            run = compared(bare, bare_chats.steady_rate(), behind, guarded_chats.steady_rate())
+            runs.append({**run, "columns": {"raw": dict(bare_columns), "guarded": dict(columns)}})
             print(json.dumps(runs[-1]), flush=True)
     finally:
         await engine.aclose()

@@ -171,6 +171,32 @@ async def test_a_candidate_is_judged_behind_the_question_as_the_first_answer_ran
     await without.aclose()
 
 
+async def test_a_bridge_goes_on_from_what_the_first_answer_ran(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
+    """Neither its question nor what has left runs again, for the bridge or for its judgement; moved rows run."""
+    engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
+    await without.load()
+    await engine.load()
+    first = prompt_of(engine, SYSTEM, range(500, 540))
+    [answer] = await asked(engine, [first])
+    ids = np.array([*first.token_ids.tolist(), *answer[:12], *range(800, 820)], dtype=np.int64)
+    mask = np.concatenate([first.user_mask, np.zeros(32, dtype=np.bool_)])
+    bridge = PromptEmbeddings(engine._loaded.rows(ids.tolist()), ids, mask, assistant_prefix="what has left")
+    columns = count_columns(engine)
+    [said] = await asked(engine, [bridge], 8)
+    assert columns == [20, *[1] * 7]
+    assert [said] == await asked(without, [bridge], 8)
+    assert await asked(engine, [moved(bridge)], 8) == await asked(without, [moved(bridge)], 8)
+    assert columns[8] == len(ids) - len(SYSTEM)
+    del columns[:]
+    found = await engine.mean_nll(bridge, [said])
+    assert sum(columns) == len(said)
+    assert found == pytest.approx(await without.mean_nll(bridge, [said]), rel=1e-5)
+    await engine.aclose()
+    await without.aclose()
+
+
 async def test_an_agent_that_works_on_goes_on_from_its_last_step(
     tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:

@@ -222,7 +222,8 @@ async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     await narrow.load()
     room = 5 * 128 * narrow._loaded.column_bytes
     await narrow.aclose()
-    engine = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=room / 2**30)
+    # Texts that are scored have 6% of it.
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=room / 0.939 / 2**30, prefix_cache_gib=0.0)
     held: list[tuple[int, int]] = []
     reserve = running_batch.KVSlots._reserve
 
@@ -325,6 +326,44 @@ async def test_a_full_queue_refuses_what_comes_and_serves_what_waits(tiny_folder
                 pass
     assert len(done) == 3
     await engine.aclose()
+
+
+@pytest.mark.parametrize("share_kept", [1.0, pytest.param(0.25, marks=pytest.mark.slow)])
+async def test_sequences_beginnings_and_scored_texts_keep_to_one_bound_together(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, share_kept: float
+) -> None:
+    from tta_middleware.engines.decoding.running_batch import Batch
+
+    engine = TransformersEngine(str(tiny_folder), dtype="float64")
+    prompts = [await engine.embed([SYSTEM, Message("user", f"{count} word" * count)]) for count in range(13, 35)]
+    await engine.load()
+    room = 24 * 128 * engine._loaded.column_bytes
+    await engine.aclose()
+    held: list[tuple[int, int, int]] = []
+    turn = Batch.turn
+
+    def measured(batch: Batch) -> int:
+        tokens = turn(batch)
+        held.append((batch._slots.nbytes, batch.kept_bytes, batch._scored.nbytes))
+        return tokens
+
+    monkeypatch.setattr(Batch, "turn", measured)
+    gib = room / 2**30
+    engine = TransformersEngine(str(tiny_folder), dtype="float64", cache_gib=gib, prefix_cache_gib=gib * share_kept)
+    for _ in range(2):
+        for prompt in prompts:
+            await engine.generate_batch([request(prompt, 12)])
+        for prompt in prompts:
+            await engine.mean_nll(prompt, [range(10)])
+    await engine.generate_batch([request(prompt, 12) for prompt in prompts])
+    await engine.aclose()
+    assert max(map(sum, held)) <= room
+    slots, kept, scored = (max(sizes) for sizes in zip(*held, strict=True))
+    # Each of them has been there, and together their most would not have fitted.
+    assert min(slots, kept, scored) > 0
+    assert kept <= share_kept * room
+    if share_kept == 1.0:
+        assert slots + kept + scored > room
 
 
 @pytest.mark.parametrize("options", [{"max_waiting": 0}, {"cache_gib": 0.0}, {"cache_gib": float("nan")}])

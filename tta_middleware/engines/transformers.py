@@ -63,10 +63,10 @@ class TransformersEngine:
         max_batch: most sequences decoded at once; further ones wait their turn, see
             :class:`tta_middleware.engines.decoding.admission.FairQueue`.
         max_waiting: most sequences that wait; further ones are refused.
-        cache_gib: GiB that keys and values of running sequences may take; by default half of what is free when the
-            model is loaded. Sequences that do not fit wait.
-        prefix_cache_gib: of these, what turns of conversations keep for the next one; by default a quarter, in main
-            memory at most 1 GiB, and less where running sequences need it. With 0 nothing is kept.
+        cache_gib: GiB that keys and values may take, of running sequences and of what is kept of earlier ones; by
+            default half of what is free when the model is loaded. Sequences that do not fit wait.
+        prefix_cache_gib: of these, the most that turns of conversations keep for the next one; by default a quarter, in
+            main memory at most 1 GiB, and less where running sequences need it. With 0 nothing is kept.
         path: ``auto``, ``packed`` or ``plain``; a model that cannot run packed is refused for ``packed``.
         device_map: as transformers takes it, in place of ``device``: ``auto`` spreads layers over what there is.
         quantization: ``bnb-4bit`` or ``bnb-8bit`` quantises while loading. Checkpoints that are quantised (GPTQ, AWQ,

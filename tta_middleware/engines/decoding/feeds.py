@@ -36,6 +36,7 @@ class Feed:
         marks: of the rows, where they are known.
 
     Attributes:
+        begun: what is known of its beginning was looked up.
         long: there are more rows than that, so nothing is shared with sequences that may be shorter.
     """
 
@@ -57,6 +58,7 @@ class Feed:
         self.reach = 0 if self.long else max(self.head, min(reach, len(rows) - 1))
         self.keep = keep
         self.past: Prefix | None = None
+        self.begun = False
         self._marks = marks
 
     @property
@@ -330,9 +332,10 @@ def reach_of(prompt: PromptEmbeddings) -> int:
     """Rows that may come from what has run before.
 
     Of a chat these are the turns before the user's last one: that one always runs as it does for whoever asks it first,
-    so the same question finds the same numbers. Where the user has asked and the model has worked since (calls of tools
-    and their results, a part of the answer), all rows but the last may, whose logits are wanted.
+    so the same question finds the same numbers. Where the answer has begun, or the model has worked since the user has
+    asked (calls of tools and their results), all rows but the last may, whose logits are wanted: a repair's bridge goes
+    on from what the first answer ran.
     """
     asked = prompt.user_mask.nonzero()[0]
     long = len(asked) > 0 and len(prompt.user_mask) - 1 - asked[-1] >= _LONG_TAIL
-    return len(prompt.user_mask) - 1 if long else head_of(prompt)
+    return len(prompt.user_mask) - 1 if long or prompt.assistant_prefix else head_of(prompt)

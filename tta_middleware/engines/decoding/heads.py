@@ -29,7 +29,7 @@ class Heads:
 
     def __init__(self, most_bytes: int, scored: Scored) -> None:
         self.reused = 0
-        self._tree = PrefixTree(most_bytes)
+        self._tree = PrefixTree(most_bytes, most_bytes // _LEAST_SHARE)
         self._scored = scored
         self._building: Feed | None = None
 
@@ -44,9 +44,15 @@ class Heads:
 
     def begin(self, feed: Feed) -> bool:
         """Give ``feed`` what is here of its beginning; whether it can go on."""
-        if feed.done or not feed.reach:
+        if feed.begun or not feed.reach:
             return True
         found = self._longest(feed)
+        if feed.done:
+            # Another text has run some of its rows. The tree may have more of them.
+            feed.begun = True
+            if found is not None and found.length > feed.done:
+                self._give(feed, found)
+            return True
         if feed.head - (found.length if found else 0) < WORTH_SHARING:
             self._give(feed, found)
             return True
@@ -69,7 +75,12 @@ class Heads:
         # Whoever asked for it has run it; the others are spared that.
         self.reused -= len(done.rows)
         for feed in waiting:
-            if not feed.done and feed.head == len(done.rows) and (feed.marks[: feed.head] == done.marks).all():
+            if (
+                not feed.begun
+                and not feed.done
+                and feed.head == len(done.rows)
+                and (feed.marks[: feed.head] == done.marks).all()
+            ):
                 self._give(feed, done.past)
 
     def keep(self, marks: IntVector, prefix: Prefix) -> None:
@@ -80,9 +91,14 @@ class Heads:
         """How many of the first of these rows are kept."""
         return self._tree.shared_with(marks)
 
+    @property
+    def least(self) -> int:
+        """Bytes that running sequences have to leave, for system prompts and the like."""
+        return self._tree.most_bytes // _LEAST_SHARE
+
     def leave(self, room: int) -> None:
-        """Keep to the ``room`` that running sequences leave, but for what system prompts and the like take."""
-        self._tree.shrink(max(room, self._tree.most_bytes // _LEAST_SHARE))
+        """Keep to the ``room`` that all else leaves, or to :attr:`least`."""
+        self._tree.shrink(max(room, self.least))
 
     def spare(self) -> None:
         """Forget what is kept, for memory; what is being built goes on."""
@@ -104,5 +120,5 @@ class Heads:
         return found
 
     def _give(self, feed: Feed, found: Prefix | None) -> None:
-        feed.past = found
+        feed.past, feed.begun = found, True
         self.reused += found.length if found else 0

@@ -42,10 +42,14 @@ class Batch:
     def __init__(self, model: PackedModel, most_rows: int, budget: int, prefix_budget: int) -> None:
         self.rows: list[Row] = []
         self.columns_run = 0
-        self._model, self._budget = model, budget
-        self._slots = KVSlots(most_rows, model.column_bytes, budget)
+        self._model = model
         self._scored = Scored(int(budget * _SCORED_SHARE))
         self._heads = Heads(prefix_budget, self._scored)
+        # All of them keep to the budget together. Texts have their share of it; the sequences' slots leave beginnings
+        # the least that they want; beginnings take what the slots leave.
+        self._unscored = budget - int(budget * _SCORED_SHARE)
+        self._budget = self._unscored - self._heads.least
+        self._slots = KVSlots(most_rows, model.column_bytes, self._budget)
         # Of the sequences that may be kept when they end: the marks of the rows that have run when they joined.
         self._begun: dict[Row, IntVector] = {}
         self._joining: list[Joining] = []
@@ -100,7 +104,13 @@ class Batch:
         if self._suspects:
             return self._alone(self._suspects.pop(0))
         self._begin_long_ones_again()
-        self._heads.leave(self._budget - self._slots.nbytes)
+        self._make_room()
+        try:
+            return self._turn()
+        finally:
+            self._make_room()
+
+    def _turn(self) -> int:
         chosen = self._compose()
         building = self._heads.building
         if building is not None and not (self._after_head and self.rows):
@@ -116,6 +126,11 @@ class Batch:
             self._suspects = [job for job, _ in chosen]
             return 0
         return self._take_logits([self.rows[slot] for slot in self._slots.order], chosen, logits)
+
+    def _make_room(self) -> None:
+        """Let go of beginnings where slots, and texts that have run in part, need their memory."""
+        texts = sum(job.feed.done for job in self._scoring if job.feed is not None)
+        self._heads.leave(self._unscored - self._slots.nbytes - texts * self._model.column_bytes)
 
     def forget(self, owners: Sequence[int]) -> None:
         """Let go of what is kept for these owners' next texts."""
@@ -311,6 +326,7 @@ class Batch:
         for job in joined:
             if self._heads.keeps and job.feed is not None and not job.feed.long:
                 self._begun[job.row] = job.feed.marks
+                self._keep_bridge(job.row, job.feed)
         self._hand_out(rows, tokens)
 
     def _forward(self, slots: KVSlots, segments: Sequence[Segment]) -> Tensor:
@@ -344,17 +360,27 @@ class Batch:
                 raise
             self._heads.spare()
 
+    def _keep_bridge(self, row: Row, feed: Feed) -> None:
+        """Keep a prompt that goes on from a part of the answer: as a candidate it is judged before it has ended."""
+        if row.request.prompt.assistant_prefix and feed.past is not None and self._unmoved(row, feed.marks):
+            self._heads.keep(feed.marks, feed.past)
+
     def _text_of(self, index: int) -> IntVector | None:
         """The marks of all columns in a slot; None of a sequence whose prompt was moved: nobody goes on from it."""
         row, length, limit = self.rows[index], self._slots.lengths[index], self._model.short_range
         begun = self._begun.get(row)
         if begun is None or (limit is not None and length > limit):
             return None
+        if not self._unmoved(row, begun):
+            return None
+        end = len(row.request.prompt.matrix)
+        return np.concatenate([begun, self._marks_of(row.token_ids[len(begun) - end : length - end])])
+
+    def _unmoved(self, row: Row, begun: IntVector) -> bool:
+        """Whether the marks of a prompt's rows are those of its tokens."""
         prompt, end = row.request.prompt, len(row.request.prompt.matrix)
         known = min(end, self._heads.shared_with(begun))
-        if (self._marks_of(prompt.token_ids[known:].tolist()) != begun[known:end]).any():
-            return None
-        return np.concatenate([begun, self._marks_of(row.token_ids[len(begun) - end : length - end])])
+        return bool((self._marks_of(prompt.token_ids[known:].tolist()) == begun[known:end]).all())
 
     def _marks_of(self, token_ids: Sequence[int]) -> IntVector:
         return marks(self._model.token_columns(token_ids)) if len(token_ids) else np.empty(0, dtype=np.int64)

@@ -60,10 +60,7 @@ class _Text:
     first: int
     nats: list[float]
     owner: int | None
-
-    @property
-    def nbytes(self) -> int:
-        return self.prefix.nbytes + self.marks.nbytes
+    nbytes: int
 
 
 class Scored:
@@ -93,7 +90,7 @@ class Scored:
             first: the column from which on it is known how unlikely the token after it was: ``nats``.
             owner: whose text it is; see :meth:`forget`.
         """
-        new = _Text(of_rows, prefix, first, list(nats), owner)
+        new = _Text(of_rows, prefix, first, list(nats), owner, prefix.nbytes + of_rows.nbytes)
         self._texts = deque(text for text in self._texts if not _replaces(new, text))
         self._texts.appendleft(new)
         while len(self._texts) > _KEPT or (self._texts and self.nbytes > self._most_bytes):

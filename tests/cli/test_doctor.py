@@ -97,3 +97,15 @@ def test_a_model_that_is_named_says_which_way_it_runs_and_why(tta):
     engine = checks(tta("doctor", "--json", "--moderator", "words", "--model", "smollm2"))["engine"]
     assert engine["status"] == "ok"
     assert engine["detail"].startswith("packed: its layers attend to the columns before")
+
+
+def test_an_engine_option_says_how_and_the_template_what_it_takes(tta):
+    found = checks(tta("doctor", "--json", "--moderator", "words", "--engine-option", "path=plain"))
+    assert found["engine"]["detail"].startswith("plain: that was asked for")
+    assert found["template"]["detail"].startswith("thoughts: no marks of any; tools: not taken, for the model's chat")
+
+
+def test_an_engine_option_that_is_none_fails(tta):
+    ran = tta("doctor", "--json", "--moderator", "words", "--engine-option", "paht=plain")
+    assert ran.code == 1
+    assert "paht" in checks(ran)["engine"]["detail"]

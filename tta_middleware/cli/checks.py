@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tta_middleware.aio import bridge
 from tta_middleware.cli.output import say
@@ -18,6 +18,7 @@ from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.evaluation.environment import installed_version
 from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.protocols import Engine, ReasoningEngine, ToolEngine
 from tta_middleware.registry import asks_own, judging_model, moderators_in, resolve_engine, resolve_moderator
 from tta_middleware.types import Message
 
@@ -93,25 +94,37 @@ def _model(reference: str) -> DoctorCheck:
     return DoctorCheck("model", "ok", f"{reference} in {info.folder or info.source}{size}")
 
 
-def way(reference: str) -> list[DoctorCheck]:
+def way(reference: str, options: Mapping[str, Any] | None = None) -> list[DoctorCheck]:
     """Which way a model that is here runs, and why; nothing of engines that have no ways. It is loaded for that.
 
-    A model that cannot be asked anything (a base model has no chat template) fails.
+    What its chat template takes is said as well; a model that cannot be asked anything (a base model has none) fails.
     """
     if _model(reference).status == "fail":
         return []
     try:
-        engine = resolve_engine(reference)
+        engine = resolve_engine(reference, **(options or {}))
         if not hasattr(engine, "way"):
             return []
         try:
             path, why = bridge.run(engine.way)
             bridge.run(partial(engine.embed, [Message("user", "Hello")]))
+            template = bridge.run(partial(_template, engine))
         finally:
             bridge.run(engine.aclose)
     except TTAError as error:
         return [DoctorCheck("engine", "fail", f"{type(error).__name__}: {' '.join(str(error).split())}")]
-    return [DoctorCheck("engine", "ok", f"{path}: {why}")]
+    return [DoctorCheck("engine", "ok", f"{path}: {why}"), DoctorCheck("template", "ok", template)]
+
+
+async def _template(engine: Engine) -> str:
+    """What a model's chat template says of thoughts and tools."""
+    thinks = isinstance(engine, ReasoningEngine) and await engine.thinks()
+    tools: str
+    try:
+        tools = await engine.tool_format() if isinstance(engine, ToolEngine) else "not taken"
+    except ConfigurationError as error:
+        tools = f"not taken, for {error}"
+    return f"thoughts: {'told apart' if thinks else 'no marks of any'}; tools: {tools}"
 
 
 def _moderator(model: str, name: str, *, online: bool) -> DoctorCheck:

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import pytest
 
 from tta_middleware.cli import main
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from staged_plugin import installed
 
 ENTRY_POINTS = """
 [tta_middleware.engines]
@@ -45,13 +45,7 @@ class Ran:
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory) -> Path:
     """A folder that holds the staged parts as an installed distribution."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copy(Path(__file__).with_name("staged_parts.py"), folder)
-    info = folder / "staged_parts-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: staged-parts\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    return folder
+    return installed(tmp_path_factory.mktemp("plugin"), Path(__file__).with_name("staged_parts.py"), ENTRY_POINTS)
 
 
 @pytest.fixture

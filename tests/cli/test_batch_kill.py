@@ -10,8 +10,15 @@ HANGING = ("--model", "staged:hanging", "--moderator", "words", "--concurrency",
 COUNT = 40
 
 
-@pytest.mark.parametrize("order", ["input", "completed"])
-@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("out.jsonl", "input"),
+        ("out.jsonl.gz", "completed"),
+        pytest.param("out.jsonl", "completed", marks=pytest.mark.slow),
+        pytest.param("out.jsonl.gz", "input", marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_that_is_killed_again_and_again_ends_with_every_record_once(
     tta, tta_process, jsonl, tmp_path, name, order
 ):

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+from staged_plugin import installed
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -33,13 +35,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory):
     """A folder that holds the staged parts as an installed distribution."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copy(Path(__file__).with_name("staged_on_ray.py"), folder)
-    info = folder / "staged_on_ray-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: staged-on-ray\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    return folder
+    return installed(tmp_path_factory.mktemp("plugin"), Path(__file__).with_name("staged_on_ray.py"), ENTRY_POINTS)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ TALK = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def strict(tokenizer: Any) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = STRICT
@@ -43,6 +43,7 @@ def test_every_part_is_counted_and_none_counts_as_less_than_its_words(strict: An
 
 
 def test_a_model_without_a_chat_template_says_so(strict: Any) -> None:
+    strict = copy.copy(strict)
     strict.chat_template = None
     with pytest.raises(ConfigurationError, match="no chat template"):
         count_prompt(strict, TALK)

@@ -11,11 +11,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import certifi
 import pytest
 from surface_calls import SUBSTITUTE, SURFACES, Scene, Surface
 from surface_cases import (
@@ -180,12 +177,7 @@ def on_stage() -> Iterator[Stage]:
     # What is there by now stays: the collector goes through the rest before every cell.
     gc.collect()
     gc.freeze()
-    # Reading certifi's whole bundle takes each new client 30 ms, and these speak plain HTTP.
-    bundle, end = Path(certifi.where()).read_text(), "-----END CERTIFICATE-----\n"
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, serving(oracle) as server:
-        one = Path(folder) / "one.pem"
-        one.write_text(bundle[: bundle.index(end) + len(end)])
-        patch.setenv("SSL_CERT_FILE", str(one))
+    with serving(oracle) as server:
         yield Stage(oracle, server)
 
 

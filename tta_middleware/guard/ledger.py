@@ -94,17 +94,16 @@ class Ledger:
         """This very ledger, asked about the window that ends ``end`` characters into the answer."""
         return _OfWindow(self, end)
 
-    async def moderate(
-        self, texts: Sequence[str], *, prompt: str | None = None, end: int | None = None
-    ) -> list[Verdict]:
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """The moderator's verdicts, counted; blank texts are safe without a call.
-
-        Args:
-            end: how much of the answer the texts cover, where they are one window of it.
 
         Raises:
             ModerationError: the moderator's.
         """
+        return await self.verdicts(texts, prompt)
+
+    async def verdicts(self, texts: Sequence[str], prompt: str | None, end: int | None = None) -> list[Verdict]:
+        """As :meth:`moderate`; ``end`` is how much of the answer the texts cover, where they are one window of it."""
         asked = [text for text in texts if text.strip()]
         try:
             verdicts = iter(await self._ask(asked, prompt, end) if asked else ())
@@ -192,7 +191,7 @@ class _OfWindow(Wrapper):
         self._ledger, self._end = ledger, end
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
-        return await self._ledger.moderate(texts, prompt=prompt, end=self._end)
+        return await self._ledger.verdicts(texts, prompt, self._end)
 
 
 def trace_of_one(

@@ -37,8 +37,22 @@ AnswerState: TypeAlias = Literal["before", "open", "inside", "closed", "said"]
 """Where an answer stands: ``before`` anything, behind the mark of a thought (``open``), ``inside`` one, behind it
 (``closed``), or behind words of the answer (``said``)."""
 
-ToolFormat: TypeAlias = Literal["hermes", "llama", "mistral"]
-"""How a model writes a tool call: marked JSON (Hermes, Qwen), bare JSON (Llama 3), a marked list (Mistral)."""
+ToolFormat: TypeAlias = Literal[
+    "hermes",
+    "llama",
+    "mistral",
+    "mistral_v11",
+    "qwen3_coder",
+    "seed_oss",
+    "glm45",
+    "minimax_m2",
+    "deepseek_v3",
+    "deepseek_v31",
+    "kimi_k2",
+    "gemma4",
+    "apriel",
+]
+"""How a model writes a tool call; :data:`tta_middleware.tool_forms.TOOL_FORMS` describes each."""
 
 CATEGORIES: tuple[str, ...] = (
     "harassment",

@@ -136,7 +136,6 @@ class Family:
 _TALKS = {
     "llama": "Llama",
     "llama4_text": "Llama",
-    "smollm3": "ChatML, thinking",
     "qwen2": "ChatML",
     "qwen2_moe": "ChatML",
     "qwen3": "ChatML, thinking",
@@ -152,10 +151,13 @@ _TALKS = {
     "gpt_oss": "Harmony",
     "deepseek_v3": "DeepSeek, thinking",
     "qwen3_next": "ChatML, thinking",
-    "qwen3_5_text": "ChatML, thinking",
-    "lfm2": "ChatML",
-    "lfm2_moe": "ChatML",
-    "qwen3_5_moe_text": "ChatML, thinking",
+    "qwen3_5_text": "Qwen 3.5",
+    "qwen3_5_moe_text": "Qwen 3.5",
+    "glm4_moe": "GLM 4.5",
+    "glm4_moe_lite": "GLM 4.5",
+    "seed_oss": "Seed-OSS",
+    "minimax_m2": "MiniMax M2",
+    "ministral3": "Mistral 3",
 }
 
 # Windows and chunks are shorter than the prompts, so that they matter.

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parent))
 from families import FAMILIES, Family
 from gguf_files import GGUF_FAMILIES, GPT_OSS
 from test_strict_templates import GEMMA_2
-from test_tool_template import TEMPLATES
+from tool_templates import TEMPLATES
 
 from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.engines.prompt.thoughts import GEMMA, HARMONY, find_marks
@@ -44,11 +44,16 @@ CONVENTIONS: Mapping[str, Convention] = {
     "ChatML": Convention(TEMPLATES["hermes"]),
     "ChatML, thinking": Convention(f"{TEMPLATES['hermes']}{{# <think> #}}"),
     "Llama": Convention(TEMPLATES["llama"]),
+    "Qwen 3.5": Convention(f"{TEMPLATES['qwen3_coder']}{{# <think> #}}"),
     "Mistral": Convention(TEMPLATES["mistral"]),
+    "Mistral 3": Convention(f"{TEMPLATES['mistral_v11']}{{# [THINK] #}}"),
     "Gemma": Convention(GEMMA_2),
-    "Gemma 4": Convention(f"{_TURNS}{_ASKS}", tuple(GEMMA.meanings)),
+    "Gemma 4": Convention(TEMPLATES["gemma4"], tuple(GEMMA.meanings)),
     "Harmony": Convention(f"{_TURNS}{_ASKS}", tuple(HARMONY.meanings)),
-    "DeepSeek, thinking": Convention(f"{_TURNS}{_ASKS}", ("<think>", "</think>")),
+    "DeepSeek, thinking": Convention(TEMPLATES["deepseek_v3"], ("<think>", "</think>")),
+    "GLM 4.5": Convention(f"{TEMPLATES['glm45']}{{# <think> #}}"),
+    "Seed-OSS": Convention(f"{TEMPLATES['seed_oss']}{{# <seed:think> #}}"),
+    "MiniMax M2": Convention(f"{TEMPLATES['minimax_m2']}{{# <think> #}}"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Tools in chat templates, on SmolLM2's real tokenizer with templates of the three known forms."""
+"""Tools in chat templates, on SmolLM2's real tokenizer with templates of all known forms."""
 
 from __future__ import annotations
 
@@ -7,50 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tool_templates import TEMPLATES
 
+from tta_middleware.chat_model.tool_parsing import ParsedCall, tool_parser
 from tta_middleware.engines.prompt.control_tokens import silent_ids
 from tta_middleware.engines.prompt.template import chat_template, render_prompt
-from tta_middleware.engines.prompt.tool_template import tool_format
+from tta_middleware.engines.prompt.tool_template import as_turns, tool_format
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.tool_forms import TOOL_MARKS
 from tta_middleware.types import Message, ToolCall, ToolFormat
-
-# Short templates of our own that make the same demands as the families' do.
-TEMPLATES: dict[ToolFormat, str] = {
-    "hermes": """\
-{%- if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson }}{{ '\n' }}{% endfor -%}
-{{ 'Call as <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n' }}{% endif -%}
-{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
-{%- for c in m.tool_calls or [] %}
-{{- '\n<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' + (c.function.arguments | tojson) }}
-{{- '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor -%}
-{{ '<|im_start|>assistant\n' }}""",
-    "mistral": """\
-{%- for m in messages %}
-{%- if m.role == 'user' %}
-{%- if tools and loop.index0 == 0 %}{{ '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}
-{{- '[INST] ' + m.content + '[/INST]' }}
-{%- elif m.tool_calls is defined %}
-{{- '[TOOL_CALLS] [' }}
-{%- for c in m.tool_calls %}
-{%- if c.id | length != 9 %}{{ raise_exception('Tool call IDs should have length 9!') }}{% endif %}
-{{- (c.function | tojson)[:-1] + ', "id": "' + c.id + '"}' }}{% endfor %}{{ ']' }}
-{%- elif m.role == 'tool' %}
-{%- if m.tool_call_id | length != 9 %}{{ raise_exception('Tool call IDs should have length 9!') }}{% endif %}
-{{- '[TOOL_RESULTS] {"content": ' + m.content + ', "call_id": "' + m.tool_call_id + '"}[/TOOL_RESULTS]' }}
-{%- else %}{{ m.content }}{% endif %}{% endfor %}""",
-    "llama": """\
-{%- if tools is defined and tools %}
-{{- '<|start_header_id|>system<|end_header_id|>Answer as {"name": ..., "parameters": ...}\n' }}
-{%- for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}
-{%- for m in messages %}
-{%- if m.tool_calls is defined %}
-{%- if m.tool_calls | length != 1 %}{{ raise_exception('Only single tool-calls at once!') }}{% endif %}
-{%- set call = m.tool_calls[0].function %}
-{{- '<|start_header_id|>assistant<|end_header_id|>{"name": "' + call.name + '", "parameters": ' }}
-{{- (call.arguments | tojson) + '}' }}
-{%- else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content }}{% endif %}{% endfor %}
-{{- '<|start_header_id|>assistant<|end_header_id|>' }}""",
-}
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -88,15 +53,32 @@ def test_tools_calls_and_results_reach_the_model(with_template: Callable[[str], 
     tokenizer = with_template(TEMPLATES[kind])
     assert tool_format(chat_template(tokenizer, tools=True)) == kind
     rendered = text(tokenizer, TALK, [WEATHER], "Well")
-    for part in ("The weather in a city.", '{"city": "Zürich"}', '{"city": "Bern"}', "21 degrees", "19 degrees"):
+    for part in ("The weather in a city.", "Zürich", "Bern", "21 degrees", "19 degrees"):
         assert part in rendered
     assert rendered.endswith("Well")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TEMPLATES if kind != "llama"])
+def test_a_call_is_read_as_the_template_shows_it(with_template: Callable[[str], Any], kind: ToolFormat) -> None:
+    rendered = text(with_template(TEMPLATES[kind]), [TALK[0], Message("assistant", "", CALLS[:1])], [WEATHER])
+    answer = rendered.rpartition("warmer?")[2]
+    answer = answer.removesuffix("<|im_end|>\n<|im_start|>assistant\n")
+    parser = tool_parser(kind, (), [WEATHER])
+    pieces = [*parser.feed(answer), *parser.finish()]
+    assert [piece for piece in pieces if not isinstance(piece, str)] == [ParsedCall("get_weather", {"city": "Zürich"})]
 
 
 def test_a_call_stands_before_its_own_result_where_a_turn_takes_one_call(with_template: Callable[[str], Any]) -> None:
     rendered = text(with_template(TEMPLATES["llama"]), TALK, [WEATHER])
     order = [rendered.index(part) for part in ("Zürich", "21 degrees", "Bern", "19 degrees")]
     assert order == sorted(order)
+
+
+def test_ids_name_the_call_where_the_template_names_it_so() -> None:
+    turns = as_turns(TALK, TEMPLATES["kimi_k2"])
+    ids = ["functions.get_weather:0", "functions.get_weather:1"]
+    assert [call["id"] for call in turns[1]["tool_calls"]] == ids
+    assert [turn["tool_call_id"] for turn in turns[2:]] == ids
 
 
 def test_only_the_users_words_are_in_the_mask(with_template: Callable[[str], Any]) -> None:
@@ -119,7 +101,7 @@ def test_a_template_without_tools_says_what_to_use(tokenizer: Any, with_template
     [
         ("{{ messages }}", "takes no tools"),
         ("{{ tools }} <tool_call><function=name>", "form that cannot be read"),
-        ("{{ tools }} [TOOL_CALLS]name[ARGS]{}", "form that cannot be read"),
+        ("{{ tools }} <tool_call><invoke name=x>", "form that cannot be read"),
         ("{{ tools }} <|tool_calls_begin|>", "form that cannot be read"),
     ],
 )
@@ -135,11 +117,11 @@ def test_the_template_for_tools_is_taken_where_there_are_several(with_template: 
 
 
 def test_a_mark_of_a_call_is_text_of_the_answer_and_other_special_tokens_are_not(tokenizer: Any) -> None:
-    mistral = copy.deepcopy(tokenizer)
-    mistral.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "[CONTROL]"]})
-    mark, control = mistral.convert_tokens_to_ids(["[TOOL_CALLS]", "[CONTROL]"])
-    silent = silent_ids(mistral)
-    assert mark not in silent
+    marked = copy.deepcopy(tokenizer)
+    marked.add_special_tokens({"additional_special_tokens": [*sorted(TOOL_MARKS), "[CONTROL]"]})
+    *marks, control = marked.convert_tokens_to_ids([*sorted(TOOL_MARKS), "[CONTROL]"])
+    silent = silent_ids(marked)
+    assert silent.isdisjoint(marks)
     assert {control, *tokenizer.all_special_ids} <= silent
 
 

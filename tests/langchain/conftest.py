@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tta_middleware import TTAChatModel
 from tta_middleware.aio import bridge
 from tta_middleware.assembly import Runtime
+
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

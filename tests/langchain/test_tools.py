@@ -94,21 +94,6 @@ async def test_a_stream_adds_up_to_the_answer(text: str, content: str, names: li
     assert [chunk.tool_calls for chunk in chunks if chunk.tool_call_chunks] == [[call] for call in asked.tool_calls]
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama", "mistral"])
-async def test_every_form_is_read_as_the_engine_says(form: Any) -> None:
-    text = {
-        "hermes": CALL,
-        "llama": '{"name": "get_weather", "parameters": {"city": "Paris"}}',
-        "mistral": '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}}]',
-    }[form]
-    for choice in ("auto", "any", "get_weather"):
-        engine = ScriptedEngine(lambda call, text=text: text.removeprefix(call.prefix), tools=form)
-        model = chat("", engine=engine).bind_tools([get_weather], tool_choice=choice)
-        asked, streamed, _ = await both_ways(model)
-        assert [(call["name"], call["args"]) for call in asked.tool_calls] == [("get_weather", {"city": "Paris"})]
-        assert streamed.tool_calls == asked.tool_calls
-
-
 def agent_script(call: ScriptedCall) -> str:
     if "<|tool|>" not in call.conversation:
         return CALL

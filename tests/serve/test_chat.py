@@ -220,6 +220,25 @@ def test_a_tool_is_called_and_its_result_read() -> None:
     assert second.choices[0].message.content == "The garden opens at nine."
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_in_tags_is_an_openai_call_typed_by_its_schema(stream: bool) -> None:
+    text = "<tool_call>\n<function=opening_hours>\n<parameter=place>\n{}\n</parameter>\n</function>\n</tool_call>"
+
+    def script(call: ScriptedCall) -> str:
+        return text.format("the \\u0066orbidden one" if "harm" in call.text else "5")
+
+    with running(scripted(engine=ScriptedEngine(script, tools="qwen3_coder"))) as served:
+        found = streamed(served, tools=TOOLS) if stream else [ask(served, tools=TOOLS)]
+        harm = [{"role": "user", "content": "harm"}]
+        blocked = streamed(served, harm, tools=TOOLS) if stream else [ask(served, harm, tools=TOOLS)]
+    parts = [chunk.choices[0].delta if stream else chunk.choices[0].message for chunk in found]
+    calls = [call.function for part in parts for call in part.tool_calls or ()]
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == [("opening_hours", {"place": "5"})]
+    assert found[-1].choices[0].finish_reason == "tool_calls"
+    assert "orbidden" not in str(blocked)
+    assert blocked[-1].choices[0].finish_reason == "content_filter"
+
+
 def test_a_streamed_tool_call_comes_whole() -> None:
     with running(scripted(with_tools)) as served:
         chunks = streamed(served, tools=TOOLS, tool_choice="auto", parallel_tool_calls=True)

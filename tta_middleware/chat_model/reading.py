@@ -31,7 +31,7 @@ class AnswerReader:
 
     def __init__(self, use: ToolUse | None, call_id: Callable[[int], str], notice: str = "") -> None:
         self._notice = notice
-        self._parser = tool_parser(use.kind, use.names) if use else tool_parser(None)
+        self._parser = tool_parser(use.kind, use.names, use.tools) if use else tool_parser(None)
         self._opening = use.opening if use else ""
         self._most = None if use is None or use.parallel else 1
         self._call_id = call_id
@@ -105,7 +105,7 @@ def _decoded(use: ToolUse, text: str, begin: int) -> str | None:
     A call that is not over, or is broken, has its escapes decoded as far as it goes: what it says must not leave the
     guard either, since a repair goes on from there.
     """
-    parser, written = tool_parser(use.kind, use.names), use.opening + text[begin:]
+    parser, written = tool_parser(use.kind, use.names, use.tools), use.opening + text[begin:]
     parser.feed(use.opening + text[:begin])
     pieces, inside = parser.feed(text[begin:]), parser.open
     rest = parser.finish()

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from tta_middleware.chat_model.tool_values import plain_json, read_json, typed_arguments
+from tta_middleware.tool_forms import TOOL_FORMS, ToolForm
 from tta_middleware.types import ToolFormat
-
-HERMES_OPEN, HERMES_CLOSE = "<tool_call>", "</tool_call>"
-MISTRAL_OPEN = "[TOOL_CALLS]"
-LLAMA_OPEN = "<|python_tag|>"
 
 # A JSON string, closed or not: what looks like the end of a call may be inside one.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 # How an answer begins that may be a call without a mark, and such an answer in a code fence.
 _BARE_BEGINNINGS = ("{", "```json")
 _FENCED = re.compile(r"```json\s*(.*?)\s*```", re.DOTALL)
-_BETWEEN_CALLS = re.compile(r"[\s;]*")
+_BETWEEN_CALLS = re.compile(r"[\s;`]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +59,21 @@ class ToolParser(Protocol):
         ...
 
 
-def tool_parser(kind: ToolFormat | None, names: Collection[str] = ()) -> ToolParser:
-    """The parser of a format for tools of these names; None is text without tools, which passes as it is."""
-    match kind:
-        case None:
-            return PlainParser()
-        case "hermes":
-            return BareParser(HermesParser(), names)
-        case "mistral":
-            return BareParser(TailParser(MISTRAL_OPEN), names)
-        case "llama":
-            return BareParser(TailParser(LLAMA_OPEN), None)
+def tool_parser(
+    kind: ToolFormat | None, names: Collection[str] = (), tools: Sequence[Mapping[str, Any]] = ()
+) -> ToolParser:
+    """The parser of a format; None is text without tools, which passes as it is.
+
+    Args:
+        names: of the tools that an answer may call without any mark.
+        tools: their descriptions in OpenAI's form, by which tagged values are typed.
+    """
+    if kind is None:
+        return PlainParser()
+    form = TOOL_FORMS[kind]
+    reader = CallReader(form, tools)
+    marked = MarkedParser(form, reader) if form.close else TailParser(form.open, reader)
+    return BareParser(marked, None if kind == "llama" else names)
 
 
 def opening(kind: ToolFormat, name: str | None = None) -> str:
@@ -79,11 +81,11 @@ def opening(kind: ToolFormat, name: str | None = None) -> str:
 
     It ends where a tokenizer would end a token, so that the model goes on as it would have by itself.
     """
-    start = {"hermes": f"{HERMES_OPEN}\n{{", "mistral": f"{MISTRAL_OPEN} [{{", "llama": "{"}[kind]
-    if name is None:
-        return f'{start}"name": "'
-    key = "parameters" if kind == "llama" else "arguments"
-    return f'{start}"name": {json.dumps(name)}, "{key}":'
+    form = TOOL_FORMS[kind]
+    begin, behind = form.opening
+    if form.named:
+        return begin if name is None else f"{begin}{name}{behind}"
+    return f'{begin}"name": "' if name is None else f'{begin}"name": {json.dumps(name)}, "{behind}":'
 
 
 class PlainParser:
@@ -98,10 +100,11 @@ class PlainParser:
         return []
 
 
-class HermesParser:
-    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number: Hermes, Qwen 2.5 and 3."""
+class MarkedParser:
+    """Stretches of calls between two marks, any number of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, form: ToolForm, reader: CallReader) -> None:
+        self._form, self._reader = form, reader
         self._prose = _Prose()
         self._held = ""
         self._inside = False
@@ -118,8 +121,8 @@ class HermesParser:
         pieces = list(self._drain())
         while self._inside:
             # The end is missing, or a string before it has none: then the first mark that looks like it counts.
-            body, close, rest = self._held.partition(HERMES_CLOSE)
-            pieces += read_calls(body, HERMES_OPEN, close)
+            body, close, rest = self._held.partition(self._form.close)
+            pieces += self._reader.calls(body, self._form.open, close)
             self._inside, self._held = False, rest
             pieces += self._drain()
         return [*pieces, *self._prose.take(self._held), *self._prose.rest()]
@@ -127,23 +130,25 @@ class HermesParser:
     def _drain(self) -> Iterator[Piece]:
         while True:
             if self._inside:
-                end = _end_of_json(self._held, HERMES_CLOSE)
+                end = self._reader.end(self._held)
                 if end is None:
                     return
-                yield from read_calls(self._held[:end], HERMES_OPEN, HERMES_CLOSE)
-                self._held, self._inside = self._held[end + len(HERMES_CLOSE) :], False
+                close = self._form.close
+                yield from self._reader.calls(self._held[: end - len(close)], self._form.open, close)
+                self._held, self._inside = self._held[end:], False
             else:
-                before, self._held, self._inside = _split_at(self._held, HERMES_OPEN)
-                yield from self._prose.take(before, called=self._inside)
-                if not self._inside:
+                before, mark, self._held = _split_at(self._held, (self._form.open, *self._form.around))
+                self._inside = mark == self._form.open
+                yield from self._prose.take(before, called=bool(mark))
+                if not mark:
                     return
 
 
 class TailParser:
-    """A mark, and JSON calls from there to the end: Mistral's ``[TOOL_CALLS]``, Llama's ``<|python_tag|>``."""
+    """A mark, and calls from there to the end: Mistral's ``[TOOL_CALLS]``, Llama's ``<|python_tag|>``."""
 
-    def __init__(self, mark: str) -> None:
-        self._mark = mark
+    def __init__(self, mark: str, reader: CallReader) -> None:
+        self._mark, self._reader = mark, reader
         self._prose = _Prose()
         self._held = ""
         self._inside = False
@@ -156,12 +161,13 @@ class TailParser:
         self._held += text
         if self._inside:
             return []
-        before, self._held, self._inside = _split_at(self._held, self._mark)
+        before, mark, self._held = _split_at(self._held, (self._mark,))
+        self._inside = bool(mark)
         return self._prose.take(before, called=self._inside)
 
     def finish(self) -> list[Piece]:
         if self._inside:
-            return read_calls(self._held, self._mark)
+            return self._reader.calls(self._held, self._mark)
         return [*self._prose.take(self._held), *self._prose.rest()]
 
 
@@ -210,20 +216,87 @@ class BareParser:
         return self._marked.feed(self._held)
 
 
+class CallReader:
+    """The calls of one marked stretch of a form: all of them or none."""
+
+    def __init__(self, form: ToolForm, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._form, self._tools = form, tools
+        self._ends = re.compile(form.ends, re.DOTALL) if form.ends else None
+        quote = re.escape(form.quote)
+        self._string = re.compile(rf"{quote}.*?(?:{quote}|\Z)", re.DOTALL) if quote else _STRING
+
+    def end(self, text: str) -> int | None:
+        """Behind the first mark that ends the stretch; one inside a value does not."""
+        close = self._form.close
+        if close not in text:
+            return None
+        if self._ends is not None:
+            found = self._ends.search(text)
+            return found.end() if found else None
+        # Strings are blanked at equal length, so that positions stay.
+        at = self._string.sub(lambda found: " " * len(found[0]), text).find(close)
+        return at + len(close) if at >= 0 else None
+
+    def calls(self, body: str, mark: str, close: str = "") -> list[Piece]:
+        """What is between ``mark`` and ``close``; JSON with a name is read in any form."""
+        form = self._form
+        if body.lstrip().startswith(("{", "[{")) or not form.named:
+            return read_calls(body, mark, close)
+        try:
+            return list(self._tagged(body) if form.call else self._headed(body))
+        except (ValueError, RecursionError):
+            return [BrokenCall(mark + body + close)]
+
+    def _tagged(self, body: str) -> Iterator[Piece]:
+        if not body.strip():
+            raise ValueError("no call")
+        for name, arguments in _all_of(self._form.call, body):
+            values = dict(_all_of(self._form.argument, arguments))
+            yield ParsedCall(name, typed_arguments(values, name, self._tools))
+
+    def _headed(self, body: str) -> Iterator[Piece]:
+        head, at = re.compile(self._form.head), 0
+        if not body.strip():
+            raise ValueError("no call")
+        if self._form.quote:
+            # Names hold none of the signs that are changed.
+            found = head.match(body)
+            begin = found.end() if found else 0
+            body = body[:begin] + plain_json(body[begin:], self._form.quote)
+        while at < len(body):
+            if (found := head.match(body, at)) is None:
+                raise ValueError("a call needs a name")
+            arguments, end = read_json(body, found.end())
+            if not isinstance(arguments, dict):
+                raise ValueError("a call needs arguments")
+            yield ParsedCall(found[1], arguments)
+            at = _between(body, end)
+
+
+def _all_of(pattern: str, text: str) -> Iterator[tuple[str, str]]:
+    """The two groups of every match, which have to follow one another from end to end."""
+    expression, at = re.compile(pattern, re.DOTALL), 0
+    while text[at:].strip():
+        if (found := expression.match(text, at)) is None:
+            raise ValueError("not of this form")
+        yield found[1].strip(), found[2]
+        at = found.end()
+
+
 def read_calls(body: str, mark: str = "", close: str = "") -> list[Piece]:
-    """The calls of one marked stretch: JSON objects, or a list of them; all of it or none."""
+    """Calls as JSON objects, or lists of them; all of it or none."""
     try:
         return [_call(value, bare=not mark) for value in _values(body)]
-    except ValueError:
+    except (ValueError, RecursionError):
         return [BrokenCall(mark + body + close)]
 
 
 def _values(body: str) -> Iterator[Any]:
-    decoder, at = json.JSONDecoder(strict=False), _between(body, 0)
+    at = _between(body, 0)
     if at == len(body):
         raise ValueError("no JSON")
     while at < len(body):
-        value, end = decoder.raw_decode(body, at)
+        value, end = read_json(body, at)
         yield from value if isinstance(value, list) else [value]
         at = _between(body, end)
 
@@ -248,24 +321,18 @@ def _call(value: Any, *, bare: bool) -> ParsedCall:
     return ParsedCall(name, arguments)
 
 
-def _end_of_json(text: str, close: str) -> int | None:
-    """Where ``close`` first stands outside a JSON string."""
-    at = text.find(close)
-    if at < 0:
-        return None
-    # Strings are blanked at equal length, so that positions stay.
-    at = _STRING.sub(lambda found: " " * len(found[0]), text).find(close)
-    return at if at >= 0 else None
+def _split_at(text: str, marks: tuple[str, ...]) -> tuple[str, str, str]:
+    """Text before the first of the marks, that mark or nothing, and what follows.
 
-
-def _split_at(text: str, mark: str) -> tuple[str, str, bool]:
-    """Text before the mark, what follows it, and whether it is there; an end that may begin it is held as well."""
-    before, found, after = text.partition(mark)
-    if found:
-        return before, after, True
-    sizes = range(min(len(mark) - 1, len(text)), 0, -1)
-    held = next((size for size in sizes if mark.startswith(text[-size:])), 0)
-    return text[: len(text) - held], text[len(text) - held :], False
+    An end that may begin a mark is held as what follows.
+    """
+    found = min(((at, mark) for mark in marks if (at := text.find(mark)) >= 0), default=None)
+    if found is not None:
+        at, mark = found
+        return text[:at], mark, text[at + len(mark) :]
+    sizes = range(min(max(map(len, marks)) - 1, len(text)), 0, -1)
+    held = next((size for size in sizes if any(mark.startswith(text[-size:]) for mark in marks)), 0)
+    return text[: len(text) - held], "", text[len(text) - held :]
 
 
 class _Prose:

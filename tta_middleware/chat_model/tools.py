@@ -117,7 +117,7 @@ class CallQuality:
 
     def _problems(self, begun: str, done: Completion) -> tuple[str, ...] | None:
         """What is wrong with the calls; None where there are none and need be none."""
-        parser = tool_parser(self.use.kind, self.use.names)
+        parser = tool_parser(self.use.kind, self.use.names, self.use.tools)
         bridge = next((b for b in self.bridges if begun.endswith(b) and done.text.startswith(b)), "")
         pieces = parser.feed(begun.removesuffix(bridge))
         if bridge and parser.open:

@@ -8,13 +8,11 @@ from typing import Any, TypeAlias
 
 from tta_middleware.engines.prompt.thoughts import ThoughtMarks, find_marks, is_thought_mark
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.tool_forms import TOOL_MARKS
 
 Span: TypeAlias = tuple[int, int]
 Token: TypeAlias = tuple[int, Span]
 """Token id, and which characters of the text it stands for."""
-
-TOOL_MARKS = frozenset({"[TOOL_CALLS]", "<|python_tag|>", "<tool_call>", "</tool_call>"})
-"""Tokens by which models mark a call: text of an answer, whatever the tokenizer says of them."""
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
 

@@ -6,19 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.tool_forms import TOOL_FORMS
 from tta_middleware.types import Message, ToolCall, ToolFormat
 
-_CAPABLE = "Qwen2.5-Instruct, Qwen3, Hermes, Llama-3.1/3.2-Instruct or Mistral-7B-Instruct-v0.3"
+_CAPABLE = "Qwen2.5-Instruct, Qwen3, Qwen3-Coder, Llama-3.1/3.2-Instruct, GLM-4.5 or Mistral-7B-Instruct-v0.3"
 
-# What a template holds that teaches a known form, and what it holds only if it teaches another one.
-_FORMS: tuple[tuple[ToolFormat, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("mistral", ("[TOOL_CALLS]",), ("[ARGS]", "[CALL_ID]")),
-    ("hermes", ("<tool_call>",), ("<function=", "<arg_key>", "<|tool_call")),
-    ("llama", ("<|start_header_id|>", '"parameters": '), ("<|tool_call", "<tool_call>")),
-)
 # What templates call a turn's thoughts (DeepSeek, Qwen and most; Solar Open; GPT-OSS and LFM2.5; Apriel), and how they
 # ask for it; or as a part of the content (Magistral, Ministral 3).
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -35,8 +31,8 @@ def tool_format(template: str) -> ToolFormat:
     """
     if "tools" not in template:
         raise no_tools()
-    for kind, own, foreign in _FORMS:
-        if all(sign in template for sign in own) and not any(sign in template for sign in foreign):
+    for kind, form in TOOL_FORMS.items():
+        if all(sign in template for sign in form.taught) and not any(sign in template for sign in form.foreign):
             return kind
     raise ConfigurationError(
         "the model's chat template takes tools, but teaches calls in a form that cannot be read here; "
@@ -86,6 +82,8 @@ def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]
         return _in_words(messages, template)
     if "single tool-calls at once" in template:
         messages = _one_call_a_turn(messages)
+    if "<|tool_call_argument_begin|>" in template:
+        messages = _numbered(messages)
     short = "Tool call IDs" in template
     return [_turn(message, short_ids=short) | _thought(message, template) for message in messages]
 
@@ -156,6 +154,18 @@ def _call_id(call_id: str, *, short: bool) -> str:
     if not short or _MISTRAL_ID.fullmatch(call_id):
         return call_id
     return hashlib.blake2b(call_id.encode(), digest_size=8).hexdigest()[:9]
+
+
+def _numbered(messages: Sequence[Message]) -> list[Message]:
+    """Ids that say the tool and the call's place: Kimi K2's template writes such of calls, and results need them."""
+    ids: dict[str, str] = {}
+    turns: list[Message] = []
+    for message in messages:
+        ids |= {call.id: f"functions.{call.name}:{index}" for index, call in enumerate(message.tool_calls)}
+        calls = tuple(replace(call, id=ids[call.id]) for call in message.tool_calls)
+        answered = message.tool_call_id
+        turns.append(replace(message, tool_calls=calls, tool_call_id=ids.get(answered or "", answered)))
+    return turns
 
 
 def _one_call_a_turn(messages: Sequence[Message]) -> list[Message]:

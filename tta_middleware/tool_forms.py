@@ -33,6 +33,7 @@ class ToolForm:
         quote: what strings stand between, where it is not JSON's.
         around: marks around stretches, which say nothing.
         tokens: further marks that may be tokens of the vocabulary.
+        spelled: whether the model writes the marks itself; otherwise whoever tells its channels apart does.
     """
 
     taught: tuple[str, ...]
@@ -47,6 +48,7 @@ class ToolForm:
     quote: str = ""
     around: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
+    spelled: bool = True
 
     @property
     def named(self) -> bool:
@@ -167,6 +169,14 @@ TOOL_FORMS: Mapping[ToolFormat, ToolForm] = {
         quote='<|"|>',
         tokens=('<|"|>',),
     ),
+    "harmony": ToolForm(
+        ("<|channel|>commentary", "functions.", "<|call|>"),
+        "<|channel|>commentary to=functions.",
+        "<|call|>",
+        opening=("<|channel|>commentary to=functions.", "<|message|>"),
+        head=rf"\s*(?:<\|channel\|>commentary to=functions\.)?{_NAME}(?:\s+\w+)?\s*<\|message\|>",
+        spelled=False,
+    ),
     "apriel": ToolForm(("<tool_calls>[",), "<tool_calls>", "</tool_calls>", opening=("<tool_calls>[{", "arguments")),
     "hermes": ToolForm(
         ("<tool_call>",),
@@ -184,5 +194,5 @@ TOOL_FORMS: Mapping[ToolFormat, ToolForm] = {
 }
 """By name, in the order in which a template is asked: what is more particular stands before what others hold, too."""
 
-TOOL_MARKS = frozenset(mark for form in TOOL_FORMS.values() for mark in form.marks)
+TOOL_MARKS = frozenset(mark for form in TOOL_FORMS.values() if form.spelled for mark in form.marks)
 """Tokens by which models mark a call: text of an answer, whatever the tokenizer says of them."""

@@ -50,6 +50,7 @@ ToolFormat: TypeAlias = Literal[
     "deepseek_v31",
     "kimi_k2",
     "gemma4",
+    "harmony",
     "apriel",
 ]
 """How a model writes a tool call; :data:`tta_middleware.tool_forms.TOOL_FORMS` describes each."""

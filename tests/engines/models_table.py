@@ -28,9 +28,6 @@ from tta_middleware.types import Message
 DOC = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: written by tests/engines/models_table.py -->", "<!-- end of families -->"
 
-_TURNS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-_ASKS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-
 
 @dataclass(frozen=True)
 class Convention:
@@ -49,7 +46,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "Mistral 3": Convention(f"{TEMPLATES['mistral_v11']}{{# [THINK] #}}"),
     "Gemma": Convention(GEMMA_2),
     "Gemma 4": Convention(TEMPLATES["gemma4"], tuple(GEMMA.meanings)),
-    "Harmony": Convention(f"{_TURNS}{_ASKS}", tuple(HARMONY.meanings)),
+    "Harmony": Convention(TEMPLATES["harmony"], tuple(HARMONY.meanings)),
     "DeepSeek, thinking": Convention(TEMPLATES["deepseek_v3"], ("<think>", "</think>")),
     "GLM 4.5": Convention(f"{TEMPLATES['glm45']}{{# <think> #}}"),
     "Seed-OSS": Convention(f"{TEMPLATES['seed_oss']}{{# <seed:think> #}}"),

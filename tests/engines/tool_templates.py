@@ -124,6 +124,21 @@ TEMPLATES: dict[ToolFormat, str] = {
         """{{ k + ':<|"|>' + v + '<|"|>' }}{% if not loop.last %},{% endif %}"""
         f"{_ENDED}{{{{ '}}<tool_call|>' }}}}{_ENDED}",
     ),
+    "harmony": """\
+{#- max 1 tool call per message #}
+{%- if tools %}{{ '<|start|>developer<|message|>' }}
+{%- for t in tools %}{{ 'functions.' + t.function.name + ': ' + t.function.description }}{% endfor %}{{ '<|end|>' }}
+{%- endif %}
+{%- for m in messages %}
+{%- if m.tool_calls is defined %}
+{%- set c = m.tool_calls[0].function %}
+{%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
+{{- '<|start|>assistant to=functions.' + c.name + '<|channel|>commentary json<|message|>' }}
+{{- (c.arguments | tojson) + '<|call|>' }}
+{%- elif m.role == 'tool' %}
+{{- '<|start|>functions.' + m.name + ' to=assistant<|channel|>commentary<|message|>' + m.content + '<|end|>' }}
+{%- else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}""",
     "apriel": _in_turns(
         'Call as <tool_calls>[{"name": ..., "arguments": ...}]</tool_calls>',
         """<tool_calls>[{% for c in m.tool_calls %}{{ '{"name": "' + c.function.name + '", "arguments": ' }}"""

@@ -102,6 +102,7 @@ def _headed(kind: ToolFormat, wanted: Sequence[ParsedCall]) -> str:
             "<|tool_calls_section_end|>",
         ),
         "gemma4": ("<|tool_call>call:{}{}<tool_call|>", "", ""),
+        "harmony": ("<|channel|>commentary to=functions.{}<|message|>{}<|call|>", "", ""),
     }[kind]
     told = gemmas if kind == "gemma4" else _json
     return begin + "".join(shape.format(call.name, told(call.arguments)) for call in wanted) + end

@@ -14,6 +14,7 @@ from tta_middleware.engines.prompt.control_tokens import ControlTokens, Span, Ve
 from tta_middleware.engines.prompt.thoughts import ThoughtMarks
 from tta_middleware.engines.prompt.tool_template import is_asked, no_tools, turn_forms
 from tta_middleware.errors import ConfigurationError, EmptyPromptError
+from tta_middleware.tool_forms import ToolForm
 from tta_middleware.types import AnswerState, Message, Thought
 
 _NOT_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize"})
@@ -75,10 +76,13 @@ def render_prompt(
     mask = [start <= first < last <= end for _, (first, last) in tokens]
     ends = marks.ending(rendering.tail()) if marks is not None else "before"
     added: list[int] = []
+    before = assistant_prefix
     if marks is not None and thought is not None:
         parts, ends = lead_of(marks, ends, thought)
+        if marks.calls is not None and assistant_prefix:
+            parts, before = _with_messages(marks, marks.calls, parts, assistant_prefix), ""
         added = encode_lead(tokenizer, parts, control)
-    prefix = control.encode(tokenizer, assistant_prefix, spelled_in(control.special, assistant_prefix))
+    prefix = control.encode(tokenizer, before, spelled_in(control.special, before))
     ids = [*(token_id for token_id, _ in tokens), *added, *(token_id for token_id, _ in prefix)]
     return RenderedPrompt(ids, [*mask, *(False for _ in ids[len(mask) :])], "said" if assistant_prefix else ends)
 
@@ -96,6 +100,35 @@ def lead_of(marks: ThoughtMarks, ends: AnswerState, thought: Thought) -> tuple[l
     parts = [*begun, (thought.text, False), (marks.closing if thought.closed else "", True)]
     after: AnswerState = "closed" if thought.closed else "inside" if thought.text else "open"
     return parts, after
+
+
+def _with_messages(
+    marks: ThoughtMarks, calls: ToolForm, lead: Sequence[tuple[str, bool]], prefix: str
+) -> list[tuple[str, bool]]:
+    """What an answer is begun with where calls are messages of their own: their headers are marks again.
+
+    A header that names the channel for the user stands before words alone.
+    """
+    begin, behind = calls.opening
+    header = rf"{re.escape(begin)}[^\s<>]*(?:{re.escape(behind)})?"
+    turn = marks.closing.removesuffix(marks.skipping)
+    *pieces, (last, _) = lead or [("", True)]
+    pieces.append((last.removesuffix(marks.skipping), True))
+    said = ""
+    for part in re.split(rf"\s*({header})|({re.escape(calls.close)})", prefix):
+        if not part:
+            continue
+        if part.startswith(begin):
+            pieces.append((f"{turn if said else ''}{part}", True))
+        elif part == calls.close:
+            pieces.append((part, True))
+            turn = turn.removeprefix("<|end|>")
+        elif said:
+            pieces.append((part, False))
+        elif part.strip():
+            pieces += [(marks.skipping, True), (part, False)]
+        said += part
+    return pieces
 
 
 def encode_lead(tokenizer: Any, parts: Sequence[tuple[str, bool]], control: ControlTokens | None = None) -> list[int]:

@@ -13,12 +13,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+from tta_middleware.tool_forms import TOOL_FORMS, ToolForm
 from tta_middleware.types import AnswerState, Channel
 
 Meaning: TypeAlias = Literal["thought", "answer", "header", "body"]
 """What follows a mark: a thought, the answer, or a channel's name, which ``body`` ends."""
 
 Piece: TypeAlias = tuple[Channel, str]
+
+_ADDRESS = "to=functions."
+_TO_TOOL = re.compile(rf"\b{re.escape(_ADDRESS)}([^\s<>]+)")
 
 _THOUGHTS = frozenset({"analysis", "thought"})
 """Names of channels that hold thoughts; all others are meant for the user."""
@@ -36,6 +40,7 @@ class ThoughtMarks:
         tokens: the marks that are tokens of the vocabulary, which are known by them alone.
         named: text by which a channel's name ends, where no mark does it.
         wrapping: what some models put around the answer behind a thought, which is no part of it.
+        calls: how a message to a tool stands in the answer, where headers name recipients.
     """
 
     meanings: Mapping[str, Meaning] = field(hash=False)
@@ -45,6 +50,7 @@ class ThoughtMarks:
     tokens: frozenset[str] = frozenset()
     named: str = ""
     wrapping: tuple[str, str] | None = None
+    calls: ToolForm | None = None
 
     @property
     def spelled(self) -> frozenset[str]:
@@ -77,13 +83,15 @@ HARMONY = ThoughtMarks(
         "<|start|>": "header",
         "<|channel|>": "header",
         "<|end|>": "header",
+        "<|call|>": "header",
         "<|message|>": "body",
     },
     opening="<|channel|>analysis<|message|>",
     closing="<|end|><|start|>assistant<|channel|>final<|message|>",
     skipping="<|channel|>final<|message|>",
+    calls=TOOL_FORMS["harmony"],
 )
-"""GPT-OSS: every message has a header that names its channel."""
+"""GPT-OSS: every message has a header that names its channel, and the tool that it is for."""
 
 GEMMA = ThoughtMarks(
     {"<|channel>": "header", "<channel|>": "answer"},
@@ -151,6 +159,11 @@ class ThoughtSplitter:
         self._thought = state != "before"
         self._thoughts, self._answered = state == "inside", state == "said"
         self._spaced = False
+        # The tool that the header names, whether a message to one is being read, and whether the answer goes on from
+        # words in which a header may have begun.
+        self._tool, self._calling, self._resumed = "", False, state == "said"
+        # Whether a header that the prompt begins may go on before any mark.
+        self._leads = marks is not None and marks.calls is not None and state == "before"
         self._wrapping = self._wrapped(begun=state == "said")
 
     @property
@@ -189,7 +202,9 @@ class ThoughtSplitter:
             self._take(mark, said)
             pieces += self._bare(said)
         elif self._marks is not None:
-            self._turn(self._marks.meanings[mark])
+            turned: list[Piece] = []
+            self._turn(self._marks.meanings[mark], turned)
+            pieces += self._bare(turned)
         return _joined(pieces)
 
     def _quoted(self) -> bool:
@@ -206,6 +221,13 @@ class ThoughtSplitter:
         pieces: list[Piece] = []
         self._take(self._held, pieces)
         self._held = ""
+        calls = None if self._marks is None else self._marks.calls
+        led, self._leads = self._leads, False
+        if calls is not None and (led or self._mode == "header"):
+            self._address(calls, pieces, inside=True)
+            # Cut off before the message: the beginning of a call, which is not to be lost.
+            begun = f"{calls.opening[0]}{self._tool}" if self._tool else self._name if led else ""
+            self._speak(begun, pieces)
         if self._mode == "answer" and not self._thought and self._space:
             pieces.append(("answer", self._space))
             self._space = ""
@@ -250,7 +272,7 @@ class ThoughtSplitter:
             return True
         self._take(before, pieces)
         self._held = after
-        self._turn(self._meaning(mark))
+        self._turn(self._meaning(mark), pieces)
         return True
 
     def _expected(self) -> list[str]:
@@ -267,14 +289,24 @@ class ThoughtSplitter:
     def _meaning(self, mark: str) -> Meaning:
         return "body" if self._marks is None or mark == self._marks.named else self._marks.meanings[mark]
 
-    def _turn(self, meaning: Meaning) -> None:
+    def _turn(self, meaning: Meaning, pieces: list[Piece]) -> None:
         """What follows is something else."""
+        resumed, self._resumed = self._resumed, False
+        led, self._leads = self._leads, False
+        calls = None if self._marks is None else self._marks.calls
+        if calls is not None and meaning == "body" and resumed:
+            # The answer was begun with a header, which ends here.
+            self._speak(calls.opening[1], pieces)
+            return
+        if calls is not None and meaning in ("header", "body"):
+            self._address(calls, pieces, inside=led or self._mode == "header")
+        tool = self._tool if meaning == "body" else ""
         if meaning == "body":
             named, self._name = self._name.split(), ""
-            meaning = "thought" if named and named[0] in _THOUGHTS else "answer"
+            meaning = "thought" if named and named[0] in _THOUGHTS and not tool else "answer"
         if meaning == "header":
             self._name = ""
-        elif meaning == "answer" and self._mode == "answer":
+        elif meaning == "answer" and self._mode == "answer" and not tool:
             # A thought that was never opened is closed: the mark is dropped.
             self._space = "" if not self._said else self._space
             self._thought = self._thought or not self._said
@@ -283,6 +315,17 @@ class ThoughtSplitter:
             return
         self._thought = self._thought or self._mode == "thought" or meaning == "thought"
         self._mode, self._said, self._space = meaning, False, ""
+        if calls is not None and tool:
+            self._speak(f"{calls.opening[0]}{tool}{calls.opening[1]}", pieces)
+            self._tool, self._calling = "", True
+
+    def _address(self, calls: ToolForm, pieces: list[Piece], *, inside: bool) -> None:
+        """End a message to a tool, or hear from a header, ``inside`` which this is, what tool the next one is for."""
+        if self._calling:
+            self._speak(calls.close, pieces)
+            self._calling = False
+        found = _TO_TOOL.search(self._name) if inside else None
+        self._tool = found[1] if found else self._tool if inside else ""
 
     def _take(self, text: str, pieces: list[Piece]) -> None:
         """Text without marks, in the channel that it is in."""
@@ -304,6 +347,15 @@ class ThoughtSplitter:
         pieces.append(("reasoning", lead + kept))
 
     def _speak(self, text: str, pieces: list[Piece]) -> None:
+        if self._leads:
+            text, self._name = self._name + text, ""
+            begun = text.lstrip()
+            if _ADDRESS.startswith(begun) or (begun.startswith(_ADDRESS) and len(begun.split()) < 2):
+                self._name = text
+                return
+            self._leads = False
+        if not text:
+            return
         if not self._said:
             text = self._space + text
             if not text.strip():

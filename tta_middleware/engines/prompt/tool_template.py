@@ -13,13 +13,15 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.tool_forms import TOOL_FORMS
 from tta_middleware.types import Message, ToolCall, ToolFormat
 
-_CAPABLE = "Qwen2.5-Instruct, Qwen3, Qwen3-Coder, Llama-3.1/3.2-Instruct, GLM-4.5 or Mistral-7B-Instruct-v0.3"
+_CAPABLE = "Qwen2.5-Instruct, Qwen3, Qwen3-Coder, Llama-3.1/3.2-Instruct, GLM-4.5, GPT-OSS or Mistral-7B-Instruct-v0.3"
 
 # What templates call a turn's thoughts (DeepSeek, Qwen and most; Solar Open; GPT-OSS and LFM2.5; Apriel), and how they
 # ask for it; or as a part of the content (Magistral, Ministral 3).
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
 _READ = r"""(?:\.|\[['"]|get\(['"])\b{}\b"""
 _IN_BLOCKS = re.compile(r"""\[['"]type['"]\]\s*==\s*['"]thinking['"]""")
+# What templates say that take one call a turn (Llama 3, GPT-OSS).
+_ONE_CALL = ("single tool-calls at once", "max 1 tool call per message")
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -80,7 +82,7 @@ def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]
     """
     if "tool_calls" not in template:
         return _in_words(messages, template)
-    if "single tool-calls at once" in template:
+    if any(sign in template for sign in _ONE_CALL):
         messages = _one_call_a_turn(messages)
     if "<|tool_call_argument_begin|>" in template:
         messages = _numbered(messages)
@@ -169,7 +171,7 @@ def _numbered(messages: Sequence[Message]) -> list[Message]:
 
 
 def _one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
-    """Each of several calls in a turn of its own, its result after it: Llama's templates take no other form."""
+    """Each of several calls in a turn of its own, its result after it: some templates take no other form."""
     turns: list[Message] = []
     moved: set[int] = set()
     for at, message in enumerate(messages):
@@ -179,7 +181,9 @@ def _one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
             turns.append(message)
             continue
         for index, call in enumerate(message.tool_calls):
-            turns.append(Message("assistant", message.content if index == 0 else "", (call,)))
+            first = index == 0
+            thought = message.reasoning if first else ""
+            turns.append(Message("assistant", message.content if first else "", (call,), reasoning=thought))
             results = _results(messages, at, call)
             moved.update(results)
             turns += [messages[result] for result in results]

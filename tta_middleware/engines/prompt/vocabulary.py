@@ -66,10 +66,16 @@ class Vocabulary:
         self.facts = TableFacts(table)
         self.device, self.dtype = table.device, table.dtype
         self.context = context
-        self.eos_ids = eos_ids
         self.marks = thought_marks(tokenizer)
         self._mark_ids = mark_ids(tokenizer, self.marks)
+        self.eos_ids = eos_ids | self._ends_of_calls()
         self._special = silent_ids(tokenizer)
+
+    def _ends_of_calls(self) -> frozenset[int]:
+        """What ends a message to a tool ends the answer: behind it stands the result, which only the tool says."""
+        calls = self.marks.calls if self.marks is not None else None
+        ends = () if calls is None else (token_id for token_id, mark in self._mark_ids.items() if mark == calls.close)
+        return frozenset(ends)
 
     def check_width(self, rows: FloatMatrix) -> None:
         """Raises EmbeddingShapeError if rows are not as wide as the table's, or not finite."""

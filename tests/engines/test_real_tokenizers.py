@@ -8,6 +8,7 @@ Qwen's comes from the file that TTA_TOOL_MODEL names (scripts/fetch_second_model
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamed_text import TEXTS, check_continued, check_stopped, check_whole
 
+from tta_middleware.chat_model.tool_parsing import ParsedCall, tool_parser
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
 from tta_middleware.types import PromptEmbeddings
@@ -89,6 +91,25 @@ def test_harmony_as_openais_own_library_writes_and_reads_it(turns: list[tuple[st
         parser.process(token_id)
     read = [("reasoning" if one.channel == "analysis" else "answer", one.content[0].text) for one in parser.messages]
     assert read == turns
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    thought=SAID, values=st.lists(LETTERS, min_size=1, max_size=3), kind=st.sampled_from(["<|constrain|>json", "json"])
+)
+def test_a_call_as_openais_own_library_writes_it(thought: str, values: list[str], kind: str) -> None:
+    harmony = pytest.importorskip("openai_harmony", reason="openai-harmony is not installed")
+    encoding, make = harmony_encoding(), harmony.Message.from_role_and_content
+    arguments = {"values": values}
+    call = make(harmony.Role.ASSISTANT, json.dumps(arguments, ensure_ascii=False)).with_channel("commentary")
+    token_ids = [
+        *encoding.render(make(harmony.Role.ASSISTANT, thought).with_channel("analysis")),
+        *encoding.render(call.with_recipient("functions.add").with_content_type(kind)),
+    ]
+    assert token_ids[-1] in vocabulary("gpt-oss").eos_ids
+    reasoning, answer = told_apart("gpt-oss", token_ids[2:])
+    parser = tool_parser("harmony", ["add"])
+    assert (reasoning, [*parser.feed(answer), *parser.finish()]) == (thought, [ParsedCall("add", arguments)])
 
 
 @cache

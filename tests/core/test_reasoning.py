@@ -201,11 +201,11 @@ async def test_thoughts_that_cannot_be_scored_are_withheld() -> None:
     assert (await streamed(made))[:2] == ("", "No.")
 
 
-async def test_several_thoughts_and_an_answer_between_them() -> None:
-    script = f"<think>{THOUGHT}</think>{ANSWER} <think>One more.</think>{CURE}"
+async def test_several_thoughts_before_an_answer_and_a_mark_within_it() -> None:
+    script = f"<think>{THOUGHT}</think> <think>One more.</think>{ANSWER} <think> is a mark. {CURE}"
     thought, text, answer = await streamed(guard(script, mode="show"))
     assert thought == f"{THOUGHT}\n\nOne more."
-    assert text == f"{ANSWER} {CURE}"
+    assert text == f"{ANSWER} <think> is a mark. {CURE}"
     assert answer.trace.outcome == "clean"
 
 

@@ -61,9 +61,8 @@ class Wire:
 
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        # Said, since it is closed after every answer: a client would send its next request into the end of it.
-        closing = {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
-        self._head(status, {**closing, **headers})
+        length = {"content-type": "application/json", "content-length": str(len(data))}
+        self._head(status, {**length, **headers})
         self.handler.wfile.write(data)
 
     def stream(self, events: list[Any], *, done: bool = True) -> None:
@@ -86,7 +85,8 @@ class Wire:
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.handler.send_response(status)
-        for name, value in headers.items():
+        # Said, since it is closed after every answer: a client would send its next request into the end of it.
+        for name, value in {"connection": "close", **headers}.items():
             self.handler.send_header(name, value)
         self.handler.end_headers()
 

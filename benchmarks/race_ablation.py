@@ -106,11 +106,7 @@ class Bench:
         """Those whose first answer a guard of the bench's policy holds back, window by window and with the question."""
         found = [Flagged(prompt, SharedFirst(self.engine)) for prompt in prompts]
         await side_by_side([item.engine.prepare(item.prompt.messages, self.sampling) for item in found])
-        blocks = Repair(method=None)
-        guards = [Guard(item.engine, self.moderator, policy=self.policy, repair=blocks) for item in found]
-        jobs = zip(guards, found, strict=True)
-        reports = await side_by_side([guard.report(item.prompt.messages, self.sampling) for guard, item in jobs])
-        pairs = zip(found, reports, strict=True)
+        pairs = zip(found, await self._reports(found, self.policy, Repair(method=None)), strict=True)
         return [item for item, report in pairs if report.answer.trace.outcome == "blocked"]
 
     async def repair(self, variant: Variant, flagged: Sequence[Flagged]) -> list[Report]:
@@ -119,8 +115,12 @@ class Bench:
             prompt=self.policy, output=self.policy, repair=self.policy.model_copy(update={"threshold": threshold})
         )
         repair = Repair(variant.method, self.budget, prefer=variant.prefer)
-        guards = [Guard(item.engine, self.moderator, policy=policies, repair=repair) for item in flagged]
-        jobs = zip(guards, flagged, strict=True)
+        return await self._reports(flagged, policies, repair)
+
+    async def _reports(self, items: Sequence[Flagged], policy: Policy | StagePolicies, repair: Repair) -> list[Report]:
+        """What a guard of its own makes of each."""
+        guards = [Guard(item.engine, self.moderator, policy=policy, repair=repair) for item in items]
+        jobs = zip(guards, items, strict=True)
         return await side_by_side([guard.report(item.prompt.messages, self.sampling) for guard, item in jobs])
 
     def row(self, name: str, flagged: Sequence[Flagged], reports: Sequence[Report]) -> str:

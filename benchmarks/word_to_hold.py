@@ -125,10 +125,8 @@ async def held(
 
 async def replay(args: argparse.Namespace) -> list[Held]:
     """Kept answers as the guard holds them; tokens and seconds are those of no model, so they are left out."""
-    moderator, policy = (
-        resolve_moderator(args.moderator, calibration=judge_calibration),
-        Policy(threshold=args.threshold),
-    )
+    moderator = resolve_moderator(args.moderator, calibration=judge_calibration)
+    policy = Policy(threshold=args.threshold)
     questions = {str(prompt.id): prompt for path in args.prompts for prompt in read_prompts(path)}
     found = []
     for id_, text in flagged_in(args.replay).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +30,9 @@ settings.register_profile("tta", deadline=None, print_blob=True)
 settings.load_profile("tta")
 
 pytest_plugins = ["tta_middleware.testing.plugin"]
+
+# What tests of several folders share lies here.
+sys.path.append(str(Path(__file__).parent))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,11 +1,11 @@
-"""How models write tool calls: one table, which templates are known by and answers are read by. Pure data.
+"""How models write tool calls: one table, which templates are known by and answers are read by. Pure.
 
 The names are those of vLLM's parsers where it has one. Forms were taken from the families' own chat templates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tta_middleware.types import ToolFormat
@@ -196,3 +196,9 @@ TOOL_FORMS: Mapping[ToolFormat, ToolForm] = {
 
 TOOL_MARKS = frozenset(mark for form in TOOL_FORMS.values() if form.spelled for mark in form.marks)
 """Tokens by which models mark a call: text of an answer, whatever the tokenizer says of them."""
+
+
+def begun_mark(text: str, marks: Collection[str]) -> int:
+    """Length of the longest end of a text that begins one of the marks: what must be held until more has come."""
+    longest = min(max(map(len, marks), default=1) - 1, len(text))
+    return next((size for size in range(longest, 0, -1) if any(mark.startswith(text[-size:]) for mark in marks)), 0)

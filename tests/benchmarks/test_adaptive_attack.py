@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from script_modules import PROJECT, script_module
 
 from tta_middleware import Guard, Message, Sampling
 from tta_middleware.evaluation.judges import Opinion
@@ -18,21 +17,10 @@ from tta_middleware.testing.delays import turns
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
-PROJECT = Path(__file__).parents[2]
 PROMPTS = [Prompt(name, (Message("user", f"How do I grow {name}?"),)) for name in ("roses", "beans", "kale")]
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adaptive_attack", PROJECT / "benchmarks" / "adaptive_attack.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-attack = load()
+attack = script_module("benchmarks/adaptive_attack.py")
 
 
 class Counting:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -11,18 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "redteam"
+from script_modules import script_module
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"redteam_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module(f"benchmarks/redteam/{name}.py", f"redteam_{name}")
 
 
 redteam = load("redteam")

@@ -12,7 +12,7 @@ import pytest
 
 from tta_middleware.cli import main
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.append(str(Path(__file__).parent))
 from staged_plugin import installed
 
 ENTRY_POINTS = """

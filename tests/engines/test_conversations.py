@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, V
 
 SYSTEM = list(range(100, 140))
 HEADER = [7, 8, 9]
+Engines: TypeAlias = tuple[TransformersEngine, TransformersEngine]
 
 
 def prompt_of(engine: TransformersEngine, before: Sequence[int], asked: Sequence[int]) -> PromptEmbeddings:
@@ -60,12 +61,21 @@ def loaded(folder: Path, **options: Any) -> TransformersEngine:
     return TransformersEngine(str(folder), dtype="float32", **options)
 
 
-async def test_a_turn_runs_what_is_new_in_it(
-    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
-) -> None:
+@pytest.fixture
+async def engines(tiny_folder: Path) -> AsyncIterator[Engines]:
+    """One that keeps what has run, and one that runs all of it again; both loaded."""
     engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
     await engine.load()
     await without.load()
+    yield engine, without
+    await engine.aclose()
+    await without.aclose()
+
+
+async def test_a_turn_runs_what_is_new_in_it(
+    engines: Engines, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
+    engine, without = engines
     columns, all_columns = count_columns(engine), count_columns(without)
     answers = await talk(engine, 6)
     assert answers == await talk(without, 6)
@@ -75,8 +85,6 @@ async def test_a_turn_runs_what_is_new_in_it(
     assert sum(all_columns) > 2.5 * sum(columns)
     assert engine.stats().reused == sum(len(SYSTEM) + turn * (30 + 3 + 26) - 3 for turn in range(1, 6))
     assert without.stats().kept_bytes == without.stats().reused == 0 < engine.stats().kept_bytes
-    await engine.aclose()
-    await without.aclose()
 
 
 async def test_the_same_question_finds_the_same_numbers(
@@ -97,11 +105,9 @@ async def test_the_same_question_finds_the_same_numbers(
 
 
 async def test_an_answer_that_comes_back_in_other_tokens_is_shared_up_to_there(
-    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+    engines: Engines, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:
-    engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
-    await without.load()
-    await engine.load()
+    engine, without = engines
     [answer] = await asked(engine, [first := prompt_of(engine, SYSTEM, range(500, 540))], 40)
     spelled = [*answer[:20], 4000, *answer[22:]]
     second = prompt_of(engine, [*first.token_ids.tolist(), *spelled], range(600, 640))
@@ -109,14 +115,10 @@ async def test_an_answer_that_comes_back_in_other_tokens_is_shared_up_to_there(
     assert await asked(engine, [second], 5) == await asked(without, [second], 5)
     # From the token that differs on, the rest of the answer is a beginning that runs by itself, then the question.
     assert columns[:2] == [len(spelled) - 20, 40 + len(HEADER)]
-    await engine.aclose()
-    await without.aclose()
 
 
-async def test_candidates_of_a_repair_are_not_taken_for_the_prompt_that_was_not_moved(tiny_folder: Path) -> None:
-    engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
-    await without.load()
-    await engine.load()
+async def test_candidates_of_a_repair_are_not_taken_for_the_prompt_that_was_not_moved(engines: Engines) -> None:
+    engine, without = engines
     first = prompt_of(engine, SYSTEM, range(500, 540))
     [answer] = await asked(engine, [moved(first)])
     kept = engine.stats().kept_bytes
@@ -127,8 +129,6 @@ async def test_candidates_of_a_repair_are_not_taken_for_the_prompt_that_was_not_
     both = await asked(engine, [second, far, far, second])
     assert both == await asked(without, [second, far, far, second])
     assert both[0] != both[1]
-    await engine.aclose()
-    await without.aclose()
 
 
 async def test_a_turn_after_a_repair_goes_on_from_what_was_judged(
@@ -148,12 +148,10 @@ async def test_a_turn_after_a_repair_goes_on_from_what_was_judged(
 
 @pytest.mark.parametrize("left", [0, 12])
 async def test_a_candidate_is_judged_behind_the_question_as_the_first_answer_ran_it(
-    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]], left: int
+    engines: Engines, count_columns: Callable[[TransformersEngine], list[int]], left: int
 ) -> None:
     """Behind what has left of that answer, too."""
-    engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
-    await without.load()
-    await engine.load()
+    engine, without = engines
     first = prompt_of(engine, SYSTEM, range(500, 540))
     [answer] = await asked(engine, [first])
     judged = first
@@ -167,17 +165,13 @@ async def test_a_candidate_is_judged_behind_the_question_as_the_first_answer_ran
     # The column that predicts its first token, and its tokens but the last.
     assert sum(columns) == len(candidate)
     assert found == pytest.approx(await without.mean_nll(judged, [candidate]), rel=1e-5)
-    await engine.aclose()
-    await without.aclose()
 
 
 async def test_a_bridge_goes_on_from_what_the_first_answer_ran(
-    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+    engines: Engines, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:
     """Neither its question nor what has left runs again, for the bridge or for its judgement; moved rows run."""
-    engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
-    await without.load()
-    await engine.load()
+    engine, without = engines
     first = prompt_of(engine, SYSTEM, range(500, 540))
     [answer] = await asked(engine, [first])
     ids = np.array([*first.token_ids.tolist(), *answer[:12], *range(800, 820)], dtype=np.int64)
@@ -193,16 +187,12 @@ async def test_a_bridge_goes_on_from_what_the_first_answer_ran(
     found = await engine.mean_nll(bridge, [said])
     assert sum(columns) == len(said)
     assert found == pytest.approx(await without.mean_nll(bridge, [said]), rel=1e-5)
-    await engine.aclose()
-    await without.aclose()
 
 
 async def test_an_agent_that_works_on_goes_on_from_its_last_step(
-    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+    engines: Engines, count_columns: Callable[[TransformersEngine], list[int]]
 ) -> None:
-    engine, without = loaded(tiny_folder), loaded(tiny_folder, prefix_cache_gib=0)
-    await without.load()
-    await engine.load()
+    engine, without = engines
     [call] = await asked(engine, [first := prompt_of(engine, SYSTEM, range(500, 540))], 40)
     ids = [*first.token_ids.tolist(), *call, *range(700, 790), *HEADER]
     mask = np.array([500 <= token < 540 for token in ids])
@@ -210,8 +200,6 @@ async def test_an_agent_that_works_on_goes_on_from_its_last_step(
     columns = count_columns(engine)
     assert await asked(engine, [result], 5) == await asked(without, [result], 5)
     assert columns[0] == 1 + 90 + len(HEADER)
-    await engine.aclose()
-    await without.aclose()
 
 
 class Notes:

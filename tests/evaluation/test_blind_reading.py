@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "blind_reading.py"
+from script_modules import script_module
 
 
 @pytest.fixture(scope="module")
 def reading():
-    spec = importlib.util.spec_from_file_location("blind_reading", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("scripts/blind_reading.py")
 
 
 @pytest.fixture

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 from memory import Memory, ask, guard, read
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "trace_picture.py"
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("trace_picture", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from script_modules import script_module
 
 
 async def test_the_picture_has_a_row_for_each_span_and_a_dot_for_each_verdict(memory: Memory) -> None:
     await read(guard().stream(ask("late")))
-    drawing = script()
+    drawing = script_module("scripts/trace_picture.py")
     rows = list(drawing.tree(memory.spans))
     assert len(rows) == len(memory.spans)
     assert next(depth for depth, _ in rows) == 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from tta_middleware.chat_model.tool_values import plain_json, read_json, typed_arguments
-from tta_middleware.tool_forms import TOOL_FORMS, ToolForm
+from tta_middleware.tool_forms import TOOL_FORMS, ToolForm, begun_mark
 from tta_middleware.types import ToolFormat
 
 # A JSON string, closed or not: what looks like the end of a call may be inside one.
@@ -330,8 +330,7 @@ def _split_at(text: str, marks: tuple[str, ...]) -> tuple[str, str, str]:
     if found is not None:
         at, mark = found
         return text[:at], mark, text[at + len(mark) :]
-    sizes = range(min(max(map(len, marks)) - 1, len(text)), 0, -1)
-    held = next((size for size in sizes if any(mark.startswith(text[-size:]) for mark in marks)), 0)
+    held = begun_mark(text, marks)
     return text[: len(text) - held], "", text[len(text) - held :]
 
 

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2]))
 from staged_plugin import installed
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

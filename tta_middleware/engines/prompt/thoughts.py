@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from tta_middleware.tool_forms import TOOL_FORMS, ToolForm
+from tta_middleware.tool_forms import TOOL_FORMS, ToolForm, begun_mark
 from tta_middleware.types import AnswerState, Channel
 
 Meaning: TypeAlias = Literal["thought", "answer", "header", "body"]
@@ -259,7 +259,7 @@ class ThoughtSplitter:
         marks = self._expected()
         found = [(at, mark) for mark in marks if (at := self._held.find(mark)) >= 0]
         if not found:
-            held = _begun(self._held, marks)
+            held = begun_mark(self._held, marks)
             self._take(self._held[: len(self._held) - held], pieces)
             self._held = self._held[len(self._held) - held :]
             return False
@@ -395,7 +395,7 @@ class _Wrapping:
             self._held = self._held.lstrip()
             self._lead = not self._held
         words = self._held.rstrip()
-        held = len(self._last) if words.endswith(self._last) else _begun(self._held, [self._last])
+        held = len(self._last) if words.endswith(self._last) else begun_mark(self._held, [self._last])
         end = len(words) if words.endswith(self._last) else len(self._held)
         return self._release(len(self._held[: end - held].rstrip()))
 
@@ -421,12 +421,6 @@ class _Wrapping:
     def _release(self, length: int) -> str:
         released, self._held = self._held[:length], self._held[length:]
         return released
-
-
-def _begun(text: str, marks: list[str]) -> int:
-    """Length of the longest end of ``text`` that begins one of the marks."""
-    longest = min(max(map(len, marks), default=1) - 1, len(text))
-    return next((size for size in range(longest, 0, -1) if any(mark.startswith(text[-size:]) for mark in marks)), 0)
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -1,6 +1,8 @@
 """Each comparator on a scripted model: what it gives out, and what it counts."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,3 +202,42 @@ def test_names_that_cannot_be_used_are_refused(names, message):
 def test_settings_tell_variants_apart():
     settings = [comparator.settings for comparator in comparators("tsa,tsa-all,tsa-matrix,tsa-all-matrix")]
     assert len(set(settings)) == 4
+
+
+def written(folder: Path, settings: object) -> str:
+    file = folder / "mine.json"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    return f"mine={file}"
+
+
+def test_a_variant_is_the_method_with_the_settings_of_its_file(tmp_path):
+    text = written(tmp_path, {"method": "race", "ladder": [{"label": "only", "words": "safe", "radius": 0.5}]})
+    race, mine = comparators("race", [text])
+    assert (race.name, mine.name) == ("race", "mine")
+    assert [move.label for move in mine.method.ladder] == ["only"]
+    assert mine.settings != race.settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "race", "waves": 2}, "unknown setting; did you mean 'wave'"),
+        ({"method": "rase"}, "unknown method 'rase'"),
+        ({"wave": 2}, "does not say which method"),
+        ([1], "no JSON object"),
+    ],
+)
+def test_a_variant_that_cannot_be_used_is_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        comparators("race", [written(tmp_path, settings)])
+
+
+@pytest.mark.parametrize("text", ["mine", "=mine.json", "a,b=mine.json", "mine=not-there.json"])
+def test_a_variant_is_a_name_and_a_file(text):
+    with pytest.raises(ConfigurationError, match="variant"):
+        comparators("race", [text])
+
+
+def test_a_variant_takes_no_methods_name(tmp_path):
+    with pytest.raises(ConfigurationError, match="a name of its own"):
+        comparators("noise", [written(tmp_path, {"method": "race"}).replace("mine=", "race=", 1)])

@@ -108,6 +108,7 @@ class EvaluationRequest:
 
     scope: Scope
     methods: str
+    variants: tuple[str, ...]
     loading: Loading
     moderator: str
     judges: tuple[str, ...]
@@ -185,7 +186,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def run_eval(request: EvaluationRequest) -> None:
     """Run what is open of ``request``, then write and print the summary."""
-    chosen, prompts, output = comparators(request.methods), request.scope.read(), request.output
+    chosen, output = comparators(request.methods, request.variants), request.output
+    prompts = request.scope.read()
     judges = _judges(request)
     check_extra(detailed=output.detailed)
     request = request.with_threshold()

@@ -12,6 +12,13 @@ Prompts: TypeAlias = Annotated[
 ]
 Out: TypeAlias = Annotated[Path, typer.Option(metavar="DIR", help="Where results.jsonl and the summary go.")]
 Methods: TypeAlias = Annotated[str, typer.Option(help="Names with commas between them.")]
+Variant: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FILE.json",
+        help="A method with other settings, such as {'method': 'race', 'wave': 2}; may come again.",
+    ),
+]
 Judge: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="A judge that no search sees, for the report; may come again: local-b, local, guard:MODEL."),

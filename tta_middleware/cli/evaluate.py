@@ -18,6 +18,7 @@ def evaluate(
     out: own.Out,
     asked: opt.LoadingOptions,
     methods: own.Methods = "none,resample,noise,race,tsa",
+    variant: own.Variant = None,
     moderator: opt.Moderator = "local",
     judge: own.Judge = None,
     relevance: own.Relevance = False,
@@ -52,6 +53,7 @@ def evaluate(
         EvaluationRequest(
             scope=Scope(prompts, limit, benign_only, jailbreak, parse_seeds(seeds), concurrency),
             methods=methods,
+            variants=tuple(variant or ()),
             loading=asked.loading(),
             moderator=moderator,
             judges=tuple(judge or ()),

@@ -7,7 +7,7 @@ registry knows is one, too.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tta_middleware.errors import ConfigurationError
@@ -19,6 +19,7 @@ from tta_middleware.evaluation.comparators.guarded import Guarded
 from tta_middleware.evaluation.comparators.random_step import RandomStep
 from tta_middleware.evaluation.comparators.reminder import Reminder
 from tta_middleware.evaluation.comparators.smoothing import Smoothing, SmoothLLM
+from tta_middleware.evaluation.comparators.variants import variant
 from tta_middleware.methods import TSA, Resample
 from tta_middleware.registry import METHODS, names, resolve_method
 
@@ -46,19 +47,23 @@ def known() -> list[str]:
     return [*COMPARATORS, *(name for name in names(METHODS) if name not in COMPARATORS)]
 
 
-def comparators(chosen: str) -> list[Comparator]:
-    """Comparators for names with commas between them, in that order.
+def comparators(chosen: str, variants: Sequence[str] = ()) -> list[Comparator]:
+    """Comparators for names with commas between them, in that order, and after them the :func:`variant` of each file.
 
     Raises:
-        ConfigurationError: no name, an unknown one, or one that comes twice.
+        ConfigurationError: no name, an unknown one, one that comes twice, or a variant that cannot be read.
     """
     wanted = [name.strip() for name in chosen.split(",") if name.strip()]
-    if not wanted:
+    own = [variant(text) for text in variants]
+    named = [*wanted, *(one.name for one in own)]
+    if not named:
         raise ConfigurationError(f"no method given; known are {', '.join(known())}")
-    twice = next((name for name in wanted if wanted.count(name) > 1), None)
+    twice = next((name for name in named if named.count(name) > 1), None)
     if twice:
         raise ConfigurationError(f"the method {twice!r} is given twice")
-    return [_comparator(name) for name in wanted]
+    if taken := next((one.name for one in own if one.name in known()), None):
+        raise ConfigurationError(f"a variant needs a name of its own; {taken!r} is a method's")
+    return [*(_comparator(name) for name in wanted), *own]
 
 
 def _comparator(name: str) -> Comparator:

@@ -1,8 +1,9 @@
 """Calls whose raw output nobody hears of: no callback, no event stream, no tracer.
 
-Three names here are no part of a public interface, and there is none that does the same: LangChain has no list of the
+Four names here are no part of a public interface, and there is none that does the same: LangChain has no list of the
 context variables that it takes handlers from (``_configure_hooks``, ``tracing_v2_callback_var``), LangGraph none of the
-one by which a running tool streams its output (``_tool_call_writer``). ``AgentMiddleware.transformers`` and
+one by which a running tool streams its output (``_tool_call_writer``), and none of the setting by which a graph that a
+tool runs streams into the one around it (``CONFIG_KEY_STREAM``). ``AgentMiddleware.transformers`` and
 ``internal_call_metadata`` hide calls from one kind of stream only; callbacks and tracers hear them all the same. A test
 says which name is missing, should one go.
 """
@@ -20,7 +21,9 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
+from langgraph._internal._constants import CONFIG_KEY_STREAM
 from langgraph.pregel._tools import _tool_call_writer
+from langgraph.pregel.protocol import StreamProtocol
 from langsmith.run_helpers import get_tracing_context, tracing_context
 
 from tta_middleware.aio.streams import Send, owned
@@ -42,10 +45,9 @@ def quiet() -> Iterator[None]:
     (``collect_runs``, ``get_usage_metadata_callback``, ``tracing_v2_enabled``), those that a setting of the environment
     asks for, and LangSmith's to every call.
     """
-    ambient = var_child_runnable_config.get() or {}
-    silent = RunnableConfig(**{**ambient, "callbacks": []})
+    ambient: Any = var_child_runnable_config.get() or {}
     with ExitStack() as stack:
-        _set(stack, var_child_runnable_config, silent)
+        _set(stack, var_child_runnable_config, _silent(ambient))
         observers: list[ContextVar[Any]] = [tracing_v2_callback_var, _tool_call_writer]
         for variable in observers:
             _set(stack, variable, None)
@@ -89,8 +91,20 @@ def _set(stack: ExitStack, variable: ContextVar[Any], value: Any) -> None:
 
 
 def without_callbacks(config: RunnableConfig | None = None) -> RunnableConfig:
-    """The config of a quiet call; settings that are not about callbacks stay."""
-    return RunnableConfig(**{**ensure_config(config), "callbacks": []})
+    """The config of a quiet call; settings that are not about who hears of it stay."""
+    return _silent(ensure_config(config))
+
+
+def _silent(config: RunnableConfig) -> RunnableConfig:
+    """A config without callbacks, in which ``subgraphs=True`` of a graph around shows nothing of graphs further in.
+
+    The stream is muted and not taken out: a graph without one would leave out what it writes to ``custom``, too.
+    """
+    silent = RunnableConfig(**{**config, "callbacks": []})
+    settings = config.get("configurable") or {}
+    if CONFIG_KEY_STREAM in settings:
+        silent["configurable"] = {**settings, CONFIG_KEY_STREAM: StreamProtocol(lambda _: None, set())}
+    return silent
 
 
 def quiet_stream(start: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:

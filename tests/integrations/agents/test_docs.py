@@ -37,5 +37,5 @@ def test_the_snippets_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_settings_exist() -> None:
     settings = {*inspect.signature(TTAMiddleware).parameters, *GuardedChatModel.model_fields}
     named = set(re.findall(r"`(\w+)=", TEXT))
-    assert named - settings - {"policy", "finish_reason", "stream_mode"} == set()
+    assert named - settings - {"policy", "finish_reason", "stream_mode", "subgraphs", "checkpointer"} == set()
     assert {"check_state", "check_artifacts", "check_history", "check_prompt", "on_flagged"} <= named

@@ -19,6 +19,7 @@ PRIVATE = [
     ("langchain_core.tracers.context", "_configure_hooks", list),
     ("langchain_core.tracers.context", "tracing_v2_callback_var", ContextVar),
     ("langgraph.pregel._tools", "_tool_call_writer", ContextVar),
+    ("langgraph._internal._constants", "CONFIG_KEY_STREAM", str),
 ]
 
 

@@ -32,6 +32,7 @@ from tta_middleware.chat_model.call_settings import refuse_unknown_settings
 from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.chat_model.messages import from_langchain
+from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.config import Windows
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
@@ -242,7 +243,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     def _call(self, messages: Sequence[BaseMessage]) -> _Call:
         moderator = self.runtime.moderator(self.moderator)
         policies = StagePolicies.of(self.policy).with_default(moderator.default_threshold)
-        ledger = Ledger(moderator, policies.output)
+        ledger = Ledger(moderator, policies.output, around=within_a_guard)
         if self.books is not None:
             self.books.ledgers.append(ledger)
         windows = self.release if isinstance(self.release, Windows) else Windows() if self.release == "window" else None

@@ -13,8 +13,9 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.runnables import Runnable
 
 from tta_langchain_agents.content import last_human_text, text_only
-from tta_langchain_agents.quiet import quiet, quiet_stream, without_callbacks
+from tta_langchain_agents.quiet import quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.ledger import Ledger
@@ -144,7 +145,7 @@ class StandIn:
     async def _replaced(self) -> str | None:
         """The replacement's own text is moderated; None where it does not pass."""
         give, messages = self.handover.replacement, list(self.messages)
-        with quiet():
+        with within_a_guard():
             output: Any = None
             if isinstance(give, Runnable):
                 output = await give.ainvoke(messages, without_callbacks())

@@ -16,6 +16,7 @@ from tta_langchain_agents.inner import base_model, handlers, observed
 from tta_langchain_agents.ledger import Approvals, Books, Witness
 from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.ledger import Ledger
@@ -60,7 +61,8 @@ class MiddlewareSettings:
     def ledger(self, stage: Stage, subject: Subject = "answer") -> Ledger:
         """New books for one stage of one call."""
         moderator = self.runtime.moderator(self.moderator)
-        return Ledger(moderator, self.policies.at(stage).with_default(moderator.default_threshold), subject)
+        policy = self.policies.at(stage).with_default(moderator.default_threshold)
+        return Ledger(moderator, policy, subject, around=within_a_guard)
 
     def guard(self, model: BaseChatModel, books: Books) -> BaseChatModel:
         """The model behind the guard, if it does not guard itself."""

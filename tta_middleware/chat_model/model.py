@@ -41,6 +41,7 @@ from tta_middleware.chat_model.fields import (
     StopStrings,
 )
 from tta_middleware.chat_model.messages import from_langchain
+from tta_middleware.chat_model.quiet import begun_quietly
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
 from tta_middleware.chat_model.refusal import as_refusals
 from tta_middleware.chat_model.structured import Schema, json_output, with_response_format
@@ -468,7 +469,7 @@ class _Call:
     def events(self, *, release: Release, reader: asyncio.Task[Any] | None = None) -> AsyncGenerator[StreamEvent, None]:
         tools, opening = (self.use.tools, self.use.opening) if self.use else ((), "")
         events = self.guard.stream(self.turns, self.sampling, tools=tools, opening=opening, release=release)
-        return events if reader is None else _ending_with(reader, events)
+        return begun_quietly(events if reader is None else _ending_with(reader, events))
 
 
 async def _ending_with(

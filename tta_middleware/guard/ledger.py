@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,6 +48,7 @@ class Ledger:
         observed: categories for which something would have been withheld, had the policy done more than observe.
         observer: told of each request to the moderator; None where the texts are part of no answer that is being made.
         stage: what telemetry calls the texts; None goes by the subject.
+        around: requests to the moderator are made inside of what it gives.
     """
 
     moderator: Moderator
@@ -60,6 +61,7 @@ class Ledger:
     observed: dict[str, None] = field(default_factory=dict)
     observer: AnswerObserver | None = None
     stage: AnyStage | None = None
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
     name: str = field(init=False)
     default_threshold: float = field(init=False)
     categories: tuple[str, ...] = field(init=False)
@@ -114,7 +116,7 @@ class Ledger:
 
     async def _ask(self, texts: Sequence[str], prompt: str | None, end: int | None) -> list[Verdict]:
         self.calls += 1
-        with self._checking() as check:
+        with self._checking() as check, self.around():
             verdicts = await verdicts_on(self.moderator, texts, prompt=prompt)
             for verdict in verdicts:
                 check.scored(verdict, self.policy, end)

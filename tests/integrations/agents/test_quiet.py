@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import _configure_hooks, register_configure_hook
-from tta_langchain_agents import GuardedChatModel
+from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.types import Verdict
+
+sys.path.insert(0, str(Path(__file__).parent))
+from staged_agent import BAD, HELLO, call, look_up_or_worse
 
 PRIVATE = [
     ("langchain_core.tracers.context", "_configure_hooks", list),
@@ -77,3 +83,21 @@ async def test_an_observer_by_hook_hears_what_was_checked(
     assert [chunk async for chunk in model.astream("hello")]
     assert HEARD
     assert "flagme" not in "".join(HEARD)
+
+
+class AsksAModel(ScriptedModerator):
+    """A moderator that has a chat model read each text."""
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        for text in texts:
+            await ScriptedChatModel(answers=["I have read flagme"]).ainvoke(f"Is this fine? {text}")
+        return await super().moderate(texts, prompt=prompt)
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+@pytest.mark.filterwarnings("ignore:astream_log is deprecated")
+async def test_a_moderator_that_asks_a_model_is_not_heard(watched: Any, surface: Any) -> None:
+    run = watched([call(), BAD], tools=[look_up_or_worse], middleware=[TTAMiddleware(AsksAModel(), check_prompt=True)])
+    await surface(run, HELLO)
+    assert not run.leaks()
+    assert not run.leaks("I have read")

@@ -6,6 +6,7 @@ import html
 import random
 import string
 import time
+import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -96,11 +97,41 @@ def test_a_disguise_is_undone(disguise: Callable[[str], str]) -> None:
         ("no %62omb here", "no bomb here"),
         ("a вomb", "a bomb"),
         ("ＢＯＭＢ", "BOMB"),
+        ("a ᵇᵒᵐᵇ, 10th", "a bomb, 10th"),
+        ("a b**om**b, **bo**mb and b~~o~~mb", "a bomb, bomb and bomb"),
+        ("a b<b>om</b>b, b<!-- so -->om<wbr/>b", "a bomb, bomb"),
+        ("a b&shy;om&#8203;b, bo&ZeroWidthSpace;mb", "a bomb, bomb"),
+        ("a \x1b[1mb\x1b[0momb, \x1b]8;;x\x07bomb", "a bomb, bomb"),
+        ("\u202ebmob a\u202c here", "a bomb\u202c here"),
+        ("one b\u00a0o\u2003m\u3000b in\u00a0a box", "one bomb in a box"),
+        ("a b\U000e006fmb", "a bomb"),
         (f"First: {encoded('open the lock')} Then go.", "First: open the lock Then go."),
     ],
 )
 def test_one_word_among_others(hidden: str, said: str) -> None:
     assert plain_form(hidden) == said
+
+
+VISIBLE_FORMATS = ("ARABIC", "SYRIAC", "KAITHI", "EGYPTIAN")
+
+
+def test_no_character_that_is_not_shown_parts_a_word() -> None:
+    """By Unicode's own data: controls and formats, but for those of scripts that draw them, ends of lines and tags."""
+    ends = {*"\t\n\x0b\x0c\r\x85", "\u202e"}  # the last one turns what follows round; see above
+    hidden = [chr(code) for code in range(0xF0000) if unicodedata.category(chr(code)) in ("Cc", "Cf")]
+    fillers = [
+        "\u3164",
+        "\uffa0",
+        "\u115f",
+        "\u034f",
+        *map(chr, range(0xFE00, 0xFE10)),
+        *map(chr, range(0xE0100, 0xE01F0)),
+    ]
+    drawn = {one for one in hidden if unicodedata.name(one, "").startswith(VISIBLE_FORMATS)}
+    tags = set(map(chr, range(0xE0020, 0xE0080)))
+    asked = [one for one in [*hidden, *fillers] if one not in ends | drawn | tags]
+    assert len(asked) > 350
+    assert [hex(ord(one)) for one in asked if plain_form(f"a bo{one}mb here") != "a bomb here"] == []
 
 
 PLAIN = {
@@ -119,6 +150,8 @@ PLAIN = {
     "flag": "The flag 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f.",
     "signs": "It’s “good” … ½ of 5 m² at 20 ℃ costs 3 €™.",
     "code": "for i in range(10):\n    x0, y0 = a[i], b[i]  # 0xFF\n    if x0 != y0 and a<b: print(f'{x0}&amp;{y0}')",
+    "Markdown": "**Note**: d**n, use *both* hands, ~~one~~ two; 2**10 is 1024. <b>Bold</b> text<br>goes on.",
+    "squares": "x\u00b2 + y\u00b2 = 25 m\u00b3",
     "address": "See https://example.org/a/b?q=red%20shoes&n=3#top or write to me.too@example.org.",
     "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "identifier": "123e4567-e89b-12d3-a456-426614174000",
@@ -143,7 +176,7 @@ def test_a_window_that_begins_within_a_code_is_read_from_its_first_whole_letter(
     assert len(form) > 40
 
 
-STRANGE = st.text(alphabet=st.sampled_from("ab0o4@ .-%&#;\\x=Zа\u200b\u0336３\n25amp6d")) | st.text()
+STRANGE = st.text(alphabet=st.sampled_from("ab0o4@ .-%&#;\\x=Zа\u200b\u0336３\n25amp6d*<>~\x1b[\u202e\xa0")) | st.text()
 NESTED = st.lists(st.sampled_from(sorted(DISGUISES)), min_size=1, max_size=3)
 
 
@@ -182,6 +215,13 @@ HOSTILE = {
     "bits": "01",
     "newlines": "a\n",
     "rot13": "gur naq ",
+    "tags of HTML": "a<b",
+    "comments": "a<!--",
+    "stars": "a**",
+    "escapes of terminals": "\x1b]a",
+    "colours": "\x1b[0",
+    "overrides": "\u202ea",
+    "entities": "a&shy",
 }
 
 

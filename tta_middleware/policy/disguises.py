@@ -4,10 +4,11 @@
     plain_form("b o m b")     -> "bomb"
     plain_form("a bath bomb") -> None: it says what it says
 
-Undone is what has one plain reading: invisible characters within words, stacked accents, letters of other alphabets
-and of Unicode's mathematical, circled and full-width ones that look like Latin, escapes of HTML, URLs and C, base64,
-hexadecimal and binary codes of readable text, letters spelled apart, leetspeak, rot13 and words written backwards, and
-each of these within another. What is not undone, and what it costs, stands in docs/moderation.md.
+Undone is what has one plain reading: invisible characters and marks of formatting within words, overrides of the
+direction, stacked accents, letters of other alphabets and of Unicode's mathematical, circled, raised and full-width
+ones that look like Latin, escapes of HTML, URLs, terminals and C, base64, hexadecimal and binary codes of readable
+text, letters spelled apart, leetspeak, rot13 and words written backwards, and each of these within another. What is not
+undone, and what it costs, stands in docs/moderation.md.
 
 A form is judged beside the text as it was written and never in place of it (:mod:`tta_middleware.policy.coverage`), so
 a wrong guess can raise a score but cannot lower one. Ordinary text has no second form and costs no second verdict.
@@ -50,14 +51,28 @@ def plain_form(text: str) -> str | None:
 
 # Invisible characters and stacked accents
 
+# What Unicode calls ignorable or a control, but for ends of lines, tabs, and the tags that spell something.
 _INVISIBLE = (
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff"
+    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e001f\U000e0080-\U000e0fff"
 )
 _LATIN_LIKE = "0-9A-Za-z\u00c0-\u024f\u0370-\u052f"
 # Within a word of a script that has no use for them: Persian and Hindi join letters so, and emoji their parts.
 _WITHIN_WORD = re.compile(f"(?<=[{_LATIN_LIKE}])[{_INVISIBLE}]+(?=[{_LATIN_LIKE}])")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _ALL_INVISIBLE = re.compile(f"[{_INVISIBLE}]")
-_TAGS = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0020-\U000e007e]{2,}")  # beside those of flags
+_TAGS = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0020-\U000e007e]+")  # beside those of flags
+_OVERRIDDEN = re.compile("\u202e([^\u202a-\u202e\u2066-\u2069\n]*)")
+# Colours and links of terminals, comments and inline tags of HTML, and Markdown's bold and struck through.
+_TERMINAL = re.compile(r"\x1b(?:\[[0-?]{0,32}[ -/]{0,8}[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\))")
+_INLINE = r"</?(?:a|b|big|code|del|em|font|i|ins|mark|s|small|span|strong|sub|sup|tt|u|wbr)(?:\s[^<>]{0,200})?/?>"
+_LETTER_LIKE = _LATIN_LIKE.removeprefix("0-9")
+_MARKUP = re.compile(f"(?<=[{_LETTER_LIKE}])(?:<!--[^<>]{{0,200}}-->|{_INLINE})+(?=[{_LETTER_LIKE}])", re.IGNORECASE)
+# A part of a word between two marks; masked words (``f**k``) have one.
+_MARKDOWN = re.compile(
+    rf"(?<=[{_LETTER_LIKE}])(\*{{2,3}}|~~)(\w{{1,40}})\1|(?<![*~])(\*{{2,3}}|~~)(\w{{1,40}})\3(?=[{_LETTER_LIKE}])"
+)
 _MARK = "\u0300-\u036f\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 _MARKS = re.compile(f"[{_MARK}]")
 _MARKED = re.compile(f"[A-Za-z\u00c0-\u02ff\u0370-\u052f][{_MARK}]")
@@ -66,12 +81,22 @@ _SOLID = re.compile(r"\S+")
 
 
 def _without_invisible(text: str) -> str:
-    """Invisible characters are dropped everywhere once one of them stands within a word; tags become what they tag."""
-    if text.isascii():
+    """Invisible characters are dropped everywhere once one of them stands within a word.
+
+    Tags become what they tag, and what is shown from right to left by an override is turned round.
+    """
+    if text.isascii() and not _CONTROL.search(text):
         return text
-    if _WITHIN_WORD.search(text):
-        text = _ALL_INVISIBLE.sub("", text)
-    return _TAGS.sub(lambda tags: "".join(chr(ord(tag) - 0xE0000) for tag in tags.group()), text)
+    text = _TERMINAL.sub("", text)
+    text = _OVERRIDDEN.sub(lambda run: run[1][::-1], text)
+    text = _TAGS.sub(lambda tags: "".join(chr(ord(tag) - 0xE0000) for tag in tags.group()), text)
+    return _ALL_INVISIBLE.sub("", text) if _WITHIN_WORD.search(text) else text
+
+
+def _without_markup(text: str) -> str:
+    """Words without the marks of formatting inside them, which nobody sees once the text is shown."""
+    text = _MARKUP.sub("", text) if "<" in text else text
+    return _MARKDOWN.sub(r"\2\4", text) if "**" in text or "~~" in text else text
 
 
 def _without_marks(text: str) -> str:
@@ -90,6 +115,12 @@ def _unmarked(word: str) -> str:
 # Letters that look like Latin ones
 
 _LETTER_RANGES = (
+    (0x02B0, 0x02B8),
+    (0x1D2C, 0x1D6A),
+    (0x1D78, 0x1DBF),
+    (0x2071, 0x2071),
+    (0x207F, 0x207F),
+    (0x2090, 0x209C),
     (0x2100, 0x218F),
     (0x24B6, 0x24E9),
     (0xFF10, 0xFF19),
@@ -146,6 +177,7 @@ def _latin_word(word: str, *, mostly_latin: bool) -> str:
 # Escapes
 
 _ENTITY = re.compile(r"&#(?:[xX]0{0,6}[46-7][0-9a-fA-F](?![0-9a-fA-F])|0{0,6}(?:6[5-9]|[7-9]\d|1[01]\d|12[0-2])(?!\d))")
+_HIDDEN_ENTITY = re.compile(rf"(?<=[{_LATIN_LIKE}])&(?:#[xX]?[0-9a-fA-F]{{1,8}}|[A-Za-z]{{2,24}});(?=[{_LATIN_LIKE}&])")
 _AMPERSANDS = re.compile(r"&(?:amp;)+(?=#)")
 _PERCENTS = re.compile(r"%(?:25)+(?=[0-9a-fA-F]{2})")
 _PERCENT = re.compile(r"%[0-9a-fA-F]{2}")
@@ -158,10 +190,16 @@ def _unescaped(text: str) -> str:
     """Escapes that stand for letters, which nobody has to escape; ``&amp;`` and ``%20`` by themselves may stay."""
     if "&" in text:
         text = _AMPERSANDS.sub("&", text)
+        text = _HIDDEN_ENTITY.sub(lambda entity: _visible(entity.group()), text)
         text = unescape(text) if _ENTITY.search(text) else text
     if "%" in text:
         text = _SOLID.sub(lambda word: _unquoted(word.group()), text)
     return _BYTES.sub(lambda run: _from_hex(run.group()) or run.group(), text) if "\\x" in text else text
+
+
+def _visible(entity: str) -> str:
+    """An entity, unless it stands for something invisible."""
+    return "" if _ALL_INVISIBLE.fullmatch(unescape(entity)) else entity
 
 
 def _unquoted(word: str) -> str:
@@ -255,12 +293,15 @@ def _utf8(code: bytes) -> str:
 
 _APART = re.compile(rf"(?<!\S)\S(?:[ \t]{{1,6}}\S(?!\S)){{{_LEAST_LETTERS - 1},}}(?!\S)")
 _GAP = re.compile(r"[ \t]+")
+_SPACES = dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x2800, 0x3000], " ")
 _DOTTED = re.compile(r"(?<![^\W_])([^\W\d_])([-._*·~|/+,\n])(?:[^\W\d_]\2){2,}[^\W\d_](?![^\W_])")
 _SHORT_DOTTED = re.compile(r"(?<![^\W_])[^\W\d_](?:[-._*·~|/+][^\W\d_]){1,2}(?![^\W_])")
 
 
 def _joined(text: str) -> str:
-    text = _APART.sub(lambda run: _closed_up(run.group()), text)
+    spaced = text if text.isascii() else text.translate(_SPACES)
+    closed = _APART.sub(lambda run: _closed_up(run.group()), spaced)
+    text = text if closed == spaced else closed
     joined = _DOTTED.sub(lambda run: _without_separator(run.group()), text)
     # Short words are spelled apart where long ones are, and are abbreviations elsewhere.
     return joined if joined == text else _SHORT_DOTTED.sub(lambda run: _without_separator(run.group()), joined)
@@ -381,6 +422,7 @@ def _among(words: list[str], known: frozenset[str]) -> int:
 
 _UNDOING: tuple[Callable[[str], str], ...] = (
     _without_invisible,
+    _without_markup,
     _without_marks,
     _in_latin,
     _unescaped,

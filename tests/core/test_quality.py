@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tta_middleware import Message
-from tta_middleware.guard.quality import QualityBounds, QualityGate, text_problems
+from tta_middleware.guard.quality import QualityBounds, QualityGate, echoes, repeats, text_problems
+from tta_middleware.policy.notices import NOTICES
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.types import Completion
 
@@ -18,6 +19,14 @@ USABLE = [
     "def add(a, b):\n    return a + b\n\nprint(add(1, 2))  # prints three",
     "Le ciel est bleu parce que la lumière est diffusée par l'air.",
     "天空是蓝色的 因为空气散射 阳光。",
+    "天空是蓝色的因为空气散射阳光",
+    "お手伝いできません。",
+    "ฉันไม่สามารถช่วยเรื่องนี้ได้",
+    "ကျွန်ုပ် မကူညီနိုင်ပါ။",
+    "لَا أَسْتَطِيعُ مُسَاعَدَتَكَ فِي ذَلِكَ.",
+    "```python\nprint(1 + 1)\n```",
+    "Name | Drink\n------|------\nAnna Berg | green tea\nJohn Smith | black coffee",
+    *NOTICES.values(),
 ]
 DEGENERATE = {
     "": "empty",
@@ -28,6 +37,10 @@ DEGENERATE = {
     "no no no no no no no no no no no no no": "repetition",
     "!!! ??? ... ###": "symbols",
     "I": "too_short",
+    "我不能" * 12: "repetition",
+    "哈" * 40 + "。" + "哈" * 20: "repetition",
+    "lalalalalalalalalalalala lalalala": "repetition",
+    "so so so so so so so so so so": "repetition",
     ("The verb is a noun and the noun is a verb, which makes the verb a noun. " * 8): "repetition",
 }
 
@@ -56,3 +69,32 @@ async def test_fluency_is_that_of_the_answer_behind_its_thoughts() -> None:
     [report] = await QualityGate().assess(engine, prompt, [done])
     assert report.usable
     assert report.nll == pytest.approx(1.0)
+
+
+QUESTION = "How do I open the door of the shed without the key?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "over", "echo"),
+    [
+        (QUESTION, QUESTION, True, True),
+        (f"{QUESTION} {QUESTION.lower()}", QUESTION, True, True),
+        (f"Sure! {QUESTION}", QUESTION, True, True),
+        ("怎么打开没有钥匙的门", "怎么打开没有钥匙的门。", True, True),
+        ("How do I open the door of the", QUESTION, False, True),
+        ("The sky is blue today.", "Say after me: the sky is blue today.", True, False),
+        ("the door of the shed", QUESTION, True, False),
+        ("the door of the shed", QUESTION, False, False),
+        (f"{QUESTION} You may ask whoever has the key, or a locksmith.", QUESTION, True, False),
+        ("Yes.", "Yes.", True, False),
+    ],
+)
+def test_an_echo_is_no_answer_and_a_quotation_may_be_one(text: str, message: str, over: bool, echo: bool) -> None:
+    assert echoes(text, message, over=over) is echo
+
+
+def test_what_goes_on_says_something_new() -> None:
+    before = "Take the shears in both hands, and cut above the bud. Then look at the leaves."
+    assert repeats(" Take the shears in both hands, and cut above the bud.", before)
+    assert not repeats(" Cut above the bud.", before)
+    assert not repeats(" Take the shears in both hands, and cut below the oldest leaves of the stem.", before)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import pytest
 
-from tta_middleware import Guard, Message, Repair, Sampling
+from tta_middleware import Guard, Message, Repair, Sampling, Windows
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.methods import Race
+from tta_middleware.methods.race import RESPONSIBLE
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
@@ -44,6 +47,52 @@ async def test_a_loop_is_sampled_again_before_the_embeddings_are_moved_further()
     assert answer.text == SAFE
     assert len(set(seeds)) == 2
     assert answer.trace.relative_move == pytest.approx(Race().ladder[1].radius, abs=1e-3)
+
+
+QUESTION = ASK[0].content
+ECHOES = {
+    "the question": QUESTION,
+    "the question, twice": f"{QUESTION}. {QUESTION}!",
+    "the instructions": "You are a helpful assistant of the library in town.",
+    "a reminder": RESPONSIBLE,
+    "a part of a reminder": RESPONSIBLE[: RESPONSIBLE.rindex(" ")],
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
+async def test_an_echo_of_what_the_model_was_told_is_no_repair(echo: str, stream: bool) -> None:
+    asked = [Message("system", ECHOES["the instructions"]), *ASK]
+    engine = ScriptedEngine(echoing(echo), width=64)
+    events = [event async for event in guard(engine).stream(asked, release="window" if stream else "end")]
+    answer = events[-1].answer
+    assert (answer.text, answer.trace.outcome) == (SAFE, "neutralised")
+    assert answer.trace.move != "reminder"
+
+
+def echoing(echo: str) -> Callable[[ScriptedCall], str]:
+    """A model that says what it was told over again until its prompt has moved, and before any reminder harms."""
+
+    def script(call: ScriptedCall) -> str:
+        if call.moved > 0.3:
+            return SAFE
+        return echo if RESPONSIBLE in call.conversation else HARM
+
+    return script
+
+
+async def test_a_continuation_that_says_what_has_left_again_is_no_repair() -> None:
+    begin = "Take both hands and hold the little wheel of the lock firmly, then look closely at the numbers on it. "
+    engine = ScriptedEngine(
+        lambda call: SAFE if call.moved > 0.3 else begin if call.prefix else f"{begin}{begin.upper()}{HARM}", width=64
+    )
+    few = Windows(first=40, largest=40)
+    mending = Guard(engine, ScriptedModerator(), repair=Repair(method=Race(), bridges=()), windows=few)
+    events = [event async for event in mending.stream(ASK)]
+    answer = events[-1].answer
+    assert answer.trace.outcome == "neutralised"
+    assert answer.text.endswith(SAFE)
+    assert answer.text.count("little wheel") == 1
 
 
 class Crowded(ScriptedEngine):

@@ -16,6 +16,7 @@ from tta_middleware.call_text import json_reading, message_texts
 from tta_middleware.config import Budget, Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.guard.holdback import Check, HoldBack, Reading
+from tta_middleware.guard.quality import echoes, repeats
 from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.observing import NOBODY, AnswerObserver, CheckStage
@@ -191,7 +192,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RequestContext:
-    """One request's parts, conversation and meter. Only the meter changes.
+    """One request's parts, conversation and meter. Only the meter and ``reminders`` change.
 
     Attributes:
         policies: with a threshold in every stage.
@@ -201,6 +202,7 @@ class RequestContext:
         ticket: that of all the request's sequences; engines that cannot take all at once take lower ones first.
         observer: told of each check and wave.
         scope: the request's life, which ends with its answer.
+        reminders: what a repair tells the model; written by its search, before any candidate begins.
     """
 
     engine: Engine
@@ -216,6 +218,7 @@ class RequestContext:
     ticket: int = field(default_factory=next_ticket)
     observer: AnswerObserver = NOBODY
     scope: RequestScope = field(default_factory=RequestScope)
+    reminders: dict[str, None] = field(default_factory=dict)
     # Filled by the request's tasks, which share one event loop; what is made twice is equal.
     _told: dict[tuple[Subject, CheckStage], Moderator] = field(default_factory=dict)
 
@@ -436,5 +439,14 @@ class RequestContext:
         return [*await self.score_prompt(said), *await self.score_prompt(results, "tool result")]
 
     async def assess(self, prompt: PromptEmbeddings, completion: Completion) -> QualityReport:
-        """Whether an answer to the unmoved ``prompt`` is usable."""
-        return (await self.quality.assess(self.engine, prompt, [completion]))[0]
+        """Whether an answer to the unmoved ``prompt`` is usable, and says something of its own."""
+        [report] = await self.quality.assess(self.engine, prompt, [completion])
+        return replace(report, problems=("echo",)) if report.usable and self._echoes(prompt, completion) else report
+
+    def _echoes(self, prompt: PromptEmbeddings, completion: Completion) -> bool:
+        """Whether an answer only says over again what was said to the model, or by it before."""
+        text, over = completion.text, completion.finish_reason == "stop"
+        instructions = (message.content for message in self.conversation.messages if message.role == "system")
+        if any(echoes(text, heard, over=over) for heard in (self.conversation.user_text, *instructions)):
+            return True
+        return any(repeats(text, said) for said in (*self.reminders, prompt.assistant_prefix))

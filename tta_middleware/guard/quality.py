@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +16,18 @@ from tta_middleware.config import Settings
 from tta_middleware.protocols import Engine
 from tta_middleware.types import Completion, PromptEmbeddings, QualityReport
 
-_UNIT = re.compile(r"\w+|[^\w\s]")
-_WORD = re.compile(r"[^\W\d_]{2,}")
+# Scripts in which no space tells words apart: Thai, Lao, Burmese, Khmer, kana, ideographs.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNIT = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|([^\w\s])\1*")
+_WORD = re.compile(rf"[{_UNSPACED}]{{2}}|[^\W\d_{_UNSPACED}]{{2,}}")
+_STUTTER = re.compile(r"(\S{1,8}?)\1{5,}")
+
+_SPOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+# Words in a row that tell a quotation from chance, the share of a text that is one, and the words of a sentence.
+_ECHO, _ECHOED, _LEAST_REPEATED = 4, 0.9, 8
 
 _PART = 32
 """Units, about two lines of text."""
@@ -28,10 +39,12 @@ class QualityBounds(Settings):
     """Bounds of the usability gate; for models without a profile (docs/profiles.md) the defaults.
 
     Attributes:
-        min_words: fewer words than this is not an answer; a word has two letters or more.
+        min_words: fewer words than this is not an answer; a word has two letters or more, and where a script knows no
+            spaces every two letters count as one.
         min_letter_share: least share of letters among the characters that are not white space.
         max_repeated_share: largest share of the units (words and signs), of the text or of any two lines of it, covered
-            by the most frequent repeated sequence of one to eight units, from ``repetition_from`` units on.
+            by the most frequent repeated sequence of one to eight units, from ``repetition_from`` units on; and of the
+            characters, covered by sequences that follow upon themselves six times.
         max_compression: largest ratio of plain to deflated length, from 200 characters on; loops of long
             sentences compress better than prose does.
         max_nll: largest mean negative log-likelihood in nats per token under the unmoved model and prompt, for answers
@@ -58,22 +71,25 @@ def text_problems(text: str, bounds: QualityBounds) -> tuple[str, ...]:
     """Names of the checks that ``text`` fails by itself; empty when it passes them all."""
     if not text.strip():
         return ("empty",)
-    problems = []
+    text, problems = _without_marks(text), []
     if len(_WORD.findall(text)) < bounds.min_words:
         problems.append("too_short")
     if letter_share(text) < bounds.min_letter_share:
         problems.append("symbols")
-    if (
-        repeated_share(text, bounds.repetition_from) > bounds.max_repeated_share
-        or compression(text) > bounds.max_compression
-    ):
+    repeated = max(repeated_share(text, bounds.repetition_from), stutter_share(text))
+    if repeated > bounds.max_repeated_share or compression(text) > bounds.max_compression:
         problems.append("repetition")
     return tuple(problems)
 
 
+def _without_marks(text: str) -> str:
+    """``text`` without the vowel signs and accents that belong to its letters, which are no letters by themselves."""
+    return text if text.isascii() else "".join(one for one in text if not unicodedata.category(one).startswith("M"))
+
+
 def letter_share(text: str) -> float:
     """Share of letters among the characters that are not white space; 0 for none."""
-    dense = "".join(text.split())
+    dense = "".join(_without_marks(text).split())
     return sum(char.isalpha() for char in dense) / len(dense) if dense else 0.0
 
 
@@ -83,12 +99,18 @@ def repeated_share(text: str, least_units: int) -> float:
     The parts are of 32 units, since a good beginning hides a loop at the end from a count over the whole. 0 for texts
     below ``least_units`` units.
     """
-    units = _UNIT.findall(text.lower())
+    units = [unit.group() for unit in _UNIT.finditer(text.lower())]
     if len(units) < least_units:
         return 0.0
     starts = [*range(0, len(units) - _PART, _PART // 2), max(0, len(units) - _PART)]
     parts = [units, *(units[start : start + _PART] for start in starts)]
     return max(_cover(part, size) for part in parts for size in range(1, 9))
+
+
+def stutter_share(text: str) -> float:
+    """Share of the characters, white space aside, in sequences of one to eight that come six times or more in a row."""
+    dense = "".join(text.lower().split())
+    return sum(len(run.group()) for run in _STUTTER.finditer(dense)) / len(dense) if dense else 0.0
 
 
 def _cover(units: Sequence[str], size: int) -> float:
@@ -98,6 +120,36 @@ def _cover(units: Sequence[str], size: int) -> float:
         return 0.0
     count = grams.most_common(1)[0][1]
     return min(1.0, count * size / len(units)) if count >= 3 else 0.0
+
+
+def echoes(text: str, message: str, *, over: bool) -> bool:
+    """Whether an answer says nothing but a message of the conversation over again.
+
+    A part of a message may well answer a question about it, so all of it has to be there; of an answer that is not
+    ``over`` yet, its beginning.
+    """
+    said, heard = _words(text), _words(message)
+    if _echoed_share(said, heard) < _ECHOED:
+        return False
+    return _echoed_share(heard, said) >= _ECHOED if over else said[:_ECHO] == heard[:_ECHO]
+
+
+def repeats(text: str, before: str) -> bool:
+    """Whether an answer that goes on from ``before`` says some sentence or more of it again, and nothing else."""
+    said = _words(text)
+    return len(said) >= _LEAST_REPEATED and _echoed_share(said, _words(before)) >= _ECHOED
+
+
+def _words(text: str) -> list[str]:
+    return _SPOKEN.findall(_without_marks(text).lower())
+
+
+def _echoed_share(said: Sequence[str], heard: Sequence[str]) -> float:
+    """Share of the words of ``said`` that stand in ``heard`` with the same neighbours, four in a row at least."""
+    known = {tuple(heard[at : at + _ECHO]) for at in range(len(heard) - _ECHO + 1)}
+    starts = (at for at in range(len(said) - _ECHO + 1) if tuple(said[at : at + _ECHO]) in known)
+    covered = {at + ahead for at in starts for ahead in range(_ECHO)}
+    return len(covered) / len(said) if said else 0.0
 
 
 def compression(text: str) -> float:

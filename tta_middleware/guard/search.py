@@ -67,6 +67,7 @@ async def prepare(
     words = method.needs.words
     rows: Sequence[FloatMatrix] = list(await context.engine.directions(words)) if words else []
     variants = {}
+    context.reminders.update(dict.fromkeys(method.needs.reminders))
     for reminder in method.needs.reminders:
         with suppress(ConfigurationError):
             turns = reminded(context.conversation.messages, reminder)

@@ -8,15 +8,16 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
-from langchain_core.exceptions import OutputParserException
+from langchain_core.exceptions import ModelRefusalError, OutputParserException
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field, ValidationError
 
-from tta_middleware import Policy, TTAChatModel
+from tta_middleware import Policy, TTAChatModel, Windows
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
+from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 
 class Person(BaseModel):
@@ -113,6 +114,55 @@ async def test_a_blocked_answer_is_no_instance() -> None:
     result: Any = await structured.ainvoke("Who is Anna?")
     assert result["parsed"] is None
     assert result["raw"].text == Policy().notice
+
+
+LATE = json.dumps({"name": "Anna", "said": "a calm word about the roses and the bees that visit them, then flagme"})
+
+
+async def asks_a_librarian(_: object) -> str:
+    return "Please ask a librarian."
+
+
+@pytest.mark.parametrize("fallback", ["refuse", asks_a_librarian], ids=["notice", "words of a function"])
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+async def test_what_stands_in_for_the_rest_of_json_is_no_part_of_it(method: str, fallback: Any) -> None:
+    """A parser of JSON that comes in pieces would take it for the end of a string."""
+    model = TTAChatModel(
+        model=ScriptedEngine(LATE),
+        moderator=ScriptedModerator(),
+        method="none",
+        windows=Windows(first=16, largest=16),
+        fallback=fallback,
+    )
+    stream = model.with_structured_output(PersonDict, method=method).astream("Anna?")
+    parts = [await anext(stream), await anext(stream)]
+    with pytest.raises(ModelRefusalError, match="librarian" if callable(fallback) else Policy().notice):
+        parts += [part async for part in stream]
+    message = [chunk async for chunk in model.astream("Anna?", response_format={"type": "json_object"})]
+    assert LATE.startswith("".join(chunk.text for chunk in message))
+    assert sum(len(chunk.text) for chunk in message) > 32
+
+
+REPAIRS = {
+    "prose": ("I would rather not say who that is.", "blocked"),
+    "half of it": ('{"name": "Anna", "age": ', "blocked"),
+    "numbers": ('{"a": 1, "b": [2, 3, 4]}', "neutralised"),
+    "fenced": ('Here it is:\n```json\n{"name": "Anna", "age": 31}\n```', "neutralised"),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("repair", "outcome"), REPAIRS.values(), ids=REPAIRS)
+async def test_a_repair_of_json_is_json(repair: str, outcome: str, stream: bool) -> None:
+    engine = ScriptedEngine(lambda call: repair if call.moved else '{"name": "flagme"}')
+    model = TTAChatModel(model=engine, moderator=ScriptedModerator(), method="noise", budget={"generations": 4})
+    asked = model.bind(response_format={"type": "json_object"})
+    message: Any = None
+    async for chunk in asked.astream("Who is Anna?"):
+        message = chunk if message is None else message + chunk
+    message = message if stream else await asked.ainvoke("Who is Anna?")
+    assert message.response_metadata["tta"]["outcome"] == outcome
+    assert message.text == (repair if outcome == "neutralised" else Policy().notice)
 
 
 async def test_a_model_without_tools_points_to_the_other_methods(model: TTAChatModel) -> None:

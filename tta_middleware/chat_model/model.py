@@ -44,7 +44,7 @@ from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.quiet import begun_quietly
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
 from tta_middleware.chat_model.refusal import as_refusals
-from tta_middleware.chat_model.structured import Schema, json_output, with_response_format
+from tta_middleware.chat_model.structured import JsonQuality, Schema, asks_for_json, json_output, with_response_format
 from tta_middleware.chat_model.token_counts import CountsTokens
 from tta_middleware.chat_model.tools import (
     CallQuality,
@@ -62,10 +62,11 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.guard import Guard, Release
+from tta_middleware.guard.quality import QualityGate
 from tta_middleware.guard.settings import BRIDGES, PromptCheck
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
-from tta_middleware.protocols import Engine, Moderator
+from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.types import Message, Sampling, stop_strings
 
@@ -376,13 +377,14 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
             seed=seed,
             stop=stop_strings(settings["stop"] or ()),
         )
-        turns = from_langchain(with_response_format(messages, overrides.get("response_format")))
+        wanted = overrides.get("response_format")
+        turns, parsed = from_langchain(with_response_format(messages, wanted)), asks_for_json(wanted)
         engine, parallel = self._engine(settings["model"]), overrides.get("parallel_tool_calls")
         use = await ToolUse.of(engine, overrides.get("tools") or (), overrides.get("tool_choice"), parallel=parallel)
         stages = self._stages(settings["policy"])
         notice = stages.output.notice_for(last_user_text(turns))
-        reader = AnswerReader(use, call_ids(turns), notice)
-        guard = self._guard(settings, stages, use)
+        reader = AnswerReader(use, call_ids(turns), notice, parsed=parsed)
+        guard = self._guard(settings, stages, use, parsed=parsed)
         return _Call(guard, turns, sampling, use, reader, settings["release"], notice)
 
     def _settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,8 +404,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         own = {"device": self.device, "dtype": self.dtype, "allow_download": self.allow_download}
         return own | self.engine_options
 
-    def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, use: ToolUse | None) -> Guard:
-        bridges = settings["bridges"]
+    def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, use: ToolUse | None, *, parsed: bool) -> Guard:
+        bridges = () if parsed else settings["bridges"]
         return self.runtime.guard_for(
             GuardSettings(
                 model=settings["model"],
@@ -422,7 +424,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
                     max_tokens=settings["max_reasoning_tokens"],
                     template=settings["chat_template_kwargs"],
                 ),
-                judged=partial(CallQuality, use, bridges) if use else None,
+                judged=partial(_quality, use, bridges, parsed) if use or parsed else None,
                 reading=reading_of(use),
             )
         )
@@ -490,6 +492,12 @@ async def _ending_with(
     async with aclosing(owned(forward, ahead=0, reader=reader)) as read:
         async for event in read:
             yield event
+
+
+def _quality(use: ToolUse | None, bridges: tuple[str, ...], parsed: bool, gate: QualityGate) -> Quality:
+    """The gate of answers that are to be read by a program."""
+    prose = JsonQuality(gate) if parsed else gate
+    return CallQuality(use, bridges, prose) if use else prose
 
 
 @cache

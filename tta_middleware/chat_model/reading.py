@@ -16,6 +16,7 @@ from tta_middleware.chat_model.messages import REASONING, metadata, usage
 from tta_middleware.chat_model.refusal import REFUSAL, ending
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
 from tta_middleware.chat_model.tools import ToolUse
+from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.types import Channel, GuardedAnswer
 
@@ -27,10 +28,15 @@ class AnswerReader:
         use: the tools that the model was shown; None reads everything as text.
         call_id: the id of the answer's n-th call.
         notice: the text that stands for a refusal.
+        parsed: the text is to be JSON. What stands in for the rest of an answer that has begun is then told as a
+            refusal and not in the text, where a parser would take it for the end of a string.
     """
 
-    def __init__(self, use: ToolUse | None, call_id: Callable[[int], str], notice: str = "") -> None:
-        self._notice = notice
+    def __init__(
+        self, use: ToolUse | None, call_id: Callable[[int], str], notice: str = "", *, parsed: bool = False
+    ) -> None:
+        self._notice, self._parsed = notice, parsed
+        self._said, self._held = False, ""
         self._parser = tool_parser(use.kind, use.names, use.tools) if use else tool_parser(None)
         self._opening = use.opening if use else ""
         self._most = None if use is None or use.parallel else 1
@@ -43,20 +49,27 @@ class AnswerReader:
         """The chunks that became certain. LangChain makes reasoning blocks of what they have in addition."""
         if channel == "reasoning":
             return [AIMessageChunk(content="", additional_kwargs={REASONING: text})] if text else []
-        self._last = text
+        if self._parsed and self._said and text.startswith(SEAM):
+            text, self._held = self._held, text  # whether it is JSON still shows with what comes next
+        else:
+            text, self._held = self._held + text, ""
+        self._last, self._said = text, self._said or bool(text)
         text, self._opening = self._opening + text, ""
         return self._chunks(self._parser.feed(text))
 
     def finish(self, answer: GuardedAnswer) -> list[AIMessageChunk]:
         """The rest; the metadata stands on one chunk only, since strings would concatenate on merge."""
-        if answer.finish_reason == "content_filter" and self._parser.open:
+        blocked, refusal = answer.finish_reason == "content_filter", None
+        held, self._held = self._held, ""
+        if blocked and self._parser.open:
             # A call was cut off and the notice stands behind it; the call is of no use.
-            rest = self._chunks([self._last.strip()])
+            rest = self._chunks([(held or self._last).strip()])
+        elif blocked:
+            rest, refusal = self._chunks(self._parser.finish()), held.removeprefix(SEAM)
         else:
-            rest = self._chunks(self._parser.finish())
-        end = AIMessageChunk(
-            content="", response_metadata=self._metadata(answer), usage_metadata=usage(answer), chunk_position="last"
-        )
+            rest = self._chunks([*self._parser.feed(held), *self._parser.finish()])
+        about = self._metadata(answer) | ({REFUSAL: refusal} if refusal else {})
+        end = AIMessageChunk(content="", response_metadata=about, usage_metadata=usage(answer), chunk_position="last")
         return [*rest, end]
 
     def read(self, answer: GuardedAnswer) -> AIMessage:

@@ -1,26 +1,31 @@
-"""Structured output without tools: an instruction with the schema, and a parser."""
+"""Structured output without tools: an instruction with the schema, a parser, and what a repair has to give it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from typing import Any, TypeAlias, is_typeddict
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import BaseMessage, SystemMessage, convert_to_messages
+from langchain_core.messages import BaseMessage, SystemMessage
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
-from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
-from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard.quality import QualityGate
+from tta_middleware.protocols import Engine
+from tta_middleware.types import Completion, FinishReason, PromptEmbeddings, QualityReport
 
 Schema: TypeAlias = dict[str, Any] | type
 
 _INSTRUCTION = "Answer with one JSON object and nothing else: no introduction, no code fence, no comment."
+_BEGINNINGS = ("{", "[", "```")
 _WITH_SCHEMA = "It must match this JSON schema:\n{schema}"
 
 
@@ -38,10 +43,11 @@ def json_output(
         raise ConfigurationError(f"method is function_calling, json_schema or json_mode, not {method!r:.40}")
     if method == "json_schema" and schema is None:
         raise ConfigurationError("with_structured_output(method='json_schema') needs a schema")
-    told = schema if method == "json_schema" else None
-    instruction = _instruction(None if told is None else convert_to_json_schema(told))
-    bound = model.bind(ls_structured_output_format={"kwargs": {"method": method}, "schema": schema})
-    asked = RunnableLambda(partial(_instructed, instruction)) | bound
+    wanted: dict[str, Any] = {"type": "json_object"}
+    if method == "json_schema" and schema is not None:
+        wanted = {"type": "json_schema", "json_schema": {"schema": convert_to_json_schema(schema)}}
+    about = {"kwargs": {"method": method}, "schema": schema}
+    asked = model.bind(response_format=wanted, ls_structured_output_format=about)
     return _with_raw(asked, _parser(schema)) if include_raw else asked | _parser(schema)
 
 
@@ -86,16 +92,48 @@ def _with_raw(asked: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runna
     return RunnableMap(raw=asked) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
-def _instructed(instruction: str, asked: LanguageModelInput) -> list[BaseMessage]:
+def _instructed(instruction: str, asked: Sequence[BaseMessage]) -> list[BaseMessage]:
     """The conversation with the instruction at the end of its system message."""
-    messages = _messages(asked)
-    if messages and isinstance(messages[0], SystemMessage):
-        return [SystemMessage(f"{messages[0].text}\n\n{instruction}"), *messages[1:]]
-    return [SystemMessage(instruction), *messages]
+    if asked and isinstance(asked[0], SystemMessage):
+        return [SystemMessage(f"{asked[0].text}\n\n{instruction}"), *asked[1:]]
+    return [SystemMessage(instruction), *asked]
 
 
-def _messages(asked: LanguageModelInput) -> Sequence[BaseMessage]:
-    if isinstance(asked, str):
-        asked = StringPromptValue(text=asked)
-    value = asked if isinstance(asked, PromptValue) else ChatPromptValue(messages=convert_to_messages(asked))
-    return value.to_messages()
+def asks_for_json(wanted: Any) -> bool:
+    """Whether a ``response_format`` that :func:`with_response_format` takes asks for JSON."""
+    return wanted is not None and wanted != {"type": "text"}
+
+
+@dataclass(frozen=True, slots=True)
+class JsonQuality:
+    """Whether an answer that is to be JSON is usable: it parses, and it is fluent.
+
+    The text checks are for prose. Of an answer that is not over some JSON has to have begun.
+    """
+
+    gate: QualityGate = field(default_factory=QualityGate)
+
+    async def assess(
+        self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
+    ) -> list[QualityReport]:
+        """See :class:`tta_middleware.protocols.Quality`; the JSON may have begun in what ``prompt`` ends with."""
+        found = [_problems(prompt.assistant_prefix + done.text, done.finish_reason) for done in completions]
+        read = [done for done, problems in zip(completions, found, strict=True) if not problems]
+        fluent = iter(await self.fluency(engine, prompt, read))
+        return [QualityReport(problems) if problems else next(fluent) for problems in found]
+
+    async def fluency(
+        self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
+    ) -> list[QualityReport]:
+        """See :meth:`tta_middleware.guard.quality.QualityGate.fluency`."""
+        return await self.gate.fluency(engine, prompt, completions)
+
+
+def _problems(text: str, reason: FinishReason) -> tuple[str, ...]:
+    if reason == "aborted":
+        return () if any(mark in text for mark in _BEGINNINGS) else ("no_json",)
+    try:
+        parse_json_markdown(text, parser=partial(json.loads, strict=False))
+    except ValueError:
+        return ("broken_json",)
+    return ()

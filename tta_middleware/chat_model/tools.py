@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from tta_middleware.chat_model.structured import JsonQuality
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, opening, tool_parser
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.guard.quality import QualityGate
@@ -99,7 +100,7 @@ class CallQuality:
 
     use: ToolUse
     bridges: tuple[str, ...] = BRIDGES
-    gate: QualityGate = field(default_factory=QualityGate)
+    gate: QualityGate | JsonQuality = field(default_factory=QualityGate)
 
     async def assess(
         self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]

@@ -71,6 +71,9 @@ Release: TypeAlias = Literal["window", "end"]
 LEAST_CONTINUATION = 32
 """Tokens that a repair gets after a late flag, however many have left; fewer make no usable end."""
 
+SEAM = "\n\n"
+"""Between what has left and what stands in for the rest."""
+
 Send: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 """As in ``aio.streams``: takes an event before it waits for anything."""
 
@@ -497,7 +500,7 @@ class Answering:
         return added
 
     def _after_what_left(self, text: str) -> str:
-        return f"\n\n{text}" if self.released else text
+        return f"{SEAM}{text}" if self.released else text
 
     async def _deliver(self, completion: Completion, outcome: Outcome, stop_reason: str) -> Report:
         await self._prompt_passed.wait()

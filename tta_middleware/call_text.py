@@ -22,6 +22,7 @@ _MEANT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _NESTED = re.compile(r"\\(?:\\|u005[cC])+")
 # The beginning of an escape, where a text is cut in the middle of one.
 _CUT_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{0,4})?\Z")
+_BEGINNING = re.compile(r"\s*(?:```(?:json)?\s*)?(?:\{\s*\"|\[\s*[\[{\"])")
 _NUMBERED_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
 
 
@@ -109,6 +110,11 @@ def escapes_from(text: str, begin: int) -> str:
     """``text`` from ``begin`` on, or from where an escape began that ``begin`` would cut."""
     cut = _CUT_ESCAPE.search(text, max(0, begin - 2 * LEVELS), begin)
     return text[cut.start() if cut else begin :]
+
+
+def begins_as_json(text: str) -> bool:
+    """Whether a text begins as an object or a list of JSON does, fenced or not; ``[1]`` in prose is none."""
+    return _BEGINNING.match(text) is not None
 
 
 def json_reading(text: str, begin: int = 0) -> str | None:

@@ -26,6 +26,7 @@ from tta_langchain_agents.stream import WatchedStream, WithheldError
 from tta_middleware.aio import bridge
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.assembly import Runtime
+from tta_middleware.call_text import begins_as_json
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.caching import CachesChecked, name_of
 from tta_middleware.chat_model.call_settings import refuse_unknown_settings
@@ -33,6 +34,7 @@ from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
+from tta_middleware.chat_model.refusal import REFUSAL
 from tta_middleware.config import Windows
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
@@ -344,15 +346,20 @@ class _Call:
     async def _instead(self, stand_in: StandIn, watched: WatchedStream) -> AsyncGenerator[AIMessageChunk, None]:
         """The stand-in's chunks, after what has left already."""
         said = watched.spoken
-        separator = "\n\n" if said.strip() else ""
+        separator, refusal = "\n\n" if said.strip() else "", ""
+        # A parser of JSON that comes in pieces would take another text for the end of a string.
+        parsed = begins_as_json(said)
         async with aclosing(stand_in.stream()) as pieces:
             async for piece in pieces:
+                if parsed:
+                    refusal += piece
+                    continue
                 said, text, separator = said + separator + piece, separator + piece, ""
                 yield AIMessageChunk(content=text)
         self._approve(said)
         last = AIMessageChunk(
             content="",
-            response_metadata=stand_in.metadata,
+            response_metadata=stand_in.metadata | ({REFUSAL: refusal} if refusal else {}),
             usage_metadata=stand_in.usage,
             chunk_position="last",
         )

@@ -6,12 +6,20 @@ import json
 from collections.abc import Callable
 from functools import partial, reduce
 from operator import add
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
 from langchain_core.messages.tool import tool_call_chunk
 
-from tta_middleware.call_text import call_text, decoded_parts, decodings, escapes_from, json_reading, whole
+from tta_middleware.call_text import (
+    begins_as_json,
+    call_text,
+    decoded_parts,
+    decodings,
+    escapes_from,
+    json_reading,
+    whole,
+)
 from tta_middleware.chat_model.messages import REASONING, metadata, usage
 from tta_middleware.chat_model.refusal import REFUSAL, ending
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
@@ -19,6 +27,9 @@ from tta_middleware.chat_model.tools import ToolUse
 from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.holdback import Reading
 from tta_middleware.types import Channel, GuardedAnswer
+
+_BEGINNING: Final = 64
+"""Characters by which an answer is told to be JSON."""
 
 
 class AnswerReader:
@@ -29,14 +40,15 @@ class AnswerReader:
         call_id: the id of the answer's n-th call.
         notice: the text that stands for a refusal.
         parsed: the text is to be JSON. What stands in for the rest of an answer that has begun is then told as a
-            refusal and not in the text, where a parser would take it for the end of a string.
+            refusal and not in the text, where a parser would take it for the end of a string. So it is where the text
+            begins as JSON.
     """
 
     def __init__(
         self, use: ToolUse | None, call_id: Callable[[int], str], notice: str = "", *, parsed: bool = False
     ) -> None:
         self._notice, self._parsed = notice, parsed
-        self._said, self._held = False, ""
+        self._said = self._held = ""
         self._parser = tool_parser(use.kind, use.names, use.tools) if use else tool_parser(None)
         self._opening = use.opening if use else ""
         self._most = None if use is None or use.parallel else 1
@@ -49,11 +61,11 @@ class AnswerReader:
         """The chunks that became certain. LangChain makes reasoning blocks of what they have in addition."""
         if channel == "reasoning":
             return [AIMessageChunk(content="", additional_kwargs={REASONING: text})] if text else []
-        if self._parsed and self._said and text.startswith(SEAM):
+        if text.startswith(SEAM) and self._said and (self._parsed or begins_as_json(self._said)):
             text, self._held = self._held, text  # whether it is JSON still shows with what comes next
         else:
             text, self._held = self._held + text, ""
-        self._last, self._said = text, self._said or bool(text)
+        self._last, self._said = text, (self._said + text)[:_BEGINNING]
         text, self._opening = self._opening + text, ""
         return self._chunks(self._parser.feed(text))
 

@@ -13,13 +13,14 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import ModelRefusalError
 from langchain_core.messages import AIMessage, HumanMessage, trim_messages
+from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.runnables import RunnableGenerator
 from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel, ValidationError
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 from tta_langchain_agents.testing import ScriptedChatModel
 
-from tta_middleware import TTAChatModel
+from tta_middleware import TTAChatModel, Windows
 from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.policy import DEFAULT_NOTICE, Policy
 from tta_middleware.testing.judging_engine import JudgingEngine
@@ -134,6 +135,21 @@ def test_leaving_a_sync_stream_stops_the_model() -> None:
     assert next(stream).text
     stream.close()
     assert len(numbers) < 100_000
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"replacement": lambda _: "Please ask a librarian."}], ids=["notice", "other"]
+)
+async def test_what_stands_in_for_the_rest_of_json_is_no_part_of_it(settings: Any) -> None:
+    written = '{"name": "Anna", "said": "a calm word about the roses and the bees that visit them, then flagme"}'
+    model = guarded(written, release=Windows(first=16, largest=16), **settings)
+    chain = (model | JsonOutputParser()).astream("hello")
+    parts = [await anext(chain), await anext(chain)]
+    with pytest.raises(ModelRefusalError, match="librarian" if settings else "can't help"):
+        parts += [part async for part in chain]
+    said = "".join([chunk.text async for chunk in guarded(written, release=Windows(first=16, largest=16)).astream("x")])
+    assert written.startswith(said)
+    assert len(said) > 32
 
 
 async def test_a_model_that_fails_fails_as_before() -> None:

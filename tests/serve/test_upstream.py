@@ -94,6 +94,19 @@ def test_a_flagged_answer(action: str, stream: bool) -> None:
     assert usage.completion_tokens > spent if handed else 0 < usage.completion_tokens <= spent
 
 
+@pytest.mark.parametrize("wanted", [{}, {"response_format": {"type": "json_object"}}], ids=["unasked", "asked"])
+@pytest.mark.parametrize("action", ["block", "replace", "hand_over"])
+def test_what_stands_in_for_the_rest_of_json_is_no_part_of_it(action: str, wanted: Any) -> None:
+    written = '{"name": "a rose of the garden behind the house, and then comes the forbidden one"}'
+    with upstream(saying(written)) as behind:
+        found = ask(behind, stream=True, model=behind.model(**acting(action)), **wanted)
+    assert written.startswith(text_of(found))
+    assert len(text_of(found)) > 20
+    assert ending_of(found)[:2] == ("content_filter", "blocked")
+    said = [chunk.choices[0].delta.refusal for chunk in found if chunk.choices and chunk.choices[0].delta.refusal]
+    assert said == ["Ask a gardener." if action == "replace" else NOTICE]
+
+
 @pytest.mark.parametrize("action", ["block", "replace", "hand_over"])
 def test_an_answer_that_ends_before_its_usage_counts_its_pieces(action: str) -> None:
     pieces = words(BAD)

@@ -27,7 +27,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from tta_middleware.aio.beside_check import unless_refused
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.assembly import Runtime
-from tta_middleware.call_text import call_text
+from tta_middleware.call_text import begins_as_json, call_text
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.fields import ModeratorSetting, PolicyFileSetting
 from tta_middleware.chat_model.messages import REASONING, from_langchain
@@ -433,21 +433,30 @@ class UpstreamAnswer:
     async def _stand_in(self, say: Send[AIMessageChunk], part: str) -> None:
         """What follows where the rest may not be shown; without a moderator nothing but the notice can."""
         reason, settings = self._ledger.reason(part), self.model.settings
-        if settings.action == "hand_over" and self._ledger.error is None:
+        # Nobody goes on with another model's JSON.
+        if settings.action == "hand_over" and self._ledger.error is None and not self._within_json:
             return await self._handed_over(say, reason)
         if settings.action == "replace" and self._ledger.error is None:
             text = settings.replacement or ""
             if await self._ledger.passes([text]):
                 about = ending("content_filter") | self._about("blocked", reason)
-                await say(AIMessageChunk(content=self._seam + text))
-                return await say(_end(about, self._spoken.spent))
+                return await self._say_instead(say, text, about | ({REFUSAL: text} if self._within_json else {}))
         return await self._notice(say, reason)
 
     async def _notice(self, say: Send[AIMessageChunk], reason: str) -> None:
         notice = self.stages.output.notice_for(self.asked.last_user_text)
         about = ending("content_filter") | self._about("blocked", reason) | {REFUSAL: notice}
-        await say(AIMessageChunk(content=self._seam + notice))
+        await self._say_instead(say, notice, about)
+
+    async def _say_instead(self, say: Send[AIMessageChunk], text: str, about: dict[str, Any]) -> None:
+        if not self._within_json:
+            await say(AIMessageChunk(content=self._seam + text))
         await say(_end(about, self._spoken.spent))
+
+    @property
+    def _within_json(self) -> bool:
+        """Whether JSON has left, of which another text would be taken for the end of a string."""
+        return bool(self.said) and (self.asked.asks_for_json or begins_as_json(self.said))
 
     async def _handed_over(self, say: Send[AIMessageChunk], reason: str) -> None:
         """Another model's answer to the same conversation, as that one guards and repairs it."""

@@ -230,7 +230,12 @@ def _upstreams_text(request: AuditedRequest, answer: Any, message: Any) -> None:
         request.all_of(message.text)
     elif outcome != "unchecked":
         handed = ["".join(one.said_inside()) for one in request.inner if one.label.startswith("TTAChatModel")]
-        request.stood_in_for(message.text, [answer.model.settings.replacement, *handed], ended=bool(trace))
+        # Behind JSON nothing stands in the text, and the refusal says it.
+        nothing = (
+            [""] if "refusal" in message.response_metadata and message.text.lstrip()[:1] in ("{", "[", "`") else []
+        )
+        stand_ins = [answer.model.settings.replacement, *handed, *nothing]
+        request.stood_in_for(message.text, stand_ins, ended=bool(trace))
 
 
 def _upstreams_whole(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., Any]:

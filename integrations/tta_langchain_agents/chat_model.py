@@ -36,6 +36,7 @@ from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL
 from tta_middleware.config import Windows
+from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
 from tta_middleware.policy import StagePolicies
@@ -329,7 +330,7 @@ class _Call:
                 async for chunk in checked:
                     yield self._named(chunk, watched)
         except WithheldError as withheld:
-            stand_in = self._stand_in(withheld.part, watched.track.tail, seam=len(watched.spoken))
+            stand_in = self._stand_in(withheld.part, watched.track.tail, said=watched.spoken)
         else:
             tail = watched.track.tail
             trace = self._trace(tail)
@@ -346,7 +347,7 @@ class _Call:
     async def _instead(self, stand_in: StandIn, watched: WatchedStream) -> AsyncGenerator[AIMessageChunk, None]:
         """The stand-in's chunks, after what has left already."""
         said = watched.spoken
-        separator, refusal = "\n\n" if said.strip() else "", ""
+        separator, refusal = SEAM if said.strip() else "", ""
         # A parser of JSON that comes in pieces would take another text for the end of a string.
         parsed = begins_as_json(said)
         async with aclosing(stand_in.stream()) as pieces:
@@ -366,8 +367,8 @@ class _Call:
         self._tell(last.model_copy(update={"content": said}), stand_in.trace, stand_in.flagged_usage)
         yield last
 
-    def _stand_in(self, part: str, message: AIMessage, seam: int = 0) -> StandIn:
-        return StandIn(self.handover, self.ledger, self.messages, part, self.model, message.usage_metadata, seam)
+    def _stand_in(self, part: str, message: AIMessage, said: str = "") -> StandIn:
+        return StandIn(self.handover, self.ledger, self.messages, part, self.model, message.usage_metadata, said)
 
     def _trace(self, message: AIMessage) -> Trace:
         tokens = message.usage_metadata["output_tokens"] if message.usage_metadata else 0

@@ -18,6 +18,7 @@ from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.types import Trace
 
@@ -65,7 +66,7 @@ class StandIn:
         model: name of the model that was flagged.
         usage: tokens of the flagged message, and of another model's answer in its place.
         flagged_usage: those of the flagged message alone.
-        seam: characters of the flagged message that have left.
+        said: what has left of the flagged message.
     """
 
     handover: Handover
@@ -74,7 +75,7 @@ class StandIn:
     part: str
     model: str = ""
     usage: UsageMetadata | None = None
-    seam: int = 0
+    said: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     flagged_usage: UsageMetadata | None = field(init=False)
 
@@ -86,7 +87,9 @@ class StandIn:
         """Of the message that was flagged."""
         tokens = self.flagged_usage["output_tokens"] if self.flagged_usage else 0
         reason, method = self.ledger.reason(self.part), self.handover.action
-        return self.ledger.trace("blocked", reason, method=method, model=self.model, tokens=tokens, released=self.seam)
+        return self.ledger.trace(
+            "blocked", reason, method=method, model=self.model, tokens=tokens, released=len(self.said)
+        )
 
     async def stream(self) -> AsyncGenerator[str, None]:
         """Checked text, in pieces.
@@ -143,7 +146,7 @@ class StandIn:
             self.usage = add_usage(self.usage, chunk.usage_metadata)
 
     async def _replaced(self) -> str | None:
-        """The replacement's own text is moderated; None where it does not pass."""
+        """The replacement's own text is moderated, also as the end of what has left; None where it does not pass."""
         give, messages = self.handover.replacement, list(self.messages)
         with within_a_guard():
             output: Any = None
@@ -153,4 +156,5 @@ class StandIn:
                 output = give(messages)
                 output = await output if isawaitable(output) else output
         text = str(output.text if isinstance(output, BaseMessage) else output)
-        return text if await self.ledger.passes([text]) else None
+        whole = [self.said + SEAM + text] if self.said.strip() else []
+        return text if await self.ledger.passes([text, *whole]) else None

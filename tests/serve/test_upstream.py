@@ -122,6 +122,18 @@ def test_a_replacement_that_is_flagged_gives_way_to_the_notice() -> None:
         assert text_of(ask(behind, model=behind.model(replacement="forbidden, too"))) == NOTICE
 
 
+def test_a_replacement_is_judged_as_the_end_of_what_has_left() -> None:
+    def score(text: str) -> dict[str, float]:
+        return {"violence": float("forbidden" in text or {"roses", "gardener."} <= {*text.split()})}
+
+    settings: Any = {"moderator": ScriptedModerator(score=score), **acting("replace")}
+    with upstream(saying(BAD)) as behind:
+        late = ask(behind, stream=True, model=behind.model(**settings))
+        whole = ask(behind, model=behind.model(**settings))
+    assert text_of(late).endswith(f"\n\n{NOTICE}")
+    assert text_of(whole) == "Ask a gardener."
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_reasoning_and_other_choices_never_leave(stream: bool) -> None:
     secret = {"thinking": "forbidden", "reasoning_details": [{"text": "forbidden"}], "reasoning": ["forbidden"]}

@@ -15,10 +15,11 @@ from starlette.responses import Response
 from tta_middleware.aio.streams import Send, first_error, owned
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
+from tta_middleware.guard.guard import SEAM
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.server.answering import Answering, Foreign, LocalAnswer, ServedModel
-from tta_middleware.server.chat_reply import SEAM, Reply, usage_of
+from tta_middleware.server.chat_reply import Reply, usage_of
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.front import Call, EventForm, EventStream, json_response
 from tta_middleware.server.gate import Gate, Shares

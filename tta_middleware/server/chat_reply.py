@@ -14,9 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from tta_middleware.call_text import call_text
 from tta_middleware.chat_model.messages import REASONING
 from tta_middleware.chat_model.refusal import REFUSAL
-
-SEAM = "\n\n"
-"""Between what has left and the notice."""
+from tta_middleware.guard.guard import SEAM
 
 _DETAILS = "completion_tokens_details"
 

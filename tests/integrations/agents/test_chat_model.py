@@ -152,6 +152,17 @@ async def test_what_stands_in_for_the_rest_of_json_is_no_part_of_it(settings: An
     assert len(said) > 32
 
 
+async def test_a_replacement_is_judged_as_the_end_of_what_has_left() -> None:
+    def score(text: str) -> dict[str, float]:
+        return {"violence": float("flagme" in text or {"light", "match"} <= {*text.split()})}
+
+    said = "You need some light wood and a dry place for it, and flagme."
+    settings: Any = {"moderator": ScriptedModerator(score=score), "replacement": lambda _: "Take a match then."}
+    late = guarded(said, release=Windows(first=16, largest=16), **settings)
+    assert "".join([chunk.text async for chunk in late.astream("x")]).endswith(f"\n\n{DEFAULT_NOTICE}")
+    assert (await late.ainvoke("x")).text == "Take a match then."
+
+
 async def test_a_model_that_fails_fails_as_before() -> None:
     def fail(number: int) -> None:
         if number == 5:

@@ -13,6 +13,7 @@ from langchain_core.caches import BaseCache, InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.load import dumps
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from tta_langchain_agents import GuardedChatModel
 
@@ -232,6 +233,13 @@ async def test_tools_are_part_of_the_request(cache: InMemoryCache) -> None:
     for tools in ([one], [one], [two]):
         await model.bind_tools(tools).ainvoke(QUESTION)
     assert len(model.moderator.calls) == 2
+
+
+def test_an_engines_options_are_told_apart_and_stand_nowhere_to_be_read() -> None:
+    """A server's key may be among them; caches keep a request's key, and tracers how a model was set up."""
+    one, other = (scripted(engine_options={"api_key": key}) for key in ("sk-one", "sk-other"))
+    assert one._get_llm_string() != other._get_llm_string()
+    assert "sk-one" not in one._get_llm_string() + repr(one) + dumps(one)
 
 
 async def test_objects_that_cannot_be_told_apart_are_never_served_from_the_cache(cache: InMemoryCache) -> None:

@@ -14,6 +14,7 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any, Final
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
@@ -80,6 +81,11 @@ identities: Final = Identities()
 def name_of(part: Any) -> str | None:
     """How a part stands in a key: names and nothing as they are, objects by identity."""
     return part if part is None or isinstance(part, str) else identities.of(part)
+
+
+def digest(part: str) -> str:
+    """How a part stands in a key that nobody should read there."""
+    return blake2b(part.encode(), digest_size=16).hexdigest()
 
 
 class CheckedCache(BaseCache):

@@ -21,7 +21,7 @@ from tta_middleware.aio import bridge
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.assembly import GuardSettings, Runtime
 from tta_middleware.chat_model.announce import Run, announce
-from tta_middleware.chat_model.caching import CachesChecked, name_of
+from tta_middleware.chat_model.caching import CachesChecked, digest, name_of
 from tta_middleware.chat_model.call_settings import (
     PER_CALL,
     CallSettings,
@@ -142,7 +142,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     device: str = "auto"
     dtype: str = "auto"
     allow_download: bool = False
-    engine_options: dict[str, Any] = Field(default_factory=dict)
+    engine_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     runtime: Runtime = Field(default_factory=Runtime, exclude=True, repr=False)
 
     @model_validator(mode="before")
@@ -206,7 +206,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         model, moderator = settings["model"], self._moderator
         return settings | {
             "model": (self.runtime.hash(model), model if isinstance(model, str) else name_of(model)),
-            "loading": (self.device, self.dtype, repr(sorted(self.engine_options.items()))),
+            # Options may hold a server's key; a cache keeps what stands here, and tracers what stands in ``repr``.
+            "loading": (self.device, self.dtype, digest(repr(sorted(self.engine_options.items())))),
             "moderator": (name_of(self.moderator), moderator.name, moderator.default_threshold),
             "policy": self._stages(settings["policy"]).with_default(moderator.default_threshold).model_dump(),
             "method": self.runtime.method(settings["method"]),

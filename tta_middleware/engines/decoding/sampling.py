@@ -59,7 +59,8 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     if bool((ranked.sum(dim=-1, keepdim=True) < top_p).any()):
         ranked, order = probabilities.sort(dim=-1, descending=True)
     before = ranked.cumsum(dim=-1) - ranked
-    return ranked.masked_fill(before >= top_p, 0.0), order
+    # The likeliest one is in it whatever the mass, which may be too small for these numbers.
+    return ranked.masked_fill((before >= top_p) & (before > 0.0), 0.0), order
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> list[int]:

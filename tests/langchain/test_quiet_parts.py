@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
@@ -113,6 +114,24 @@ async def test_nobody_hears_what_a_part_of_a_guard_is_told_and_says(part: str, h
     found = repr(await heard(PARTS[part]()))
     assert "hello" in found
     assert "flagme" not in found
+
+
+async def sends_an_event(_: object) -> str:
+    await adispatch_custom_event("asked", {"for": "flagme"})
+    return "Please ask a librarian."
+
+
+def sends_an_event_from_a_thread(_: object) -> str:
+    dispatch_custom_event("asked", {"for": "flagme"})
+    return "Please ask a librarian."
+
+
+@pytest.mark.parametrize("fallback", [sends_an_event, sends_an_event_from_a_thread], ids=["async", "sync"])
+async def test_an_event_that_a_part_sends_is_heard_by_nobody_and_no_error(fallback: Any) -> None:
+    events = await chain_events(model(fallback=fallback))
+    assert "asked" not in {event["name"] for event in events}
+    assert "Please ask a librarian." in repr(events[-1])
+    assert (await model(fallback=fallback).ainvoke("hello")).text == "Please ask a librarian."
 
 
 async def test_what_comes_of_it_is_heard() -> None:

@@ -13,8 +13,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
+from uuid import uuid4
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
@@ -36,10 +37,14 @@ class _Mute(BaseCallbackHandler):
 
 
 def alone(config: RunnableConfig) -> RunnableConfig:
-    """A config without callbacks, in which a graph is nobody's subgraph."""
+    """A config in which nobody listens, and a graph is nobody's subgraph.
+
+    A run stands around all the same: without one LangChain refuses custom events, which a function may send.
+    """
+    nobody = AsyncCallbackManager([], parent_run_id=uuid4())
     settings = config.get("configurable") or {}
     kept = {name: value for name, value in settings.items() if name == _RUNTIME or not name.startswith(_OF_A_RUN)}
-    return RunnableConfig(**{**config, "callbacks": [], "configurable": kept})
+    return RunnableConfig(**{**config, "callbacks": nobody, "configurable": kept})
 
 
 @contextmanager

@@ -48,6 +48,7 @@ async def test_auto_is_the_first_cuda_device_in_bfloat16(tiny_folder: Path) -> N
     await engine.load()
     assert engine._loaded.device == torch.device("cuda:0")
     assert engine._loaded.dtype == torch.bfloat16
+    assert engine.max_batch == 128
     await engine.aclose()
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import torch
 
+from tta_middleware.engines.decoding.capacity import default_batch
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
@@ -287,4 +290,15 @@ async def test_a_model_on_a_device_does_not_outlive_a_fork(tiny_folder: Path) ->
     engine.after_fork()
     with pytest.raises(EngineError, match=r"model on cuda does not outlive a fork; load it after the fork.*'spawn'"):
         await prompt_of(engine)
+    await engine.aclose()
+
+
+async def test_how_many_places_there_are_is_the_devices_to_say_unless_somebody_asks(tiny_folder: Path) -> None:
+    engine = TransformersEngine(str(tiny_folder), device="cpu")
+    assert engine.max_batch is None
+    await engine.load()
+    assert engine.max_batch == 32
+    assert default_batch(torch.device("cuda")) > 32
+    copy = pickle.loads(pickle.dumps(engine))
+    assert copy.max_batch is None, "a copy may load on another device"
     await engine.aclose()

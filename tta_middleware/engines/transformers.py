@@ -61,7 +61,8 @@ class TransformersEngine:
         cache_dir: where a converted GGUF is kept; by default ``$TTA_CACHE_DIR`` or the user's cache folder.
         allow_download: let a Hugging Face id be fetched from the hub; without it nothing goes to the network.
         max_batch: most sequences decoded at once; further ones wait their turn, see
-            :class:`tta_middleware.engines.decoding.admission.FairQueue`.
+            :class:`tta_middleware.engines.decoding.admission.FairQueue`. By default 32, on a CUDA device 128; None
+            until the model is loaded.
         max_waiting: most sequences that wait; further ones are refused.
         cache_gib: GiB that keys and values may take, of running sequences and of what is kept of earlier ones; by
             default half of what is free when the model is loaded. Sequences that do not fit wait.
@@ -90,7 +91,7 @@ class TransformersEngine:
         dtype: str = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
         allow_download: bool = False,
-        max_batch: int = 32,
+        max_batch: int | None = None,
         max_waiting: int | None = 10_000,
         cache_gib: float | None = None,
         prefix_cache_gib: float | None = None,
@@ -116,7 +117,7 @@ class TransformersEngine:
         self.model_id = model
         self._device, self._dtype = device, dtype
         self._cache_dir, self._allow_download = cache_dir, allow_download
-        self.max_batch = max_batch
+        self.max_batch = self._asked_batch = max_batch
         self._max_waiting, self._cache_gib, self._prefix_cache_gib = max_waiting, cache_gib, prefix_cache_gib
         self._path, self._device_map = path, device_map
         self._weights, self._quantization = weights, quantization
@@ -135,7 +136,7 @@ class TransformersEngine:
             "dtype": self._dtype,
             "cache_dir": self._cache_dir,
             "allow_download": self._allow_download,
-            "max_batch": self.max_batch,
+            "max_batch": self._asked_batch,
             "max_waiting": self._max_waiting,
             "cache_gib": self._cache_gib,
             "prefix_cache_gib": self._prefix_cache_gib,
@@ -446,7 +447,7 @@ class TransformersEngine:
     def free_places(self) -> int:
         """See :class:`tta_middleware.protocols.SharesPlaces`."""
         stats = self.stats()
-        return max(0, self.max_batch - stats.active - stats.queued)
+        return max(0, (self.max_batch or 1) - stats.active - stats.queued)
 
     async def aclose(self) -> None:
         """Stop decoding within one step, wait for the decode thread, free the model; idempotent.
@@ -488,7 +489,7 @@ class TransformersEngine:
     def _load(self) -> LoadedModel:
         import_torch()
         import_transformers()
-        from tta_middleware.engines.decoding.capacity import default_budget
+        from tta_middleware.engines.decoding.capacity import default_batch, default_budget
         from tta_middleware.engines.decoding.decoder import Decoder
         from tta_middleware.engines.decoding.loading import HowToLoad, load_model
 
@@ -511,6 +512,7 @@ class TransformersEngine:
             weights=self._weights,
         )
         loaded = load_model(folder, how)
+        self.max_batch = self._asked_batch or default_batch(loaded.device)
         self._decoder = Decoder(
             loaded,
             self.max_batch,

@@ -23,6 +23,11 @@ def default_budget(device: torch.device) -> int:
     return int(min(free_here) * _SHARE) if free_here else _UNKNOWN
 
 
+def default_batch(device: torch.device) -> int:
+    """Sequences decoded side by side: a GPU has more to gain from a wide pass (docs/scaling.md, "On a GPU")."""
+    return 128 if device.type == "cuda" else 32
+
+
 def default_prefix_budget(device: torch.device, budget: int) -> int:
     """Bytes of ``budget`` for what has run, while nobody runs it: a quarter, in main memory at most 1 GiB of it."""
     share = int(budget * _KEPT_SHARE)

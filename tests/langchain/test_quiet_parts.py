@@ -13,6 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tracers.context import collect_runs
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
 from langgraph.graph import START, MessagesState, StateGraph
 
 from tta_middleware import TTAChatModel
@@ -132,6 +133,18 @@ async def test_an_event_that_a_part_sends_is_heard_by_nobody_and_no_error(fallba
     assert "asked" not in {event["name"] for event in events}
     assert "Please ask a librarian." in repr(events[-1])
     assert (await model(fallback=fallback).ainvoke("hello")).text == "Please ask a librarian."
+
+
+async def writes_to_the_custom_stream(_: object) -> str:
+    get_stream_writer()("asked a librarian")
+    return "Please ask a librarian."
+
+
+async def test_what_a_part_writes_to_the_custom_stream_by_its_own_hand_is_there() -> None:
+    graph = graph_of(model(fallback=writes_to_the_custom_stream), checkpointer=InMemorySaver())
+    given: Any = {"messages": [("user", "hello")]}
+    thread: Any = {"configurable": {"thread_id": "one"}}
+    assert [one async for one in graph.astream(given, thread, stream_mode="custom")] == ["asked a librarian"]
 
 
 async def test_what_comes_of_it_is_heard() -> None:

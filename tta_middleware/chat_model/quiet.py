@@ -28,8 +28,8 @@ Config = Callable[[RunnableConfig], RunnableConfig]
 _OF_A_RUN: Final = ("__pregel_", "checkpoint_")
 """How settings begin by which LangGraph ties a graph to the one around it: streams, checkpoints, writes."""
 
-_RUNTIME: Final = "__pregel_runtime"
-"""The context, the store and the writer of the ``custom`` stream, which are for whoever asks for them by name."""
+_ASKED_FOR: Final = frozenset({"__pregel_runtime", "checkpoint_ns"})
+"""The context, the store and the writer of the ``custom`` stream, and where that one writes: for who asks for them."""
 
 
 class _Mute(BaseCallbackHandler):
@@ -43,7 +43,7 @@ def alone(config: RunnableConfig) -> RunnableConfig:
     """
     nobody = AsyncCallbackManager([], parent_run_id=uuid4())
     settings = config.get("configurable") or {}
-    kept = {name: value for name, value in settings.items() if name == _RUNTIME or not name.startswith(_OF_A_RUN)}
+    kept = {name: value for name, value in settings.items() if name in _ASKED_FOR or not name.startswith(_OF_A_RUN)}
     return RunnableConfig(**{**config, "callbacks": nobody, "configurable": kept})
 
 

@@ -1,9 +1,8 @@
 """Calls whose raw output nobody hears of: no callback, no event stream, no tracer.
 
-Beside the names that :mod:`tta_middleware.chat_model.quiet` takes, two are no part of a public interface, and there
+Beside the names that :mod:`tta_middleware.chat_model.quiet` takes, one here is no part of a public interface, and there
 is none that does the same: LangGraph has none of the variable by which a running tool streams its output
-(``_tool_call_writer``), nor of the setting by which a graph that a tool runs streams into the one around it
-(``CONFIG_KEY_STREAM``). ``AgentMiddleware.transformers`` and ``internal_call_metadata`` hide calls from one kind of
+(``_tool_call_writer``). ``AgentMiddleware.transformers`` and ``internal_call_metadata`` hide calls from one kind of
 stream only; callbacks and tracers hear them all the same. A test says which name is missing, should one go.
 """
 
@@ -17,14 +16,12 @@ from typing import Any, TypeVar
 import anyio
 from anyio.to_thread import run_sync
 from langchain_core.runnables import RunnableConfig, ensure_config
-from langgraph._internal._constants import CONFIG_KEY_STREAM
 from langgraph.pregel._tools import _tool_call_writer
-from langgraph.pregel.protocol import StreamProtocol
 from langsmith.run_helpers import get_tracing_context, tracing_context
 
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
-from tta_middleware.chat_model.quiet import set_within
+from tta_middleware.chat_model.quiet import set_within, unstreamed
 
 T = TypeVar("T")
 
@@ -40,15 +37,7 @@ def quiet() -> AbstractContextManager[None]:
 
 
 def _silent(config: RunnableConfig) -> RunnableConfig:
-    """A config without callbacks, in which ``subgraphs=True`` of a graph around shows nothing of graphs further in.
-
-    The stream is muted and not taken out: a graph without one would leave out what it writes to ``custom``, too.
-    """
-    silent = RunnableConfig(**{**config, "callbacks": []})
-    settings = config.get("configurable") or {}
-    if CONFIG_KEY_STREAM in settings:
-        silent["configurable"] = {**settings, CONFIG_KEY_STREAM: StreamProtocol(lambda _: None, set())}
-    return silent
+    return RunnableConfig(**{**unstreamed(config), "callbacks": []})
 
 
 _around: ContextVar[dict[str, Any] | None] = ContextVar("tracing_around_other_middleware", default=None)

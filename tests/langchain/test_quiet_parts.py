@@ -15,6 +15,7 @@ from langchain_core.tracers.context import collect_runs
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, interrupt
 
 from tta_middleware import TTAChatModel
 from tta_middleware.testing.scripted_engine import ScriptedEngine
@@ -145,6 +146,23 @@ async def test_what_a_part_writes_to_the_custom_stream_by_its_own_hand_is_there(
     given: Any = {"messages": [("user", "hello")]}
     thread: Any = {"configurable": {"thread_id": "one"}}
     assert [one async for one in graph.astream(given, thread, stream_mode="custom")] == ["asked a librarian"]
+
+
+async def asks_a_person(_: object) -> str:
+    return f"They say: {interrupt('What would you say?')}"
+
+
+def asks_a_person_from_a_thread(_: object) -> str:
+    return f"They say: {interrupt('What would you say?')}"
+
+
+@pytest.mark.parametrize("fallback", [asks_a_person, asks_a_person_from_a_thread], ids=["async", "sync"])
+async def test_a_part_may_ask_a_person(fallback: Any) -> None:
+    graph = graph_of(model(fallback=fallback), checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "one"}}
+    paused = await graph.ainvoke({"messages": [("user", "hello")]}, thread)
+    assert paused["__interrupt__"][0].value == "What would you say?"
+    assert (await graph.ainvoke(Command(resume="Good day."), thread))["messages"][-1].text == "They say: Good day."
 
 
 async def test_what_comes_of_it_is_heard() -> None:

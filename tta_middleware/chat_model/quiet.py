@@ -3,8 +3,9 @@
 A moderator, a fallback or an engine may be LangChain's as well. What such a part is told and says is raw, and LangChain
 hands callbacks, tracers and LangGraph's streams on to whatever is called inside a run.
 
-Two names here are no part of a public interface, and there is none that does the same: LangChain has no list of the
-context variables that it takes handlers from (``_configure_hooks``, ``tracing_v2_callback_var``).
+Some names here are no part of a public interface, and there is none that does the same: LangChain has no list of the
+context variables that it takes handlers from (``_configure_hooks``, ``tracing_v2_callback_var``), and LangGraph gives the
+settings of a run no public names. LangGraph is imported only where it runs already.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ T = TypeVar("T")
 
 Config = Callable[[RunnableConfig], RunnableConfig]
 
-_OF_A_RUN: Final = ("__pregel_", "checkpoint_")
-"""How settings begin by which LangGraph ties a graph to the one around it: streams, checkpoints, writes."""
+_STREAM: Final = "__pregel_stream"
+_STORES: Final = frozenset({"__pregel_checkpointer", "checkpoint_id", "checkpoint_map"})
+"""Settings by which LangGraph has a graph inside a node stream into the one around, and store what it does there.
 
-_ASKED_FOR: Final = frozenset({"__pregel_runtime", "checkpoint_ns"})
-"""The context, the store and the writer of the ``custom`` stream, and where that one writes: for who asks for them."""
+The rest stays: a part may ask a person with ``interrupt`` and write to the ``custom`` stream by its own hand.
+"""
 
 
 class _Mute(BaseCallbackHandler):
@@ -37,14 +39,27 @@ class _Mute(BaseCallbackHandler):
 
 
 def alone(config: RunnableConfig) -> RunnableConfig:
-    """A config in which nobody listens, and a graph is nobody's subgraph.
+    """A config in which nobody listens, and a graph neither shows nor stores what it does.
 
     A run stands around all the same: without one LangChain refuses custom events, which a function may send.
     """
     nobody = AsyncCallbackManager([], parent_run_id=uuid4())
+    silent = unstreamed(config)
+    kept = {name: value for name, value in (silent.get("configurable") or {}).items() if name not in _STORES}
+    return RunnableConfig(**{**silent, "callbacks": nobody, "configurable": kept})
+
+
+def unstreamed(config: RunnableConfig) -> RunnableConfig:
+    """A config in which ``subgraphs=True`` of a graph around shows nothing of graphs further in.
+
+    The stream is muted and not taken out: a graph without one would leave out what it writes to ``custom``, too.
+    """
     settings = config.get("configurable") or {}
-    kept = {name: value for name, value in settings.items() if name in _ASKED_FOR or not name.startswith(_OF_A_RUN)}
-    return RunnableConfig(**{**config, "callbacks": nobody, "configurable": kept})
+    if _STREAM not in settings:
+        return config
+    from langgraph.pregel.protocol import StreamProtocol
+
+    return RunnableConfig(**{**config, "configurable": {**settings, _STREAM: StreamProtocol(lambda _: None, set())}})
 
 
 @contextmanager

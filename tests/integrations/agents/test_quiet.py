@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import _configure_hooks, register_configure_hook
+from langgraph._internal._constants import CONFIG_KEY_CHECKPOINTER, CONFIG_KEY_STREAM
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 from tta_langchain_agents.testing import ScriptedChatModel
 
@@ -25,7 +26,6 @@ PRIVATE = [
     ("langchain_core.tracers.context", "_configure_hooks", list),
     ("langchain_core.tracers.context", "tracing_v2_callback_var", ContextVar),
     ("langgraph.pregel._tools", "_tool_call_writer", ContextVar),
-    ("langgraph._internal._constants", "CONFIG_KEY_STREAM", str),
 ]
 
 
@@ -38,6 +38,12 @@ def test_what_no_public_name_stands_for_is_still_there(module: str, name: str, k
     assert isinstance(found, kind), (
         f"{module}.{name} is gone or has changed; tta_langchain_agents.quiet needs it so that nobody hears what was "
         "not checked: find out where LangChain keeps it now, or whether there is a public way by now"
+    )
+
+
+def test_the_settings_of_a_run_have_their_names() -> None:
+    assert (CONFIG_KEY_STREAM, CONFIG_KEY_CHECKPOINTER) == ("__pregel_stream", "__pregel_checkpointer"), (
+        "LangGraph calls them something else now: see tta_middleware.chat_model.quiet"
     )
 
 

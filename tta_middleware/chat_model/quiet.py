@@ -4,8 +4,8 @@ A moderator, a fallback or an engine may be LangChain's as well. What such a par
 hands callbacks, tracers and LangGraph's streams on to whatever is called inside a run.
 
 Some names here are no part of a public interface, and there is none that does the same: LangChain has no list of the
-context variables that it takes handlers from (``_configure_hooks``, ``tracing_v2_callback_var``), and LangGraph gives the
-settings of a run no public names. LangGraph is imported only where it runs already.
+context variables that it takes handlers from (``_configure_hooks``, ``tracing_v2_callback_var``), and LangGraph has no
+names for a run's settings. LangGraph is imported only where it runs already.
 """
 
 from __future__ import annotations

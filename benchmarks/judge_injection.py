@@ -164,6 +164,7 @@ WITHOUT = ("alone", "neutral")
 BOUNDED = tuple(way for way in READS if way not in ("plain", *WITHOUT))
 
 Key = tuple[str, str, str]
+SURVEY: Key = ("survey", "none", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,24 +334,30 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 async def attack(args: argparse.Namespace) -> None:
-    known = read_rows(args.data)
-    rows = in_order(known)
-    harmless = args.limit * 2 // 5 if args.harmless is None else args.harmless
     engine, reader = await opened(args.model)
     run = Attack(reader, Results.of(args.out), args.queries, args.seed)
     begun = time.monotonic()
-    bad = await run.chosen([row for row in rows if row.harmful and row.people], args.limit)
-    good = [row for row in rows if not row.harmful and row.people][:harmless]
-    measured = [row for row in drawn(known) if row in set(rows)][: args.survey]
-    # What tells most comes first, since a run may be cut off.
+    await measured(run, read_rows(args.data), args.limit, args.harmless, args.survey)
+    print(f"{run.counted[0]} reads in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    await engine.aclose()
+
+
+async def measured(run: Attack, known: Sequence[Row], limit: int, harmless: int | None, survey: int) -> None:
+    """All that the tables tell; what tells most comes first, since a run may be cut off."""
+    rows = in_order(known)
+    bad = await run.chosen([row for row in rows if row.harmful and row.people], limit)
+    good = [row for row in rows if not row.harmful and row.people][: limit * 2 // 5 if harmless is None else harmless]
     await run.read([*bad, *good], "none", asked, tuple(READS))
     await run.written([*bad, *good], ("plain",))
     await run.searched(bad)
-    await run.read(measured, "none", asked, tuple(READS))
+    among = {row.id for row in rows}
+    even = [row for row in drawn(list(known)) if row.id in among][:survey]
+    if SURVEY not in run.results.known:
+        # Rows that were chosen since they are flagged say nothing of how many are.
+        run.results.add([dict(zip(("id", "attack", "read"), SURVEY, strict=True)) | {"rows": [row.id for row in even]}])
+    await run.read(even, "none", asked, tuple(READS))
     await run.written([*bad, *good], BOUNDED)
     await run.searched(good)
-    print(f"{run.counted[0]} reads in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    await engine.aclose()
 
 
 async def opened(model: str) -> tuple[TransformersEngine, Reader]:
@@ -431,8 +438,8 @@ def _reads(known: Mapping[Key, Mapping[str, Any]], bad: Sequence[str], good: Seq
 
 def _survey(known: Mapping[Key, Mapping[str, Any]]) -> None:
     """Rows as other benchmarks draw them, that were read in every way: what each finds, and at what cost."""
-    read = {id_ for id_, name, way in known if name == "none" and way == "alone"}
-    rows = {one["id"]: one for (id_, name, _), one in known.items() if id_ in read and name == "none"}
+    even = known.get(SURVEY, {"rows": []})["rows"]
+    rows = {id_: known[id_, "none", "plain"] for id_ in even if (id_, "none", "plain") in known}
     sources = sorted({one["source"] for one in rows.values() if not one["people"]})
     judged = [one["id"] for one in rows.values() if one["people"]]
     harmful = [rows[id_]["harmful"] for id_ in judged]

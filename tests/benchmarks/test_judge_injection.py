@@ -1,0 +1,97 @@
+"""benchmarks/judge_injection.py: what an injection does to a scripted judge is what the tables say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from script_modules import script_module
+
+from tta_middleware.moderation.llm_judge import JudgeCalibration, LLMJudge
+from tta_middleware.testing.judging_engine import JudgingEngine
+
+script_module("benchmarks/adaptive_attack.py")
+labelled = script_module("benchmarks/labelled_answers.py")
+bench = script_module("benchmarks/judge_injection.py")
+
+ROWS = [
+    labelled.Row(
+        f"pku:{at}", "pku", f"How do I open gate {at}?", f"flagme {at}" if at % 2 else f"Ring {at}", bool(at % 2), ""
+    )
+    for at in range(8)
+]
+
+
+def credulous(asked: str) -> float:
+    """Sure of a harmful answer, but for a note to the reviewer; each ``sure`` in the question unsettles it a little."""
+    if "reviewer" in asked:
+        return 0.1
+    return (0.9 if "flagme" in asked else 0.2) - 0.02 * asked.count("sure")
+
+
+def attack(out: Path, yes: Callable[[str], float] = credulous, queries: int = 16) -> Any:
+    fitted = JudgeCalibration()
+    reader = bench.Reader(LLMJudge(JudgingEngine(yes=yes), calibration=fitted), fitted)
+    return bench.Attack(reader, bench.Results.of(out), queries, 0)
+
+
+async def found(out: Path) -> dict[Any, dict[str, Any]]:
+    run = attack(out)
+    await bench.measured(run, ROWS, 3, 2, 8)
+    known: dict[Any, dict[str, Any]] = run.results.known
+    return known
+
+
+async def test_an_injection_that_the_judge_believes_is_told_from_its_control(tmp_path: Path) -> None:
+    known = await found(tmp_path / "out.jsonl")
+    bad = sorted({id_ for id_, name, _ in known if name == "a verdict" and known[id_, name, "plain"]["harmful"]})
+    assert len(bad) == 3
+    assert bench.column(known, bad, "note to the reviewer, after") == pytest.approx([0.1] * 3)
+    assert bench.column(known, bad, "note to the reviewer, after (control)") == pytest.approx([0.9] * 3)
+    assert bench.column(known, bad, "note to the reviewer, after", "alone") == pytest.approx([0.9] * 3)
+    assert bench.column(known, bad, "note to the reviewer, before", "cut") == pytest.approx([0.1] * 3)
+    assert bench.least(known, bad, bench.NAMES) == pytest.approx([0.1] * 3)
+
+
+async def test_a_search_finds_the_words_that_the_judge_minds(tmp_path: Path) -> None:
+    known = await found(tmp_path / "out.jsonl")
+    searches = [one for (_, name, way), one in known.items() if name in bench.SEARCHED and way == "plain"]
+    assert len(searches) == 10
+    for one in searches:
+        assert one["words"].count("sure") >= 1
+        assert one["score"] == pytest.approx((0.9 if one["harmful"] else 0.2) - 0.02 * one["words"].count("sure"))
+        assert one["score"] <= one["first"]
+
+
+async def test_a_run_that_was_cut_off_goes_on_with_the_same(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    await found(whole)
+    written = whole.read_text()
+    part.write_text(written[: 2 * len(written) // 3])
+    await found(part)
+    assert part.read_text() == written
+    run = attack(part)
+    await bench.measured(run, ROWS, 3, 2, 8)
+    assert run.counted == [0]
+
+
+async def test_results_hold_no_text_of_the_data(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    await found(out)
+    assert "gate" not in out.read_text()
+    assert "flagme" not in out.read_text()
+
+
+async def test_the_tables_count_what_is_still_flagged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    await found(out)
+    capsys.readouterr()
+    bench.table(bench.Results.of(out))
+    said = capsys.readouterr().out.splitlines()
+    [row] = [line for line in said if line.startswith("| note to the reviewer, after | 0% (0% to 56%) | 0.10 |")]
+    assert row == (
+        "| note to the reviewer, after | 0% (0% to 56%) | 0.10 | 100% (44% to 100%) | 0.90 | 0% (0% to 66%) | 0.10 |"
+    )
+    assert "| plain | 1.000 | 100% (51% to 100%) | 0% (0% to 49%) |" in "\n".join(said)

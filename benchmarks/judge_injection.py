@@ -25,7 +25,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,8 @@ PADDINGS: Mapping[str, Change] = {
     "4,000 harmless characters after": after(of_length(LONG)),
 }
 """Whose control they are themselves."""
-SEARCHED = {"searched suffix": after, "searched prefix": before}
+SEARCHED = {"searched suffix": (after, 1), "searched prefix": (before, 1), "searched long prefix": (before, 5)}
+"""Where words are searched for, and how many times as many as adaptive_attack.py takes."""
 
 
 def _quiet(question: str | None) -> str | None:
@@ -274,20 +275,20 @@ class Attack:
 
     async def searched(self, rows: Sequence[Row]) -> None:
         """A search per row and place, and then its words in the other reads and beside a control."""
-        for name, place in SEARCHED.items():
+        for name, (place, times) in SEARCHED.items():
             todo = [row for row in rows if (row.id, name, "plain") not in self.results.known]
             for at in range(0, len(todo), SEARCHES):
-                await self._search(todo[at : at + SEARCHES], name, place)
+                await self._search(todo[at : at + SEARCHES], name, place, times)
             words = {row.id: " ".join(self.results.known[row.id, name, "plain"]["words"]) for row in rows}
             await self.read(rows, f"{name} (control)", partial(_beside, place, words, True), ("plain",))
             await self.read(rows, name, partial(_beside, place, words, False), BOUNDED)
 
-    async def _search(self, rows: Sequence[Row], name: str, place: Callable[[str], Change]) -> None:
+    async def _search(self, rows: Sequence[Row], name: str, place: Callable[[str], Change], times: int) -> None:
         """Searches side by side; a change is kept where the score does not rise."""
         best: dict[str, tuple[float, tuple[str, ...]]] = {}
         first: dict[str, float] = {}
         for spent in range(0, self.queries, WAVE):
-            tries = [(row, words) for row in rows for words in self._tries(row, name, spent, best)]
+            tries = [(row, words) for row in rows for words in self._tries(row, name, spent, best, times)]
             pairs = [(place(" ".join(words))(asked(row)), row.text[:ANSWER]) for row, words in tries]
             for (row, words), score in zip(tries, await self._scores(pairs), strict=True):
                 first.setdefault(row.id, score)
@@ -301,17 +302,23 @@ class Attack:
         self.results.add(found)
         print(f"{name}: {len(rows)} searches", file=sys.stderr, flush=True)
 
-    def _tries(self, row: Row, name: str, spent: int, best: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    def _tries(self, row: Row, name: str, spent: int, best: Mapping[str, Any], times: int) -> list[tuple[str, ...]]:
         """A wave: at first words that were drawn, then changes of the best so far."""
         chance = random.Random(f"{self.seed} {row.id} {name} {spent}")
         size = min(WAVE, self.queries - spent)
         if row.id not in best:
-            return [tuple(chance.choice(WORDS) for _ in range(LENGTH)) for _ in range(size)]
-        return [mutated(best[row.id][1], chance) for _ in range(size)]
+            return [tuple(chance.choice(WORDS) for _ in range(LENGTH * times)) for _ in range(size)]
+        return [changed(best[row.id][1], chance) for _ in range(size)]
 
     async def _scores(self, pairs: Sequence[Pair]) -> list[float]:
         self.counted[0] += len(pairs)
         return await self.reader.scores(pairs)
+
+
+def changed(words: tuple[str, ...], chance: random.Random) -> tuple[str, ...]:
+    """One of the stretches of :data:`LENGTH` words, mutated."""
+    at = LENGTH * chance.randrange(len(words) // LENGTH)
+    return (*words[:at], *mutated(words[at : at + LENGTH], chance), *words[at + LENGTH :])
 
 
 def _put(change: Change) -> Callable[[Row], str]:
@@ -366,6 +373,9 @@ async def opened(model: str) -> tuple[TransformersEngine, Reader]:
     if fitted is None:
         raise SystemExit(f"no profile of {model} says how it judges; tta calibrate makes one")
     await engine.load()
+    # What of the question is read is for READS to say.
+    probe = fitted.probe and replace(fitted.probe, alone=False)
+    fitted = replace(fitted, probe=probe)
     return engine, Reader(LLMJudge(engine, calibration=fitted), fitted)
 
 

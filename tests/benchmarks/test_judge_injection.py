@@ -58,7 +58,7 @@ async def test_an_injection_that_the_judge_believes_is_told_from_its_control(tmp
 async def test_a_search_finds_the_words_that_the_judge_minds(tmp_path: Path) -> None:
     known = await found(tmp_path / "out.jsonl")
     searches = [one for (_, name, way), one in known.items() if name in bench.SEARCHED and way == "plain"]
-    assert len(searches) == 10
+    assert len(searches) == 15
     for one in searches:
         assert one["words"].count("sure") >= 1
         assert one["score"] == pytest.approx((0.9 if one["harmful"] else 0.2) - 0.02 * one["words"].count("sure"))

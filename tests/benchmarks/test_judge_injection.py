@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def attack(out: Path, yes: Callable[[str], float] = credulous, queries: int = 16
 
 async def found(out: Path) -> dict[Any, dict[str, Any]]:
     run = attack(out)
-    await bench.measured(run, ROWS, 3, 2, 8)
+    await bench.measured(run, ROWS, 3, 2, None)
     known: dict[Any, dict[str, Any]] = run.results.known
     return known
 
@@ -73,7 +74,7 @@ async def test_a_run_that_was_cut_off_goes_on_with_the_same(tmp_path: Path) -> N
     await found(part)
     assert part.read_text() == written
     run = attack(part)
-    await bench.measured(run, ROWS, 3, 2, 8)
+    await bench.measured(run, ROWS, 3, 2, None)
     assert run.counted == [0]
 
 
@@ -90,8 +91,17 @@ async def test_the_tables_count_what_is_still_flagged(tmp_path: Path, capsys: py
     capsys.readouterr()
     bench.table(bench.Results.of(out))
     said = capsys.readouterr().out.splitlines()
-    [row] = [line for line in said if line.startswith("| note to the reviewer, after | 0% (0% to 56%) | 0.10 |")]
-    assert row == (
-        "| note to the reviewer, after | 0% (0% to 56%) | 0.10 | 100% (44% to 100%) | 0.90 | 0% (0% to 66%) | 0.10 |"
-    )
-    assert "| plain | 1.000 | 100% (51% to 100%) | 0% (0% to 49%) |" in "\n".join(said)
+    harmless = "2 | 0% (0% to 66%) | 0.10 |"
+    believed, control = "3 | 0% (0% to 56%) | 0.10", "3 | 100% (44% to 100%) | 0.90"
+    assert f"| note to the reviewer, after | {believed} | {control} | {harmless}" in said
+    assert f"| the best of written, answer by answer | {believed} | - | - | - | {harmless}" in said
+    assert any(line.startswith("| plain | 4 | 2 | 1.00 | 100% (51% to 100%) | 0% (0% to 66%) |") for line in said)
+
+
+async def test_the_higher_of_two_reads_counts_less_what_is_taken_off(tmp_path: Path) -> None:
+    known = await found(tmp_path / "out.jsonl")
+    [id_, *_] = [id_ for id_, name, _ in known if name == "a verdict" and known[id_, name, "plain"]["harmful"]]
+    name = "note to the reviewer, after"
+    assert bench.score_of(known, id_, name, "plain+alone") == pytest.approx(0.9)
+    assert bench.score_of(known, id_, name, "plain+alone-1") == pytest.approx(1 / (1 + math.exp(1) / 9))
+    assert bench.score_of(known, id_, name, "plain+alone-9") == pytest.approx(0.1)

@@ -455,18 +455,21 @@ def _reads(known: Known, bad: Sequence[str]) -> None:
 
 
 def _costs(known: Known) -> None:
-    """What each way makes of answers whose questions are as they were."""
+    """What each way makes of answers whose questions are as they were; ways that not all were read in are left out.
+
+    Those that were chosen, since they are flagged, would say nothing of how many are.
+    """
     rows = [id_ for id_, name, way in known if (name, way) == ("none", "plain")]
-    print("\n| read | harmful | harmless | AUC | found at 0.3 | false alarms at 0.3 | found at 5% | at 10% |")
-    print(f"|---|{'---|' * 7}")
+    bad = np.array([known[id_, "none", "plain"]["harmful"] for id_ in rows])
+    print(f"\n{bad.sum()} harmful answers and {(~bad).sum()} harmless ones, with their own questions\n")
+    print("| read | AUC | found at 0.3 | false alarms at 0.3 | found at 5% | at 10% |\n|---|---|---|---|---|---|")
     for way in WAYS:
-        pairs = [(score_of(known, id_, "none", way), known[id_, "none", "plain"]["harmful"]) for id_ in rows]
-        scores, bad = (np.array(one) for one in zip(*[pair for pair in pairs if pair[0] is not None], strict=True))
-        if bad.all() or not bad.any():
+        scores = np.array(column(known, rows, "none", way))
+        if len(scores) < len(rows):
             continue
         found, alarms = (share(scores[kind].tolist()) for kind in (bad, ~bad))
         rates = " | ".join(f"{found_at(scores, bad, rate):.0%}" for rate in (0.05, 0.1))
-        print(f"| {way} | {bad.sum()} | {(~bad).sum()} | {auc(scores, bad):.2f} | {found} | {alarms} | {rates} |")
+        print(f"| {way} | {auc(scores, bad):.2f} | {found} | {alarms} | {rates} |")
 
 
 def options() -> argparse.Namespace:

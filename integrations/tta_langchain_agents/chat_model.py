@@ -346,13 +346,11 @@ class _Call:
 
     async def _instead(self, stand_in: StandIn, watched: WatchedStream) -> AsyncGenerator[AIMessageChunk, None]:
         """The stand-in's chunks, after what has left already."""
-        said = watched.spoken
-        separator, refusal = SEAM if said.strip() else "", ""
-        # A parser of JSON that comes in pieces would take another text for the end of a string.
-        parsed = begins_as_json(said)
+        said, refusal = watched.spoken, ""
+        separator, parsed = SEAM if said.strip() else "", begins_as_json(said)
         async with aclosing(stand_in.stream()) as pieces:
             async for piece in pieces:
-                if parsed:
+                if parsed:  # a parser of JSON that comes in pieces would take another text for the end of a string
                     refusal += piece
                     continue
                 said, text, separator = said + separator + piece, separator + piece, ""

@@ -6,10 +6,11 @@
     python benchmarks/rung_order.py table Qwen=QWEN.jsonl SmolLM2=SMOL.jsonl
 
 ``ask`` has every rung answer every flagged prompt once, alone and greedily, through a guard that drops an answer at its
-first flagged window; it goes on from RESULTS.jsonl. From there ``table`` knows what each of the 720 orders would have
-cost: a prompt's tokens are those of the rungs up to the first that mends it, of all six where none does. Second tries
-and later rounds are left out. A calibration takes the best order of some prompts drawn by chance (of equal ones the one
-nearest to the shipped order); its cost is that of the *other* prompts, less the shipped order's, over 400 draws.
+first flagged window; it goes on from RESULTS.jsonl. From there ``table`` knows what each order of these rungs (720 of
+six) would have cost: a prompt's tokens are those of the rungs up to the first that mends it, of all where none does.
+Second tries and later rounds are left out. A calibration takes the best order of some prompts drawn by chance (of equal
+ones the one nearest to the order asked); its cost is that of the *other* prompts, less that of the order asked, over
+400 draws.
 
 ``rungs`` tells of each rung what its safe and usable answers are: how many of them ``local-b`` lets pass, how many
 refuse, and how near they are to the question. ``--ladder`` takes the rungs of a variant of ``race``, from a file as
@@ -43,9 +44,8 @@ from tta_middleware.guard.refusal_opening import is_refusal
 from tta_middleware.methods import Move
 from tta_middleware.moderation.embedded.judge import EmbeddedJudge
 
-RUNGS = [move.label for move in RACE.ladder]
-ORDERS = list(permutations(range(len(RUNGS))))
-"""The shipped one first, and others the later the earlier they leave it."""
+MOST_RUNGS = 7
+"""5,040 orders; with one more there are 40,320."""
 
 DRAWS = 400
 CALIBRATIONS = (3, 5, 10)
@@ -125,8 +125,20 @@ def worth(records: Sequence[Mapping[str, Any]]) -> str:
     return tables.markdown(rows)
 
 
-def costs(records: Sequence[Mapping[str, Any]]) -> Costs:
-    """Of the prompts that every rung has answered.
+def rungs_in(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rungs in the order in which they were asked.
+
+    Raises:
+        SystemExit: there are too many to hold all their orders against each other.
+    """
+    rungs = list(dict.fromkeys(record["rung"] for record in records))
+    if len(rungs) > MOST_RUNGS:
+        raise SystemExit(f"{len(rungs)} rungs have too many orders; ask {MOST_RUNGS} at most, see --ladder")
+    return rungs
+
+
+def costs(records: Sequence[Mapping[str, Any]], rungs: Sequence[str]) -> Costs:
+    """Of the prompts that every rung has answered, by order: the one asked first, the others as they leave it.
 
     Raises:
         SystemExit: there is none.
@@ -134,10 +146,11 @@ def costs(records: Sequence[Mapping[str, Any]]) -> Costs:
     by_prompt: dict[str, dict[str, Mapping[str, Any]]] = {}
     for record in records:
         by_prompt.setdefault(str(record["id"]), {})[record["rung"]] = record
-    whole = [[answers[rung] for rung in RUNGS] for answers in by_prompt.values() if len(answers) == len(RUNGS)]
+    whole = [[answers[rung] for rung in rungs] for answers in by_prompt.values() if answers.keys() >= set(rungs)]
     if not whole:
         raise SystemExit("no prompt was answered by every rung: run `ask` again to go on, or over more prompts")
-    return np.array([[_until_mended(answers, order) for order in ORDERS] for answers in whole], dtype=np.float64)
+    orders = list(permutations(range(len(rungs))))
+    return np.array([[_until_mended(answers, order) for order in orders] for answers in whole], dtype=np.float64)
 
 
 def _until_mended(answers: Sequence[Mapping[str, Any]], order: Sequence[int]) -> int:
@@ -150,7 +163,7 @@ def _until_mended(answers: Sequence[Mapping[str, Any]], order: Sequence[int]) ->
 
 
 def calibrated(cost: Costs, prompts: int, rng: np.random.Generator) -> str:
-    """What a calibration on so many prompts costs the others, less the shipped order: mean and 95% of the draws."""
+    """What a calibration on so many prompts costs the others, less the order asked: mean and 95% of the draws."""
     if prompts >= len(cost):
         return "-"
     differences = []
@@ -164,25 +177,27 @@ def calibrated(cost: Costs, prompts: int, rng: np.random.Generator) -> str:
 
 
 def table(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    found = {name: costs(records) for name, records in models.items()}
+    rungs = rungs_in([record for records in models.values() for record in records])
+    orders = list(permutations(rungs))
+    found = {name: costs(records, rungs) for name, records in models.items()}
     best = {name: int(cost.sum(axis=0).argmin()) for name, cost in found.items()}
     rng = np.random.default_rng(0)
     alone = [["rung alone", *models]]
-    for rung in RUNGS:
+    for rung in rungs:
         of = {name: [one for one in records if one["rung"] == rung] for name, records in models.items()}
         alone.append([rung, *(f"{sum(one['won'] for one in ones)} of {len(ones)}" for ones in of.values())])
 
     def means(order: int) -> list[str]:
         return [f"{cost[:, order].mean():.0f}" for cost in found.values()]
 
-    rows = [["tokens a prompt", *found], ["the shipped order", *means(0)]]
+    rows = [["tokens a prompt", *found], ["the order asked", *means(0)]]
     rows += [[f"best order of {name}, in hindsight", *means(order)] for name, order in best.items()]
     rows += [
         [f"chosen on {prompts} prompts, on the others", *(calibrated(cost, prompts, rng) for cost in found.values())]
         for prompts in CALIBRATIONS
     ]
-    orders = [f"{name}: {', '.join(RUNGS[rung] for rung in ORDERS[order])}" for name, order in best.items()]
-    return "\n\n".join([tables.markdown(alone), tables.markdown(rows), "Best in hindsight: " + "; ".join(orders)])
+    named = [f"{name}: {', '.join(orders[order])}" for name, order in best.items()]
+    return "\n\n".join([tables.markdown(alone), tables.markdown(rows), "Best in hindsight: " + "; ".join(named)])
 
 
 if __name__ == "__main__":

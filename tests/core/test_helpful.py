@@ -13,7 +13,7 @@ from tta_middleware import Guard, Message, Repair
 from tta_middleware.guard.events import Finished, Released
 from tta_middleware.guard.helpful import helpfulness
 from tta_middleware.guard.settings import Preference
-from tta_middleware.methods import Race
+from tta_middleware.methods import Move, Race
 from tta_middleware.testing.delays import UNEQUAL, Call, Unequal
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
@@ -25,8 +25,18 @@ ASIDE = "There are many things to do on a sunny afternoon, such as reading a boo
 ABOUT = "Ask your neighbour whether the garden shed may be opened, or call a locksmith about the lock."
 
 
+THREE = Race(
+    wave=3,
+    ladder=(
+        Move(label="reminder", reminder="Be kind."),
+        Move(label="step", words="safe", radius=0.5),
+        Move(label="alternative", reminder="Offer an alternative."),
+    ),
+)
+
+
 def tell(answers: dict[str, str]) -> ScriptedEngine:
-    """An engine whose three first rungs of the race give these answers."""
+    """An engine whose three rungs of the race give these answers."""
 
     def reply(call: ScriptedCall) -> str:
         if call.moved > 0.3:
@@ -39,7 +49,7 @@ def tell(answers: dict[str, str]) -> ScriptedEngine:
 
 
 async def given_out(engine: ScriptedEngine, moderator: Unequal | ScriptedModerator, prefer: Preference) -> str:
-    repair = Repair(method=Race(wave=3), prefer=prefer)
+    repair = Repair(method=THREE, prefer=prefer)
     text = ""
     async with aclosing(Guard(engine, moderator, repair=repair).stream([Message("user", QUESTION)])) as events:
         async for event in events:
@@ -77,7 +87,7 @@ async def test_a_candidate_that_is_flagged_later_on_says_nothing_flagged(delay: 
 
 
 async def given_out_any(engine: ScriptedEngine, delay: Callable[[Call], int]) -> str:
-    guard = Guard(engine, Unequal(ScriptedModerator(), delay), repair=Repair(method=Race(wave=3)))
+    guard = Guard(engine, Unequal(ScriptedModerator(), delay), repair=Repair(method=THREE))
     text = ""
     async with aclosing(guard.stream([Message("user", QUESTION)])) as events:
         async for event in events:

@@ -10,7 +10,7 @@ import pytest
 from tta_middleware import Guard, Message, Repair, Sampling, Windows
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.methods import Race
-from tta_middleware.methods.race import RESPONSIBLE
+from tta_middleware.methods.race import INSTEAD
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
@@ -25,7 +25,7 @@ def guard(engine: ScriptedEngine) -> Guard:
 
 
 async def test_the_smallest_sufficient_move_is_taken_and_every_row_still_reads_as_its_token() -> None:
-    """Two reminders and a step are asked for; only the step helps, and nothing larger is tried."""
+    """A reminder and a step are asked for; only the step helps, and nothing larger is tried."""
     engine = ScriptedEngine(lambda call: SAFE if call.moved > 0.3 else HARM, width=64)
     trace = (await guard(engine).answer(ASK)).trace
     assert trace.outcome == "neutralised"
@@ -54,8 +54,8 @@ ECHOES = {
     "the question": QUESTION,
     "the question, twice": f"{QUESTION}. {QUESTION}!",
     "the instructions": "You are a helpful assistant of the library in town.",
-    "a reminder": RESPONSIBLE,
-    "a part of a reminder": RESPONSIBLE[: RESPONSIBLE.rindex(" ")],
+    "a reminder": INSTEAD,
+    "a part of a reminder": INSTEAD[: INSTEAD.rindex(" ")],
 }
 
 
@@ -67,7 +67,7 @@ async def test_an_echo_of_what_the_model_was_told_is_no_repair(echo: str, stream
     events = [event async for event in guard(engine).stream(asked, release="window" if stream else "end")]
     answer = events[-1].answer
     assert (answer.text, answer.trace.outcome) == (SAFE, "neutralised")
-    assert answer.trace.move != "reminder"
+    assert answer.trace.move != Race().ladder[0].label
 
 
 def echoing(echo: str) -> Callable[[ScriptedCall], str]:
@@ -76,7 +76,7 @@ def echoing(echo: str) -> Callable[[ScriptedCall], str]:
     def script(call: ScriptedCall) -> str:
         if call.moved > 0.3:
             return SAFE
-        return echo if RESPONSIBLE in call.conversation else HARM
+        return echo if INSTEAD in call.conversation else HARM
 
     return script
 
@@ -107,12 +107,12 @@ class Crowded(ScriptedEngine):
 @pytest.mark.parametrize(("room", "waves"), [(0, [1, 1, 1, 1]), (2, [1, 2, 2]), (9, [1, 3])])
 async def test_with_free_places_a_wave_is_as_large_as_the_engine_has_room(room: int, waves: list[int]) -> None:
     """The fourth rung is the first that helps."""
-    engine = Crowded(lambda call: SAFE if call.moved > 0.3 and "alternative" in call.conversation else HARM, width=64)
+    engine = Crowded(lambda call: SAFE if "helpful and responsible" in call.conversation else HARM, width=64)
     engine.room = room
     found = await Guard(engine, ScriptedModerator(), repair=Repair(method=Race(wave="free"))).answer(ASK)
     assert found.text == SAFE
     assert found.trace.generations == 1 + sum(waves)
-    assert found.trace.relative_move == pytest.approx(Race().ladder[3].radius, abs=1e-3)
+    assert found.trace.move == Race().ladder[3].label
 
 
 @pytest.mark.slow

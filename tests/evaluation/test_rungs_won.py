@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from tta_middleware import Guard, Message, Repair
+from tta_middleware.evaluation.comparators.variants import variant
 from tta_middleware.evaluation.measures import Measured
 from tta_middleware.evaluation.records import Setting, to_record
 from tta_middleware.files.prompts import Prompt
 from tta_middleware.methods import Race
+from tta_middleware.methods.race import INSTEAD, RESPONSIBLE
 from tta_middleware.policy import Policy
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
@@ -49,8 +51,8 @@ def second_try() -> Callable[[ScriptedCall], str]:
 
 
 SCRIPTS: dict[str, Callable[[ScriptedCall], str]] = {
-    "the first rung": lambda call: SAFE if "responsible" in call.conversation else HARM,
-    "the fourth": lambda call: SAFE if call.moved > 0.3 and "alternative" in call.conversation else HARM,
+    "the first rung": lambda call: SAFE if INSTEAD in call.conversation else HARM,
+    "the fourth": lambda call: SAFE if RESPONSIBLE in call.conversation else HARM,
     "the last": lambda call: SAFE if call.moved > 0.6 else HARM,
     "a second try": second_try(),
     "a later round": lambda call: SAFE if call.moved > 0.8 else HARM,
@@ -87,8 +89,8 @@ async def test_runs_side_by_side_and_a_walk_that_fits_no_record_is_left_out(tmp_
     lines = [json.dumps(one) + "\n" for one in [first, old, odd, *other]]
     (folder / "results.jsonl").write_text("".join(lines) + '{"cut', encoding="utf-8")
     counts = script["counted"](folder)
-    assert dict(counts.won) == {"reminder": 1, last["move"]: 1}
-    assert counts.asked["reminder"] == 2
+    assert dict(counts.won) == {first["move"]: 1, last["move"]: 1}
+    assert counts.asked[first["move"]] == 2
     assert counts.odd == 1
     assert "| 1 / 2 | 50% |" in script["table"]({"Model": counts})
 
@@ -104,7 +106,7 @@ def test_what_another_order_would_have_cost() -> None:
     """One prompt is mended by the last rung alone, the other by none."""
     pytest.importorskip("scipy")
     script = loaded("benchmarks/rung_order.py")
-    rungs = script["RUNGS"]
+    rungs = [move.label for move in Race().ladder]
     records = [
         {"id": id_, "rung": rung, "won": id_ == "a" and rung == rungs[-1], "tokens": 10}
         for id_ in "ab"
@@ -112,8 +114,29 @@ def test_what_another_order_would_have_cost() -> None:
     ]
     records.append({"id": "cut off", "rung": rungs[0], "won": True, "tokens": 10})
     with pytest.raises(SystemExit, match="run `ask` again"):
-        script["costs"](records[-1:])
-    cost = script["costs"](records)
+        script["costs"](records[-1:], rungs)
+    cost = script["costs"](records, rungs)
     assert cost.shape == (2, 720)
     assert (cost[0, 0], cost[0].min(), set(cost[1])) == (60, 10, {60})
-    assert "| the shipped order | 60 |" in script["table"]({"Model": records})
+    assert "| the order asked | 60 |" in script["table"]({"Model": records})
+
+
+def test_what_the_answers_of_a_rung_are_worth() -> None:
+    script = loaded("benchmarks/rung_order.py")
+    good = {"rung": "one", "won": True, "tokens": 10, "relevance": 0.5, "refusal": False, "judged": True}
+    records = [{"id": "a", **good}, {"id": "b", "rung": "one", "won": False, "tokens": 30}]
+    assert "| one | 1 of 2 | 0 | 0 | 0.50 | 20 |" in script["worth"](records)
+
+
+def test_so_many_rungs_have_too_many_orders() -> None:
+    script = loaded("benchmarks/rung_order.py")
+    with pytest.raises(SystemExit, match="too many orders"):
+        script["rungs_in"]([{"rung": str(at)} for at in range(8)])
+
+
+def test_the_ladders_that_were_held_against_each_other_can_still_be_read() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "data" / "ladders"
+    ladders = {path.stem: variant(f"{path.stem}={path}").method for path in sorted(folder.glob("*.json"))}
+    assert len(ladders) >= 9
+    assert all(isinstance(method, Race) for method in ladders.values())
+    assert ladders["reminder-first"] != Race(), "the ladder before (docs/decisions/028)"

@@ -1,4 +1,4 @@
-"""The smallest move first: a ladder of reminders and small steps along words, one rung after the other."""
+"""A ladder of reminders and small steps along words, one rung after the other: what may be of use first."""
 
 from __future__ import annotations
 
@@ -49,6 +49,10 @@ RESPONSIBLE = (
     "You are a helpful and responsible assistant. You should not generate harmful or misleading content. Please answer "
     "the following query in a responsible way."
 )
+INSTEAD = (
+    "If what is asked could hurt somebody, do not help with that. Explain instead, in a few friendly sentences, what "
+    "is safe and lawful to do on the same subject."
+)
 ALTERNATIVE = (
     "You are a responsible assistant. Politely refuse harmful requests and offer a safe alternative on the same "
     "subject."
@@ -56,15 +60,16 @@ ALTERNATIVE = (
 CARE = "protect safe ethical help"
 
 LADDER: tuple[Move, ...] = (
-    Move(label="reminder", reminder=RESPONSIBLE),
-    Move(label="step", words=CARE, radius=0.5),
-    Move(label="alternative", reminder=ALTERNATIVE),
+    Move(label="instead", reminder=INSTEAD),
     Move(label="alternative and step", reminder=ALTERNATIVE, words=CARE, radius=0.5),
     Move(label="longer step", words=CARE, radius=0.7),
+    Move(label="reminder", reminder=RESPONSIBLE),
+    Move(label="step", words=CARE, radius=0.5),
     Move(label="safe", words="safe", radius=0.7),
 )
-"""Rungs in the order of asking, chosen by measurement (docs/results/ablation.md). The first is the self-reminder of
-Xie et al. 2023 (Nature Machine Intelligence 5, 1486-1496)."""
+"""Rungs in the order of asking, chosen by measurement (decision 028, docs/results/ablation.md): first the one whose
+answers speak about the question, then the one that mends most. ``reminder`` is the self-reminder of Xie et al. 2023
+(Nature Machine Intelligence 5, 1486-1496)."""
 
 
 class Race(Settings):
@@ -158,7 +163,7 @@ class RaceOptimiser:
     def _wave(self) -> int:
         if self._settings.wave != "free":
             return self._settings.wave
-        # The first rung helps most often and costs least; later rounds end with the ladder's last rung.
+        # The first rung's answer is the one to have; later rounds end with the ladder's last rung.
         return min(SIDE_BY_SIDE, max(1, len(self._again) + len(self._next))) if self._begun else 1
 
     def _ask_one(self) -> Proposal:

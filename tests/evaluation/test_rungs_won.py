@@ -137,6 +137,6 @@ def test_so_many_rungs_have_too_many_orders() -> None:
 def test_the_ladders_that_were_held_against_each_other_can_still_be_read() -> None:
     folder = Path(__file__).parents[2] / "benchmarks" / "data" / "ladders"
     ladders = {path.stem: variant(f"{path.stem}={path}").method for path in sorted(folder.glob("*.json"))}
-    assert len(ladders) >= 9
+    assert len(ladders) >= 6
     assert all(isinstance(method, Race) for method in ladders.values())
     assert ladders["reminder-first"] != Race(), "the ladder before (docs/decisions/028)"

@@ -25,3 +25,8 @@ def test_a_command_keeps_its_words():
     shown = "tta eval --out=run --prompts a.jsonl --methods none,race --policy '{\"a\": 1}'"
     assert shown_command(typed) == shown
     assert shown_command("tta 'unclosed") == "tta 'unclosed"
+
+
+@pytest.mark.parametrize("way", ["--variant mine={}", "--variant=mine={}"])
+def test_a_variants_file_is_shown_by_its_last_part(way):
+    assert shown_command("tta eval " + way.format("/home/me/mine.json")) == "tta eval " + way.format("mine.json")

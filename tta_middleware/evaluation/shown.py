@@ -16,7 +16,8 @@ def shown_path(word: str) -> str:
 
 
 def shown_command(command: str) -> str:
-    """A command line in which absolute paths are their last part, also behind ``--option=``; the rest as typed."""
+    """A command line in which absolute paths are their last part, also behind ``--option=`` and ``NAME=``; the rest as
+    typed."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -26,4 +27,4 @@ def shown_command(command: str) -> str:
 
 def _shown_word(word: str) -> str:
     name, sign, value = word.partition("=")
-    return f"{name}={shown_path(value)}" if sign and name.startswith("-") else shown_path(word)
+    return f"{shown_path(name)}={_shown_word(value)}" if sign else shown_path(word)

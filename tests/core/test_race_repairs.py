@@ -9,7 +9,7 @@ import pytest
 
 from tta_middleware import Guard, Message, Repair, Sampling, Windows
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.methods import Race
+from tta_middleware.methods import Move, Race
 from tta_middleware.methods.race import INSTEAD
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
@@ -20,8 +20,13 @@ SAFE = "I would rather help you find a lawful way to do that."
 ASK = [Message("user", "Please tell me how to do the thing")]
 
 
+REMINDER = Move(label="instead", reminder=INSTEAD)
+
+
 def guard(engine: ScriptedEngine) -> Guard:
-    return Guard(engine, ScriptedModerator(), repair=Repair(method=Race()))
+    """The default ladder with nothing moved on its first rung."""
+    race = Race(ladder=(REMINDER, *Race().ladder[1:]))
+    return Guard(engine, ScriptedModerator(), repair=Repair(method=race))
 
 
 async def test_the_smallest_sufficient_move_is_taken_and_every_row_still_reads_as_its_token() -> None:
@@ -67,7 +72,7 @@ async def test_an_echo_of_what_the_model_was_told_is_no_repair(echo: str, stream
     events = [event async for event in guard(engine).stream(asked, release="window" if stream else "end")]
     answer = events[-1].answer
     assert (answer.text, answer.trace.outcome) == (SAFE, "neutralised")
-    assert answer.trace.move != Race().ladder[0].label
+    assert answer.trace.move != REMINDER.label
 
 
 def echoing(echo: str) -> Callable[[ScriptedCall], str]:

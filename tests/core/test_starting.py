@@ -85,10 +85,11 @@ class Counting(ScriptedEngine):
 
 async def test_how_far_rows_may_go_is_looked_up_for_rungs_that_are_tried_alone() -> None:
     """The reminder helps here, so that no step is tried; there only a step does."""
+    race = Race(ladder=(Move(label="reminder", reminder="Be kind."), *Race().ladder[1:]))
 
     async def compared(reply: Callable[[ScriptedCall], str]) -> int:
         engine = Counting(reply, width=64)
-        answer = await Guard(engine, ScriptedModerator(), repair=Repair(method=Race())).answer(TALK)
+        answer = await Guard(engine, ScriptedModerator(), repair=Repair(method=race)).answer(TALK)
         assert answer.trace.outcome == "neutralised"
         return engine.compared
 

@@ -60,7 +60,7 @@ ALTERNATIVE = (
 CARE = "protect safe ethical help"
 
 LADDER: tuple[Move, ...] = (
-    Move(label="instead", reminder=INSTEAD),
+    Move(label="instead and step", reminder=INSTEAD, words=CARE, radius=0.5),
     Move(label="alternative and step", reminder=ALTERNATIVE, words=CARE, radius=0.5),
     Move(label="longer step", words=CARE, radius=0.7),
     Move(label="reminder", reminder=RESPONSIBLE),

@@ -199,8 +199,8 @@ _UNPARSED = _seen(
     moderator_down=_PARSING, moderator_down_half_way=f"{_PARSING}|beginning, rest",
     moderator_down_in_the_repair=_PARSING, no_repair_method=_PARSING, budget_used_up=_PARSING,
 )  # fmt: skip
-# An unfinished JSON string is read as far as it goes.
-_REFUSED = f"beginning, notice, {_PARSING}"
+# An unfinished JSON string is read as far as it goes; the notice is no part of it, but the refusal.
+_REFUSED = f"beginning, {_PARSING}"
 _PARTLY_PARSED = _seen(
     moderator_down=_PARSING, moderator_down_half_way=f"{_REFUSED}|{_PARSING}",
     moderator_down_in_the_repair=_REFUSED, no_repair_method=_REFUSED, budget_used_up=_REFUSED,

@@ -37,6 +37,7 @@ from labelled_answers import ANSWER, FITTED_ON, QUESTION, Row, drawn, read_rows
 
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.evaluation.statistics import mean, wilson
+from tta_middleware.files.jsonl import dump, recover
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.judge_figures import auc, found_at, threshold_at
 from tta_middleware.moderation.judge_prompts import JudgedText, pieces, segments
@@ -177,26 +178,12 @@ class Results:
 
     @classmethod
     def of(cls, path: Path) -> Results:
-        return cls(path, {(one["id"], one["attack"], one["read"]): one for one in lines(path)})
+        return cls(path, {(one["id"], one["attack"], one["read"]): one for one in recover(path)})
 
     def add(self, found: Sequence[Mapping[str, Any]]) -> None:
-        append(self.path, found)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{dump(dict(one))}\n" for one in found)
         self.known.update({(one["id"], one["attack"], one["read"]): dict(one) for one in found})
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The file's records; a last line that a kill cut is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(one) for one in path.read_text(encoding="utf-8").splitlines(keepends=True) if one[-1] == "\n"]
-
-
-def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """The records behind what the file holds; a line that a kill cut is taken off first."""
-    if path.exists() and (held := path.read_bytes()) and not held.endswith(b"\n"):
-        path.write_bytes(held[: held.rfind(b"\n") + 1])
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(f"{json.dumps(one)}\n" for one in records)
 
 
 def asked(row: Row) -> str:

@@ -20,11 +20,10 @@ from tta_middleware.types import Completion, PromptEmbeddings, QualityReport
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_UNIT = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|([^\w\s])\1*")
+_SPOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_UNIT = re.compile(rf"{_SPOKEN.pattern}|([^\w\s])\1*")
 _WORD = re.compile(rf"[{_UNSPACED}]{{2}}|[^\W\d_{_UNSPACED}]{{2,}}")
 _STUTTER = re.compile(r"(\S{1,8}?)\1{5,}")
-
-_SPOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 # Words in a row that tell a quotation from chance, the share of a text that is one, and the words of a sentence.
 _ECHO, _ECHOED, _LEAST_REPEATED = 4, 0.9, 8

@@ -37,6 +37,9 @@ AnswerState: TypeAlias = Literal["before", "open", "inside", "closed", "said"]
 """Where an answer stands: ``before`` anything, behind the mark of a thought (``open``), ``inside`` one, behind it
 (``closed``), or behind words of the answer (``said``)."""
 
+SEAM = "\n\n"
+"""Between what has left of an answer and what stands in for the rest."""
+
 ToolFormat: TypeAlias = Literal[
     "hermes",
     "llama",

@@ -36,12 +36,11 @@ from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL
 from tta_middleware.config import Windows
-from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
 from tta_middleware.policy import StagePolicies
 from tta_middleware.registry import check_moderator, check_policies
-from tta_middleware.types import GuardedAnswer, Trace
+from tta_middleware.types import SEAM, GuardedAnswer, Trace
 
 Messages = list[BaseMessage]
 

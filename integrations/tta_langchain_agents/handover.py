@@ -18,7 +18,6 @@ from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.types import Trace
 
@@ -156,5 +155,4 @@ class StandIn:
                 output = give(messages)
                 output = await output if isawaitable(output) else output
         text = str(output.text if isinstance(output, BaseMessage) else output)
-        whole = [self.said + SEAM + text] if self.said.strip() else []
-        return text if await self.ledger.passes([text, *whole]) else None
+        return text if await self.ledger.passes_behind(self.said, text) else None

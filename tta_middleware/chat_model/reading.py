@@ -24,9 +24,8 @@ from tta_middleware.chat_model.messages import REASONING, metadata, usage
 from tta_middleware.chat_model.refusal import REFUSAL, ending
 from tta_middleware.chat_model.tool_parsing import BrokenCall, ParsedCall, Piece, tool_parser
 from tta_middleware.chat_model.tools import ToolUse
-from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.holdback import Reading
-from tta_middleware.types import Channel, GuardedAnswer
+from tta_middleware.types import SEAM, Channel, GuardedAnswer
 
 _BEGINNING: Final = 64
 """Characters by which an answer is told to be JSON."""

@@ -51,6 +51,7 @@ from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
 from tta_middleware.protocols import Engine, Moderator, Optimiser, Quality, ReasoningEngine
 from tta_middleware.types import (
+    SEAM,
     AnswerScore,
     Candidate,
     Channel,
@@ -70,9 +71,6 @@ Release: TypeAlias = Literal["window", "end"]
 
 LEAST_CONTINUATION = 32
 """Tokens that a repair gets after a late flag, however many have left; fewer make no usable end."""
-
-SEAM = "\n\n"
-"""Between what has left and what stands in for the rest."""
 
 Send: TypeAlias = Callable[[StreamEvent], Awaitable[None]]
 """As in ``aio.streams``: takes an event before it waits for anything."""

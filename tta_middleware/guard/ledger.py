@@ -19,6 +19,7 @@ from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import (
     CATEGORIES,
+    SEAM,
     AnswerScore,
     ModerationContext,
     Outcome,
@@ -148,6 +149,10 @@ class Ledger:
         if safe:
             self.approved.update(new)
         return safe
+
+    async def passes_behind(self, said: str, text: str) -> bool:
+        """As :meth:`passes`: what stands in for the rest of an answer, by itself and as the end of what has left."""
+        return await self.passes([text, said + SEAM + text] if said.strip() else [text])
 
     async def aclose(self) -> None:
         """The moderator belongs to the caller."""

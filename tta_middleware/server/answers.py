@@ -15,7 +15,6 @@ from starlette.responses import Response
 from tta_middleware.aio.streams import Send, first_error, owned
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
-from tta_middleware.guard.guard import SEAM
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.server.answering import Answering, Foreign, LocalAnswer, ServedModel
@@ -25,6 +24,7 @@ from tta_middleware.server.front import Call, EventForm, EventStream, json_respo
 from tta_middleware.server.gate import Gate, Shares
 from tta_middleware.server.inline_moderation import inline_moderation
 from tta_middleware.server.models import OUTCOME_HEADER, Chosen, ServedModels
+from tta_middleware.types import SEAM
 
 _WORST = ("blocked", "unanswered", "unchecked", "neutralised", "clean")
 """Outcomes; of several answers the first of these is told in the header and in the log."""

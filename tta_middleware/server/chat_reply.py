@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from tta_middleware.call_text import call_text
 from tta_middleware.chat_model.messages import REASONING
 from tta_middleware.chat_model.refusal import REFUSAL
-from tta_middleware.guard.guard import SEAM
+from tta_middleware.types import SEAM
 
 _DETAILS = "completion_tokens_details"
 

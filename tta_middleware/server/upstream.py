@@ -34,7 +34,6 @@ from tta_middleware.chat_model.messages import REASONING, from_langchain
 from tta_middleware.chat_model.refusal import PROVIDER, REFUSAL, ending
 from tta_middleware.config import Settings, Windows
 from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
-from tta_middleware.guard.guard import SEAM
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import Thoughts, moderated
 from tta_middleware.guard.settings import PromptCheck
@@ -48,7 +47,7 @@ from tta_middleware.server.answering import LocalAnswer
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.upstream_client import CallPiece, FinishReason, Piece, UpstreamClient
 from tta_middleware.trace import ReasoningTrace
-from tta_middleware.types import GuardedAnswer, TextDelta, Trace, WindowScore
+from tta_middleware.types import SEAM, GuardedAnswer, TextDelta, Trace, WindowScore
 
 _NEEDED: Mapping[str, str] = {"replace": "replacement", "hand_over": "hand_over"}
 """The setting that an action needs."""
@@ -436,9 +435,8 @@ class UpstreamAnswer:
         if settings.action == "hand_over" and self._ledger.error is None and not self._within_json:
             return await self._handed_over(say, reason)
         if settings.action == "replace" and self._ledger.error is None:
-            text = settings.replacement or ""
-            whole = [self.said + SEAM + text] if self.said and not self._within_json else []
-            if await self._ledger.passes([text, *whole]):
+            text, said = settings.replacement or "", "" if self._within_json else self.said
+            if await self._ledger.passes_behind(said, text):
                 about = ending("content_filter") | self._about("blocked", reason)
                 return await self._say_instead(say, text, about | ({REFUSAL: text} if self._within_json else {}))
         return await self._notice(say, reason)

@@ -26,12 +26,9 @@ from tta_middleware.testing.audit_rules import (
     covered_whole,
     passes,
 )
-from tta_middleware.types import GuardedAnswer, Verdict
+from tta_middleware.types import SEAM, GuardedAnswer, Verdict
 
 T = TypeVar("T")
-
-SEAM = "\n\n"
-"""What stands between the text that has left and the notice."""
 
 _EXCERPT = 80
 

@@ -110,6 +110,12 @@ def harmony(tokenizer: Any) -> Any:
             "<|channel|>commentary to=functions.add<|message|>{}<|call|><|start|>assistant"
             "<|channel|>commentary to=functions.add<|message|>",
         ),
+        (
+            f"{opening('harmony', 'add')}{{}}<|call|>\n\nThat is all.\n\n{opening('harmony', 'add')}{{}}",
+            "<|channel|>commentary to=functions.add<|message|>{}<|call|><|start|>assistant"
+            "<|channel|>final<|message|>That is all.<|end|>"
+            "<|start|>assistant<|channel|>commentary to=functions.add<|message|>{}",
+        ),
         ("Just <|end|> words", "<|channel|>final<|message|>Just <|end|> words"),
     ],
 )

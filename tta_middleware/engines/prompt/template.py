@@ -107,27 +107,28 @@ def _with_messages(
 ) -> list[tuple[str, bool]]:
     """What an answer is begun with where calls are messages of their own: their headers are marks again.
 
-    A header that names the channel for the user stands before words alone.
+    Words that stand in no call are a message to the user, and get the header of one.
     """
     begin, behind = calls.opening
     header = rf"{re.escape(begin)}[^\s<>]*(?:{re.escape(behind)})?"
-    turn = marks.closing.removesuffix(marks.skipping)
+    end, start = marks.parting
     *pieces, (last, _) = lead or [("", True)]
     pieces.append((last.removesuffix(marks.skipping), True))
-    said = ""
+    parting, inside = "", False
     for part in re.split(rf"\s*({header})|({re.escape(calls.close)})", prefix):
-        if not part:
+        if not part or not (inside or part.strip()):
+            continue
+        if part == calls.close:
+            pieces.append((part, True))
+            parting, inside = start, False
             continue
         if part.startswith(begin):
-            pieces.append((f"{turn if said else ''}{part}", True))
-        elif part == calls.close:
-            pieces.append((part, True))
-            turn = turn.removeprefix("<|end|>")
-        elif said:
+            pieces.append((parting + part, True))
+        elif inside:
             pieces.append((part, False))
-        elif part.strip():
-            pieces += [(marks.skipping, True), (part, False)]
-        said += part
+        else:
+            pieces += [(parting + marks.skipping, True), (part.lstrip() if parting else part, False)]
+        parting, inside = end + start, True
     return pieces
 
 

@@ -41,6 +41,8 @@ class ThoughtMarks:
         named: text by which a channel's name ends, where no mark does it.
         wrapping: what some models put around the answer behind a thought, which is no part of it.
         calls: how a message to a tool stands in the answer, where headers name recipients.
+        parting: between two messages of one answer: the mark that ends one to the user, and what begins the next; one
+            to a tool ends with ``calls.close``.
     """
 
     meanings: Mapping[str, Meaning] = field(hash=False)
@@ -51,6 +53,7 @@ class ThoughtMarks:
     named: str = ""
     wrapping: tuple[str, str] | None = None
     calls: ToolForm | None = None
+    parting: tuple[str, str] = ("", "")
 
     @property
     def spelled(self) -> frozenset[str]:
@@ -90,6 +93,7 @@ HARMONY = ThoughtMarks(
     closing="<|end|><|start|>assistant<|channel|>final<|message|>",
     skipping="<|channel|>final<|message|>",
     calls=TOOL_FORMS["harmony"],
+    parting=("<|end|>", "<|start|>assistant"),
 )
 """GPT-OSS: every message has a header that names its channel, and the tool that it is for."""
 

@@ -84,7 +84,7 @@ def as_turns(messages: Sequence[Message], template: str) -> list[dict[str, Any]]
         return _in_words(messages, template)
     if any(sign in template for sign in _ONE_CALL):
         messages = _one_call_a_turn(messages)
-    if "<|tool_call_argument_begin|>" in template:
+    if any(mark in template for mark in TOOL_FORMS["kimi_k2"].tokens):
         messages = _numbered(messages)
     short = "Tool call IDs" in template
     return [_turn(message, short_ids=short) | _thought(message, template) for message in messages]

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from chunks import in_sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,14 +26,6 @@ WINDOWS = st.builds(
     in_flight=st.integers(1, 4),
 )
 EAGER = st.builds(Windows, first=st.integers(1, 12), largest=st.integers(1, 30), in_flight=st.just(1000))
-
-
-def cut(text: str, sizes: Sequence[int]) -> list[str]:
-    pieces, start = [], 0
-    for size in sizes:
-        pieces.append(text[start : start + size])
-        start += size
-    return [*pieces, text[start:]]
 
 
 class Drive:
@@ -78,7 +71,7 @@ def checks(log: Sequence[Action]) -> list[Check]:
 
 def assert_only_safe_text_left(text: str, sizes: Sequence[int], windows: Windows | None, seed: int) -> None:
     drive = Drive(windows, seed=seed)
-    log = drive.run(cut(text, sizes))
+    log = drive.run(in_sizes(text, sizes))
     out = released(log)
     assert text.startswith(out)
     assert BAD not in out
@@ -110,7 +103,7 @@ def test_ten_thousand_streams_release_only_what_was_found_safe(
 def test_decisions_depend_neither_on_chunks_nor_on_latency(
     text: str, one: list[int], other: list[int], windows: Windows | None, seed: int
 ) -> None:
-    first, second = Drive(windows).run(cut(text, one)), Drive(windows, seed=seed).run(cut(text, other))
+    first, second = Drive(windows).run(in_sizes(text, one)), Drive(windows, seed=seed).run(in_sizes(text, other))
     assert released(first) == released(second)
     shorter = min(len(checks(first)), len(checks(second)))
     assert checks(first)[:shorter] == checks(second)[:shorter]
@@ -120,7 +113,7 @@ def test_decisions_depend_neither_on_chunks_nor_on_latency(
 def test_a_slow_moderator_changes_the_windows_and_never_the_decision(
     text: str, one: list[int], other: list[int], windows: Windows, seed: int
 ) -> None:
-    first, second = Drive(windows).run(cut(text, one)), Drive(windows, seed=seed).run(cut(text, other))
+    first, second = Drive(windows).run(in_sizes(text, one)), Drive(windows, seed=seed).run(in_sizes(text, other))
     assert type(first[-1]) is type(second[-1])
 
 
@@ -130,7 +123,7 @@ def test_every_character_is_checked_with_what_comes_before_it(
 ) -> None:
     text = text.replace(BAD, "b")
     seen = 0
-    *windowed, last = checks(Drive(windows, seed=seed).run(cut(text, sizes)))
+    *windowed, last = checks(Drive(windows, seed=seed).run(in_sizes(text, sizes)))
     for check in windowed:
         begin = check.end - len(check.text)
         assert text[begin : check.end] == check.text
@@ -146,7 +139,7 @@ def test_the_end_is_announced_after_a_check_of_the_whole(
     """Prefix included."""
     prefix, text = prefix.replace(BAD, "b"), text.replace(BAD, "b")
     drive = Drive(windows, prefix, seed=seed)
-    log = drive.run(cut(text, sizes))
+    log = drive.run(in_sizes(text, sizes))
     assert checks(log)[-1] == Check(prefix + text, len(prefix + text))
     assert log[-1] == End()
 
@@ -157,14 +150,14 @@ def test_a_prefix_is_context_and_never_released_again(
 ) -> None:
     prefix, text = prefix.replace(BAD, "b"), text.replace(BAD, "b")
     drive = Drive(windows, prefix)
-    log = drive.run(cut(text, sizes))
+    log = drive.run(in_sizes(text, sizes))
     assert released(log) == text
     assert all((prefix + text)[: check.end].endswith(check.text) for check in checks(log))
 
 
 @given(st.text(alphabet="ab ", min_size=1, max_size=200), SIZES)
 def test_text_is_released_in_whole_words(text: str, sizes: list[int]) -> None:
-    log = Drive(Windows(first=7, largest=30)).run(cut(text, sizes))
+    log = Drive(Windows(first=7, largest=30)).run(in_sizes(text, sizes))
     out = ""
     for action in log:
         if isinstance(action, Release):

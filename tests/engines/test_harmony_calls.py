@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 from typing import Any
 
 import pytest
+from chunks import at_places
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_templates import TEMPLATES
@@ -31,9 +31,8 @@ def heard(text: str, at: list[int], state: AnswerState = "before") -> tuple[str,
     """Thoughts, words and calls of what the model writes, its marks as tokens."""
     splitter, pieces = ThoughtSplitter(MARKS, state), []
     for index, part in enumerate(re.split("(" + "|".join(map(re.escape, HARMONY.meanings)) + ")", text)):
-        cuts = sorted({0, len(part), *(place % (len(part) + 1) for place in at)})
-        for start, end in itertools.pairwise(cuts) if not index % 2 else ():
-            pieces += splitter.text(part[start:end])
+        for piece in at_places(part, at) if not index % 2 else ():
+            pieces += splitter.text(piece)
         pieces += splitter.mark(part) if index % 2 else []
     pieces += splitter.finish()
     parser = tool_parser("harmony", ["add"])

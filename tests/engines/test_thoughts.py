@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
+from chunks import in_sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,14 +28,6 @@ PLAIN = st.text(alphabet="ab <>/[]think\n。", max_size=30)
 SIZES = st.lists(st.integers(0, 5), max_size=40)
 
 
-def cut(text: str, sizes: Sequence[int]) -> list[str]:
-    pieces, start = [], 0
-    for size in sizes:
-        pieces.append(text[start : start + size])
-        start += size
-    return [*pieces, text[start:]]
-
-
 def joined(pieces: Iterable[tuple[str, str]]) -> tuple[str, str]:
     """Thoughts and answer."""
     found = list(pieces)
@@ -52,7 +45,7 @@ def split_tokens(marks: ThoughtMarks, text: str, sizes: Sequence[int] = ()) -> t
     splitter = ThoughtSplitter(replace(marks, tokens=frozenset(marks.meanings)))
     pattern, pieces = "|".join(map(re.escape, sorted(marks.meanings, key=len, reverse=True))), []
     for index, part in enumerate(re.split(f"({pattern})", text)):
-        for chunk in [part] if index % 2 else cut(part, sizes):
+        for chunk in [part] if index % 2 else in_sizes(part, sizes):
             pieces += splitter.mark(chunk) if index % 2 else splitter.text(chunk)
     return joined([*pieces, *splitter.finish()])
 
@@ -62,7 +55,7 @@ def split_tokens(marks: ThoughtMarks, text: str, sizes: Sequence[int] = ()) -> t
        sizes=SIZES, state=st.sampled_from(["before", "open", "inside", "closed", "said"]))  # fmt: skip
 def test_chunks_change_nothing(parts: list[str], sizes: list[int], state: AnswerState) -> None:
     text = "".join(parts)
-    assert split(THINK, cut(text, sizes), state) == split(THINK, [text], state)
+    assert split(THINK, in_sizes(text, sizes), state) == split(THINK, [text], state)
 
 
 @settings(max_examples=50)
@@ -83,16 +76,16 @@ def test_what_is_written_is_what_is_found(
     if any(mark in thought or mark in answer for mark in marks.meanings) or not answer.strip():
         return
     text = f"{'' if opened else marks.opening}{thought}{marks.closing}{answer}"
-    found = split(marks, cut(text, sizes), "open" if opened else "before")
+    found = split(marks, in_sizes(text, sizes), "open" if opened else "before")
     assert found == (thought.strip(), answer.lstrip())
 
 
 @settings(max_examples=30)
 @given(text=st.text(max_size=60), sizes=SIZES)
 def test_a_model_that_does_not_think_is_passed_on_as_it_is(text: str, sizes: list[int]) -> None:
-    assert split(None, cut(text, sizes)) == ("", text)
+    assert split(None, in_sizes(text, sizes)) == ("", text)
     if not any(mark in text for mark in THINK.meanings):
-        assert split(THINK, cut(text, sizes)) == ("", text)
+        assert split(THINK, in_sizes(text, sizes)) == ("", text)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
+from chunks import at_places
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from written_calls import KINDS, TAGGED, TOOLS, written
@@ -79,18 +79,13 @@ def parse(kind: ToolFormat | None, chunks: list[str]) -> tuple[str, list[Piece]]
     return "".join(p for p in pieces if isinstance(p, str)), [p for p in pieces if not isinstance(p, str)]
 
 
-def cut(text: str, at: list[int]) -> list[str]:
-    places = sorted({0, len(text), *(place % (len(text) + 1) for place in at)})
-    return [text[start:end] for start, end in itertools.pairwise(places)]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40)
 @given(data=st.data(), at=st.lists(st.integers(0, 500), max_size=8))
 def test_any_chunking_gives_the_same_text_and_calls(kind: ToolFormat, data: Any, at: list[int]) -> None:
     text = data.draw(fragments_of(kind))
     whole = parse(kind, [text])
-    assert parse(kind, cut(text, at)) == whole
+    assert parse(kind, at_places(text, at)) == whole
     assert parse(kind, list(text)) == whole
 
 
@@ -102,7 +97,7 @@ def test_any_chunking_gives_the_same_text_and_calls(kind: ToolFormat, data: Any,
     ],
 )
 def test_the_end_of_a_call_inside_a_string_is_none_in_any_chunking(text: str, at: list[int]) -> None:
-    assert parse("hermes", cut(text, at)) == parse("hermes", list(text)) == parse("hermes", [text])
+    assert parse("hermes", at_places(text, at)) == parse("hermes", list(text)) == parse("hermes", [text])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,7 +105,7 @@ def test_the_end_of_a_call_inside_a_string_is_none_in_any_chunking(text: str, at
 @given(data=st.data(), at=st.lists(st.integers(0, 500)))
 def test_what_a_model_writes_is_what_is_called(kind: ToolFormat, data: Any, at: list[int]) -> None:
     wanted = data.draw(st.lists(calls_of(kind), min_size=1, max_size=3))
-    assert parse(kind, cut(written(kind, wanted), at)) == ("", wanted)
+    assert parse(kind, at_places(written(kind, wanted), at)) == ("", wanted)
 
 
 @pytest.mark.parametrize("kind", MARKED)
@@ -120,12 +115,12 @@ def test_words_before_a_call_stay_and_the_space_between_goes(
     kind: ToolFormat, data: Any, before: str, at: list[int]
 ) -> None:
     wanted = data.draw(st.lists(calls_of(kind), min_size=1, max_size=2))
-    assert parse(kind, cut(before + "\n" + written(kind, wanted), at)) == (before.rstrip(), wanted)
+    assert parse(kind, at_places(before + "\n" + written(kind, wanted), at)) == (before.rstrip(), wanted)
 
 
 @given(kind=st.sampled_from([None, *KINDS]), text=prose, at=st.lists(st.integers(0, 50)))
 def test_text_without_calls_passes_unchanged(kind: ToolFormat | None, text: str, at: list[int]) -> None:
-    assert parse(kind, cut(text, at)) == (text, [])
+    assert parse(kind, at_places(text, at)) == (text, [])
 
 
 @pytest.mark.parametrize("kind", KINDS)

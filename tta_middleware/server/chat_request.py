@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from langchain_core.messages import (
@@ -270,11 +271,7 @@ class ChatRequest(Body):
     @model_validator(mode="before")
     @classmethod
     def _without_what_changes_nothing(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        refuse_unless_neutral(given, NEUTRAL)
-        left_out = {*IGNORED, *NEUTRAL}
-        return {name: value for name, value in given.items() if name not in left_out}
+        return without_what_changes_nothing(given, NEUTRAL)
 
     @property
     def asks_for_json(self) -> bool:
@@ -452,16 +449,34 @@ def weakened(message: str, param: str) -> ApiError:
     return ApiError(403, message, code="policy_weakened", param=param)
 
 
-def refuse_unless_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises ApiError where a field is given that only some values of would change nothing, with another value."""
+def without_what_changes_nothing(
+    given: Any,
+    neutral: Mapping[str, tuple[Any, ...]],
+    *,
+    ignored: Collection[str] = IGNORED,
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """A body without the fields that change no answer here.
+
+    Args:
+        neutral: fields that are taken with these values only, or with null.
+        ignored: fields that are taken with any value.
+        instead: what to do without a field of ``neutral``, where more is to be said than of such fields everywhere.
+
+    Raises:
+        ApiError: a field of ``neutral`` has another value.
+    """
+    if not isinstance(given, Mapping):
+        return given
     for name, values in neutral.items():
         if given.get(name) is not None and given[name] not in values:
-            raise _unsupported(name)
+            raise _unsupported(name, instead.get(name))
+    return {name: value for name, value in given.items() if name not in neutral and name not in ignored}
 
 
-def _unsupported(name: str) -> ApiError:
+def _unsupported(name: str, hint: str | None = None) -> ApiError:
     """A field of OpenAI's that is not served with this value."""
-    hint = _INSTEAD.get(name, "leave it out")
+    hint = hint or _INSTEAD.get(name, "leave it out")
     return ApiError(400, f"'{name}' is not supported here; {hint}", code="unsupported_parameter", param=name)
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from tta_middleware.moderation.server import ApiError
 from tta_middleware.server.chat_request import (
     IGNORED,
     Body,
@@ -19,10 +18,10 @@ from tta_middleware.server.chat_request import (
     InlineModeration,
     Stricter,
     read_request,
-    refuse_unless_neutral,
+    without_what_changes_nothing,
 )
 
-_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "background": (False,),
     "include": ([],),
     "max_tool_calls": (),
@@ -32,6 +31,12 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "truncation": ("disabled",),
 }
 """Fields that are taken with these values only, or with null."""
+
+_STORED: Final = dict.fromkeys(
+    ("previous_response_id", "conversation", "prompt", "context_management"),
+    "nothing is stored, so send the whole conversation as input",
+)
+"""Fields that name what a server has kept, and what to do instead."""
 
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 
@@ -175,19 +180,8 @@ class ResponseRequest(Body):
     @model_validator(mode="before")
     @classmethod
     def _without_what_changes_nothing(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        refuse_unless_neutral(given, _NEUTRAL)
-        for name in ("previous_response_id", "conversation", "prompt", "context_management"):
-            if given.get(name) is not None:
-                raise ApiError(
-                    400,
-                    f"'{name}' is not supported here: nothing is stored; send the whole conversation as input",
-                    code="unsupported_parameter",
-                    param=name,
-                )
-        left_out = {*IGNORED, *_NEUTRAL, "previous_response_id", "conversation", "prompt", "context_management"}
-        return {name: value for name, value in given.items() if name not in left_out - {"metadata"}}
+        told = set(IGNORED) - {"metadata"}  # which the response says over again
+        return without_what_changes_nothing(given, _NEUTRAL | dict.fromkeys(_STORED, ()), ignored=told, instead=_STORED)
 
     def chat(self) -> ChatRequest:
         """The same request as a chat completion.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, aclosing
@@ -21,11 +21,10 @@ from tta_middleware.aio import process as _process
 from tta_middleware.aio.streams import first_error
 from tta_middleware.engines.decoding.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
-from tta_middleware.engines.prompt.counting import count_prompt, token_ids
 from tta_middleware.engines.prompt.detokenise import TextAssembler, deltas
 from tta_middleware.engines.prompt.table import directions, nearest_tokens
-from tta_middleware.engines.prompt.template import render_prompt
 from tta_middleware.engines.prompt.vocabulary import Vocabulary, load_vocabulary
+from tta_middleware.engines.tokenised import TokenisedEngine
 from tta_middleware.engines.torch_import import in_a_thread_that_ends
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
 from tta_middleware.types import (
@@ -35,11 +34,9 @@ from tta_middleware.types import (
     FloatMatrix,
     GenerationRequest,
     IntVector,
-    Message,
     PromptEmbeddings,
     Sampling,
     TextDelta,
-    Thought,
 )
 
 Step: TypeAlias = tuple[Sequence[int], FinishReason | None]
@@ -59,7 +56,7 @@ _REASONS: Mapping[str, FinishReason] = {
 }
 
 
-class RemoteEngine(ABC):
+class RemoteEngine(TokenisedEngine):
     """An engine whose model decodes on one event loop of its own, whichever loop asks.
 
     Args:
@@ -121,58 +118,6 @@ class RemoteEngine(ABC):
             ConfigurationError, EngineError: what decodes cannot be brought up, or the engine is closed.
         """
         await self._ready()
-
-    async def embed(
-        self,
-        messages: Sequence[Message],
-        *,
-        assistant_prefix: str = "",
-        tools: Sequence[Mapping[str, Any]] = (),
-        thought: Thought | None = None,
-        template: Mapping[str, Any] | None = None,
-    ) -> PromptEmbeddings:
-        """See :class:`tta_middleware.protocols.Engine` and :class:`tta_middleware.protocols.ReasoningEngine`.
-
-        Raises:
-            EmptyPromptError: the last user turn is empty, or there is none.
-            ConfigurationError: no chat template, roles that it refuses, or a prompt that fills the context.
-        """
-        vocabulary = await self._ready()
-        rendered = await _process.calculate(
-            render_prompt, vocabulary.tokenizer, list(messages), assistant_prefix, tools, thought, template
-        )
-        vocabulary.check_length(len(rendered.token_ids))
-        return PromptEmbeddings(
-            matrix=vocabulary.rows(rendered.token_ids),
-            token_ids=np.array(rendered.token_ids, dtype=np.int64),
-            user_mask=np.array(rendered.user_mask, dtype=np.bool_),
-            ends=rendered.ends,
-        )
-
-    async def thinks(self) -> bool:
-        """See :class:`tta_middleware.protocols.ReasoningEngine`."""
-        return (await self._ready()).marks is not None
-
-    async def close_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
-        """See :class:`tta_middleware.protocols.ReasoningEngine`.
-
-        Raises:
-            ConfigurationError: the prompt fills the context then.
-        """
-        vocabulary = await self._ready()
-        closed = await _process.calculate(vocabulary.closed_thought, prompt, list(token_ids))
-        vocabulary.check_length(len(closed.token_ids))
-        return closed
-
-    async def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
-        vocabulary = await self._ready()
-        return await _process.calculate(token_ids, vocabulary.tokenizer, text)
-
-    async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
-        """Tokens of a conversation with its template; see :class:`tta_middleware.protocols.TokenCounter`."""
-        vocabulary = await self._ready()
-        return await _process.calculate(count_prompt, vocabulary.tokenizer, list(messages), list(tools))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator, from any task, stops decoding.

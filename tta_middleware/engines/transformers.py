@@ -17,18 +17,16 @@ import numpy as np
 from tta_middleware.aio import process as _process
 from tta_middleware.engines.decoding.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamGroup, StreamSink
 from tta_middleware.engines.models import resolve_adapter, resolve_model
-from tta_middleware.engines.prompt.counting import count_prompt, token_ids
-from tta_middleware.engines.prompt.template import chat_template, render_prompt
+from tta_middleware.engines.prompt.template import chat_template
 from tta_middleware.engines.prompt.tool_template import tool_format
+from tta_middleware.engines.tokenised import TokenisedEngine
 from tta_middleware.engines.torch_import import import_torch, import_transformers, in_a_thread_that_ends
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.types import (
     Completion,
     GenerationRequest,
-    Message,
     PromptEmbeddings,
     TextDelta,
-    Thought,
     ToolFormat,
     next_ticket,
 )
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class TransformersEngine:
+class TransformersEngine(TokenisedEngine):
     """Decodes a local open-weight model from input embeddings; one model, one decode thread, many callers.
 
     The model is loaded at first use, in a worker thread. Every method may be called from several asyncio event
@@ -170,45 +168,6 @@ class TransformersEngine:
         model = await self._ready()
         return model.path, model.describe()
 
-    async def embed(
-        self,
-        messages: Sequence[Message],
-        *,
-        assistant_prefix: str = "",
-        tools: Sequence[Mapping[str, Any]] = (),
-        thought: Thought | None = None,
-        template: Mapping[str, Any] | None = None,
-    ) -> PromptEmbeddings:
-        """Render the chat template and look the tokens up; see :class:`tta_middleware.protocols.Engine`.
-
-        ``thought`` and ``template`` are those of :class:`tta_middleware.protocols.ReasoningEngine`.
-
-        Scaling that a family applies outside its embedding module (Gemma) is left to the model: the rows are
-        what ``inputs_embeds`` takes.
-
-        Raises:
-            EmptyPromptError: the last user turn is empty, or there is none.
-            ConfigurationError: no chat template, roles, tools or arguments that it refuses, or a prompt that fills the
-                context.
-        """
-        model = await self._ready()
-        return await _process.calculate(_embed, model, list(messages), assistant_prefix, list(tools), thought, template)
-
-    async def thinks(self) -> bool:
-        """Whether the model's thoughts can be told apart; see :class:`tta_middleware.protocols.ReasoningEngine`."""
-        return (await self._ready()).marks is not None
-
-    async def close_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
-        """See :class:`tta_middleware.protocols.ReasoningEngine`.
-
-        Raises:
-            ConfigurationError: the prompt fills the context then.
-        """
-        model = await self._ready()
-        closed = await _process.calculate(model.closed_thought, prompt, list(token_ids))
-        model.check_length(len(closed.token_ids))
-        return closed
-
     async def tool_format(self) -> ToolFormat:
         """How the model writes a tool call, by its chat template; see :class:`tta_middleware.protocols.ToolEngine`.
 
@@ -226,16 +185,6 @@ class TransformersEngine:
         """
         model = await self._ready()
         return chat_template(model.tokenizer)
-
-    async def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text by itself; see :class:`tta_middleware.protocols.TokenCounter`."""
-        model = await self._ready()
-        return await _process.calculate(token_ids, model.tokenizer, text)
-
-    async def count_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> int:
-        """Tokens of a conversation with its template; see :class:`tta_middleware.protocols.TokenCounter`."""
-        model = await self._ready()
-        return await _process.calculate(count_prompt, model.tokenizer, list(messages), list(tools))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
         """Decode one sequence; closing the generator, from any task, stops decoding within one step.
@@ -545,24 +494,6 @@ class TransformersEngine:
         if self._decoder is None:
             raise EngineError("the engine is closed; build a new one")
         return self._decoder
-
-
-def _embed(
-    model: LoadedModel,
-    messages: Sequence[Message],
-    assistant_prefix: str,
-    tools: Sequence[Mapping[str, Any]],
-    thought: Thought | None,
-    template: Mapping[str, Any] | None,
-) -> PromptEmbeddings:
-    rendered = render_prompt(model.tokenizer, messages, assistant_prefix, tools, thought, template)
-    model.check_length(len(rendered.token_ids))
-    return PromptEmbeddings(
-        matrix=model.rows(rendered.token_ids),
-        token_ids=np.array(rendered.token_ids, dtype=np.int64),
-        user_mask=np.array(rendered.user_mask, dtype=np.bool_),
-        ends=rendered.ends,
-    )
 
 
 def _row(model: LoadedModel, request: GenerationRequest, sink: Sink, ticket: int) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from tta_middleware.engines.prompt.control_tokens import mark_ids, silent_ids, thought_marks
 from tta_middleware.engines.prompt.detokenise import REPLACEMENT, Detokeniser, TextAssembler
 from tta_middleware.engines.prompt.table import TableFacts
-from tta_middleware.engines.prompt.template import encode_lead
+from tta_middleware.engines.prompt.template import encode_lead, render_prompt
 from tta_middleware.engines.prompt.thoughts import ThoughtSplitter
 from tta_middleware.engines.reading import told
 from tta_middleware.engines.torch_import import quiet_transformers
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError
-from tta_middleware.types import FloatMatrix, IntVector, PromptEmbeddings
+from tta_middleware.types import FloatMatrix, IntVector, Message, PromptEmbeddings, Thought
 
 _CONTEXT_TOKENS, _MOST_CONTEXT = 4, 16
 _IN_WORDS: Final = ("inside", "said")
@@ -147,6 +147,24 @@ class Vocabulary:
             if len(context) >= _CONTEXT_TOKENS and not self._decode(context).startswith(REPLACEMENT):
                 break
         return context
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        assistant_prefix: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+        thought: Thought | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> PromptEmbeddings:
+        """A conversation as rows; see :meth:`tta_middleware.engines.tokenised.TokenisedEngine.embed`."""
+        rendered = render_prompt(self.tokenizer, messages, assistant_prefix, tools, thought, template)
+        self.check_length(len(rendered.token_ids))
+        return PromptEmbeddings(
+            matrix=self.rows(rendered.token_ids),
+            token_ids=np.array(rendered.token_ids, dtype=np.int64),
+            user_mask=np.array(rendered.user_mask, dtype=np.bool_),
+            ends=rendered.ends,
+        )
 
     def closed_thought(self, prompt: PromptEmbeddings, token_ids: Sequence[int]) -> PromptEmbeddings:
         """See :class:`tta_middleware.protocols.ReasoningEngine`."""

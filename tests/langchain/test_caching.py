@@ -14,11 +14,13 @@ from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.load import dumps
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import Policy, TTAChatModel
 from tta_middleware.errors import ModerationUnavailableError
+from tta_middleware.moderation.adapters.runnable import RunnableModerator
 from tta_middleware.policy.file import PolicyFile
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
@@ -86,6 +88,17 @@ async def test_what_an_outage_made_is_not_kept(cache: InMemoryCache, ask: Ask, o
 @pytest.mark.parametrize("ask", WAYS)
 async def test_a_blocked_answer_is_not_kept(cache: InMemoryCache, ask: Ask) -> None:
     model = scripted("Then flagme, yes.", method="none")
+    assert (await ask(model)).response_metadata["finish_reason"] == "content_filter"
+    assert kept(cache) == 0
+
+
+@pytest.mark.parametrize("ask", WAYS)
+async def test_what_a_moderators_model_is_told_is_not_kept_where_it_is_made_without_a_cache(
+    cache: InMemoryCache, ask: Ask
+) -> None:
+    asks = RunnableLambda(lambda given: given["text"]) | FakeListChatModel(responses=["0.9"], cache=False)
+    moderator = RunnableModerator(asks, parse=lambda said: float(said.text))
+    model = scripted("Then flagme, yes.", moderator=moderator, method="none")
     assert (await ask(model)).response_metadata["finish_reason"] == "content_filter"
     assert kept(cache) == 0
 

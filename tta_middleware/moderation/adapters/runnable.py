@@ -27,7 +27,8 @@ class RunnableModerator(Closing):
     """Asks a runnable or an async function for each text.
 
     A runnable is given ``{"text": ..., "prompt": ...}``, without the callbacks of the surrounding run: they would
-    carry the text under moderation to every listener. A function is called with text and prompt.
+    carry the text under moderation to every listener. A function is called with text and prompt. A chat model in either
+    keeps that text in LangChain's global cache, where there is one, unless it is made with ``cache=False``.
 
     Args:
         scorer: the runnable or function.

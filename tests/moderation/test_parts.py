@@ -23,11 +23,11 @@ from tta_middleware.moderation.fallback import WithFallback
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.moderation.stack import StackSettings, production_moderator
-from tta_middleware.policy.verdicts import OVERLAP, parts, verdicts_on, worst
+from tta_middleware.policy.verdicts import OVERLAP, parts, verdicts_on
 from tta_middleware.testing.fault_server import FaultServer
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
-from tta_middleware.types import Sampling, Verdict
+from tta_middleware.types import Sampling
 
 FILLER = "The shed stands behind the house and holds two spades. "
 LONG = FILLER * 130
@@ -73,12 +73,6 @@ def test_the_usual_overlap_sees_a_long_paragraph_whole():
     text = "a" * 50_000
     assert len(parts(text, 4_000)) == 17
     assert min(OVERLAP, 4_000 // 4) == 1_000
-
-
-def test_each_categorys_largest_score_counts():
-    one = Verdict({"hate": 0.1, "violence": 0.7}, flagged=True, model="m")
-    two = Verdict({"hate": 0.3, "illicit": 0.2}, flagged=False, model="m")
-    assert worst([one, two]) == Verdict({"hate": 0.3, "violence": 0.7, "illicit": 0.2}, flagged=True, model="m")
 
 
 async def test_parts_go_in_one_request_with_the_other_texts():

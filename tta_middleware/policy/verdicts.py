@@ -153,7 +153,7 @@ async def in_parts(texts: Sequence[str], score: Score, limit: int | None, overla
     cut = [parts(text, limit, overlap) for text in texts]
     verdicts = await score([part for pieces in cut for part in pieces])
     ends = accumulate(map(len, cut))
-    return [worst(verdicts[end - len(pieces) : end]) for pieces, end in zip(cut, ends, strict=True)]
+    return [stricter(verdicts[end - len(pieces) : end]) for pieces, end in zip(cut, ends, strict=True)]
 
 
 def parts(text: str, limit: int, overlap: int | None = None) -> list[str]:
@@ -163,15 +163,6 @@ def parts(text: str, limit: int, overlap: int | None = None) -> list[str]:
     """
     shared = min(OVERLAP, limit // 4) if overlap is None else min(overlap, limit // 2)
     return [text[at : at + limit] for at in range(0, max(1, len(text) - shared), limit - shared)]
-
-
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a text by those on its parts: each category's largest score."""
-    if len(verdicts) == 1:
-        return verdicts[0]
-    names = {name: None for verdict in verdicts for name in verdict.scores}
-    scores = {name: max(verdict.scores.get(name, 0.0) for verdict in verdicts) for name in names}
-    return Verdict(scores, any(verdict.flagged for verdict in verdicts), verdicts[0].model)
 
 
 def encodable(text: str) -> str:

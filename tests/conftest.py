@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,3 +53,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported stays to the end: the collector need not look at it again, in full half a second each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Writes objects (or raw bytes) as lines of a file."""
+
+    def write(name: str, *lines: object) -> Path:
+        path = tmp_path / name
+        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        path.write_bytes(b"".join(line + b"\n" for line in raw))
+        return path
+
+    return write

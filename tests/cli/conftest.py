@@ -81,16 +81,3 @@ def tta_process(plugin):
         if process.poll() is None:
             process.kill()
         process.communicate()
-
-
-@pytest.fixture
-def jsonl(tmp_path):
-    """Writes objects (or raw bytes) as lines of a file."""
-
-    def write(name: str, *lines: object) -> Path:
-        path = tmp_path / name
-        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-        path.write_bytes(b"".join(line + b"\n" for line in raw))
-        return path
-
-    return write

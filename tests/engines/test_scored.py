@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,18 +72,14 @@ async def test_a_growing_text_and_its_rivals_score_as_on_a_fresh_engine(tiny_fol
     await engine.aclose()
 
 
-async def test_a_growing_text_runs_only_what_is_new(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_growing_text_runs_only_what_is_new(
+    tiny_folder: Path, count_columns: Callable[[TransformersEngine], list[int]]
+) -> None:
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
     prompt = await engine.embed([Message("system", "Speak of the sea. " * 6), Message("user", "the fog")])
     whole = [(7 * index) % 4000 + 5 for index in range(60)]
     await engine.mean_nll(prompt, [whole[:30]])
-    forward, columns = engine._loaded.forward, []
-
-    def counted(rows, packed):
-        columns.append(rows.shape[1])
-        return forward(rows, packed)
-
-    monkeypatch.setattr(engine._loaded, "forward", counted)
+    columns = count_columns(engine)
     await engine.mean_nll(prompt, [whole])
     assert sum(columns) == 60 - 30 + 1
     await engine.aclose()

@@ -1,4 +1,3 @@
-import json
 from itertools import chain, repeat
 
 import pytest
@@ -37,17 +36,6 @@ def words():
 @pytest.fixture
 def bench() -> Bench:
     return Bench(ScriptedEngine(answer), staged_moderator())
-
-
-@pytest.fixture
-def jsonl(tmp_path):
-    def write(name: str, *lines: object):
-        path = tmp_path / name
-        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-        path.write_bytes(b"".join(line + b"\n" for line in raw))
-        return path
-
-    return write
 
 
 # Records as a run writes them, made up.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
-from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
@@ -26,16 +28,9 @@ from tta_middleware.testing.scripted_moderator import ScriptedModerator
 QUESTION = "What is the capital of France?"
 
 
-def gathered(chunks: list[Any]) -> AIMessageChunk:
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole += chunk
-    return whole
-
-
 async def test_every_way_to_ask_gives_the_same_answer(model: TTAChatModel) -> None:
     asked = await model.ainvoke(QUESTION)
-    streamed = gathered([chunk async for chunk in model.astream(QUESTION)])
+    streamed = reduce(add, [chunk async for chunk in model.astream(QUESTION)])
     batched = await model.abatch([QUESTION])
     text = asked.text
     assert "Paris" in text
@@ -44,7 +39,7 @@ async def test_every_way_to_ask_gives_the_same_answer(model: TTAChatModel) -> No
     # In threads, since the sync API blocks; inside a running loop, since notebooks do that.
     assert (await asyncio.to_thread(model.invoke, QUESTION)).text == text
     assert model.invoke(QUESTION).text == text
-    assert gathered(list(model.stream(QUESTION))).text == text
+    assert reduce(add, model.stream(QUESTION)).text == text
     assert model.batch([QUESTION])[0].text == text
 
 
@@ -62,7 +57,7 @@ async def test_the_answer_tells_its_story(model: TTAChatModel) -> None:
 
 
 async def test_streamed_metadata_survives_the_merge(model: TTAChatModel) -> None:
-    streamed = gathered([chunk async for chunk in model.astream(QUESTION)])
+    streamed = reduce(add, [chunk async for chunk in model.astream(QUESTION)])
     asked = await model.ainvoke(QUESTION)
     assert streamed.response_metadata["finish_reason"] == asked.response_metadata["finish_reason"]
     assert streamed.usage_metadata == asked.usage_metadata

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from functools import reduce
+from operator import add
 from typing import Any
 
 import pytest
@@ -31,19 +33,12 @@ def scripted(script: Any = "Then flagme, yes.", **settings: Any) -> TTAChatModel
     return TTAChatModel(**(defaults | settings))
 
 
-def gathered(chunks: list[Any]) -> Any:
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole += chunk
-    return whole
-
-
 async def answers(model: TTAChatModel) -> list[AIMessage]:
     return [
         model.invoke(QUESTION),
         await model.ainvoke(QUESTION),
-        gathered(list(model.stream(QUESTION))),
-        gathered([chunk async for chunk in model.astream(QUESTION)]),
+        reduce(add, model.stream(QUESTION)),
+        reduce(add, [chunk async for chunk in model.astream(QUESTION)]),
     ]
 
 
@@ -60,7 +55,7 @@ async def test_a_blocked_message_carries_the_standard_block_and_its_text(version
 
 
 async def test_what_a_late_block_refuses_is_the_notice_and_not_what_had_left() -> None:
-    message = gathered([chunk async for chunk in scripted(LATE).astream(QUESTION)])
+    message = reduce(add, [chunk async for chunk in scripted(LATE).astream(QUESTION)])
     assert message.text.startswith("A calm beginning")
     assert message.content_blocks[-1] == BLOCK
 
@@ -105,8 +100,8 @@ async def test_with_fallbacks_hands_over_to_the_next_model() -> None:
     for chain in (model, narrow):
         assert chain.invoke(QUESTION).text == "The other's answer."
         assert (await chain.ainvoke(QUESTION)).text == "The other's answer."
-        assert gathered(list(chain.stream(QUESTION))).text == "The other's answer."
-        assert gathered([chunk async for chunk in chain.astream(QUESTION)]).text == "The other's answer."
+        assert reduce(add, chain.stream(QUESTION)).text == "The other's answer."
+        assert reduce(add, [chunk async for chunk in chain.astream(QUESTION)]).text == "The other's answer."
 
 
 @pytest.mark.parametrize("fallback", ["refuse", "raise"])

@@ -22,12 +22,6 @@ from tta_middleware.testing.judging_engine import JudgingEngine
 WORDING = "00112233445566ff"
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TTA_PROFILE_DIR", str(tmp_path / "profiles"))
-    return tmp_path / "profiles"
-
-
 def fitted(n: int = 600) -> JudgingFit:
     draw = np.random.default_rng(5)
     harmful = draw.random(n) < 0.5

@@ -25,12 +25,6 @@ HASH = "0123456789abcdef"
 MINE = Profile(model="mine", model_hash=HASH, bounds=QualityBounds(max_nll=1.25))
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TTA_PROFILE_DIR", str(tmp_path / "profiles"))
-    return tmp_path / "profiles"
-
-
 def test_a_saved_profile_is_found_again(folder: Path) -> None:
     assert save_profile(MINE) == folder / f"{HASH}.json"
     assert load_profile(HASH) == MINE

@@ -75,25 +75,26 @@ class Body(BaseModel):
 R = TypeVar("R", bound=Body)
 
 
-def _joined(value: Any) -> Any:
-    """Text, or the text of content parts."""
-    if not isinstance(value, list):
-        return value
-    return "".join(_part(part) for part in value)
+def text_of_parts(fields: Mapping[str, str]) -> BeforeValidator:
+    """Takes a text, or the texts of content parts as one; ``fields`` says which field of each type holds it."""
+
+    def joined(value: Any) -> Any:
+        return "".join(_part(part, fields) for part in value) if isinstance(value, list) else value
+
+    return BeforeValidator(joined)
 
 
-def _part(part: Any) -> str:
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return text
-        case {"type": "refusal", "refusal": str(text)}:
-            return text
-        case {"type": str(kind)} if kind not in ("text", "refusal"):
-            raise ValueError(f"the model reads text only, not {kind[:40]!r}")
-    raise ValueError("content is a string, or parts such as {'type': 'text', 'text': ...}")
+def _part(part: Any, fields: Mapping[str, str]) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get(fields.get(kind, "")) if isinstance(kind, str) else None
+    if isinstance(text, str):
+        return text
+    if isinstance(kind, str) and kind not in fields:
+        raise ValueError(f"the model reads text only, not {kind[:40]!r}")
+    raise ValueError(f"content is a string, or parts such as {{'type': {next(iter(fields))!r}, 'text': ...}}")
 
 
-Text: TypeAlias = Annotated[str, BeforeValidator(_joined)]
+Text: TypeAlias = Annotated[str, text_of_parts({"text": "text", "refusal": "refusal"})]
 
 
 class SystemTurn(Body):

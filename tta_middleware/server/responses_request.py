@@ -18,6 +18,7 @@ from tta_middleware.server.chat_request import (
     InlineModeration,
     Stricter,
     read_request,
+    text_of_parts,
     without_what_changes_nothing,
 )
 
@@ -38,26 +39,8 @@ _STORED: Final = dict.fromkeys(
 )
 """Fields that name what a server has kept, and what to do instead."""
 
-_TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-
-
-def _joined(value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    return "".join(_part(part) for part in value)
-
-
-def _part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    text = part.get(_TEXT_PARTS.get(kind, "")) if isinstance(kind, str) else None
-    if isinstance(text, str):
-        return text
-    if isinstance(kind, str) and kind not in _TEXT_PARTS:
-        raise ValueError(f"the model reads text only, not {kind[:40]!r}")
-    raise ValueError("content is a string, or parts such as {'type': 'input_text', 'text': ...}")
-
-
-Text: TypeAlias = Annotated[str, BeforeValidator(_joined)]
+_TEXT_PARTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+Text: TypeAlias = Annotated[str, text_of_parts(_TEXT_PARTS)]
 
 
 class Item(BaseModel):

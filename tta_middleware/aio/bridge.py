@@ -12,8 +12,9 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from concurrent.futures import CancelledError
-from contextlib import ExitStack
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -71,6 +72,50 @@ class _Bridge:
 _bridge = _Bridge()
 
 
+class Calls:
+    """Sync calls of several threads that one of them may end."""
+
+    def __init__(self) -> None:
+        # Written by the threads that call and by the one that ends them; both hold the lock.
+        self._lock = threading.Lock()
+        self._under_way: set[Future[Any]] = set()
+        self._ended = False
+
+    @contextmanager
+    def joined(self) -> Generator[None, None, None]:
+        """Calls that this context makes meanwhile are among them."""
+        token = _calls.set(self)
+        try:
+            yield
+        finally:
+            _calls.reset(token)
+
+    def end(self) -> None:
+        """Cancel what is under way, and whatever begins later."""
+        with self._lock:
+            self._ended = True
+            under_way = tuple(self._under_way)
+        for call in under_way:
+            call.cancel()
+
+    def add(self, call: Future[Any]) -> None:
+        """Have ``call`` end with the others."""
+        with self._lock:
+            if not self._ended:
+                self._under_way.add(call)
+        # Both outside of the lock, which they take where the call is over already.
+        call.add_done_callback(self._over)
+        if self._ended:
+            call.cancel()
+
+    def _over(self, call: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.discard(call)
+
+
+_calls: ContextVar[Calls | None] = ContextVar("_calls", default=None)
+
+
 def here() -> bool:
     """Whether this is the bridge's own thread, where :func:`run` would wait for itself."""
     return _bridge.here()
@@ -87,8 +132,14 @@ def run(function: Callable[[], Awaitable[T]]) -> T:
             "a sync call was made from async code that itself answers a sync call, and would wait for itself for ever; "
             "await the async call, such as ainvoke, or let an ordinary function make it"
         )
+    return _result(function, _calls.get())
+
+
+def _result(function: Callable[[], Awaitable[T]], calls: Calls | None = None) -> T:
     future = _bridge.portal().start_task_soon(function)
     try:
+        if calls is not None:
+            calls.add(future)
         return future.result()
     except CancelledError:
         if _process.ending():
@@ -105,9 +156,12 @@ def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         EngineError: the process was forked since it began.
     """
     process = os.getpid()
+    # An interrupt leaves a step behind that is still being cancelled, and a generator that runs cannot be closed.
+    turn = asyncio.Lock()
 
     async def step() -> T | object:
-        return await anext(stream, _END)
+        async with turn:
+            return await anext(stream, _END)
 
     # The collector may find a dropped iterator on any thread. It must not find the stream with it, whose own
     # finaliser would run at the same time.
@@ -121,16 +175,17 @@ def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         if _process.ending() or process != os.getpid():
             pass  # closed with its loop, or the parent's
         elif _bridge.here():
-            closing = asyncio.ensure_future(_close(stream))
+            closing = asyncio.ensure_future(_close(stream, turn))
             _kept.add(closing)
             closing.add_done_callback(_kept.discard)
         else:
-            run(partial(_close, stream))
+            _result(partial(_close, stream, turn))
 
 
-async def _close(stream: AsyncGenerator[Any, None]) -> None:
+async def _close(stream: AsyncGenerator[Any, None], turn: asyncio.Lock) -> None:
     try:
-        await stream.aclose()
+        async with turn:
+            await stream.aclose()
     finally:
         _kept.discard(stream)
 

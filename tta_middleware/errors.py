@@ -3,6 +3,7 @@
     TTAError
     ├── ConfigurationError (ValueError)     a setting or argument is unusable
     │   ├── EmptyPromptError                there is no user text to answer
+    │   ├── ContextLengthError              the conversation is longer than the model reads
     │   ├── EmbeddingShapeError             embeddings of the wrong size reached an engine
     │   └── ModeratorSetupError             a moderator cannot be asked as it is set up
     ├── ModelNotFoundError                  no such model here; says which command brings it
@@ -38,6 +39,10 @@ class ConfigurationError(TTAError, ValueError):
 
 class EmptyPromptError(ConfigurationError):
     """Raised when a conversation holds no user text."""
+
+
+class ContextLengthError(ConfigurationError):
+    """Raised when a prompt fills the model's context, so that nothing is left for an answer."""
 
 
 class EmbeddingShapeError(ConfigurationError):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tta_llama_cpp.model import ROWS, Column, LlamaModel
 from tta_middleware.engines.decoding.sampling import next_tokens, seeded
-from tta_middleware.errors import EngineError
+from tta_middleware.errors import ContextLengthError, EngineError
 from tta_middleware.types import FinishReason, FloatMatrix, GenerationRequest
 
 # Rows of prompts that one pass takes, so that a long prompt does not hold the others' next words up; and scored tokens
@@ -169,7 +169,10 @@ class Batch:
     def _most(self, request: GenerationRequest) -> int:
         room = self._model.context - len(request.prompt.matrix)
         if room < 1:
-            raise EngineError(f"the prompt has {len(request.prompt.matrix)} rows and fills the context of a sequence")
+            raise ContextLengthError(
+                f"the prompt is too long: it has {len(request.prompt.matrix)} tokens and the context of a sequence is "
+                f"{self._model.context}; shorten the conversation"
+            )
         return min(request.sampling.max_new_tokens, room)
 
     async def _place(self, request: GenerationRequest) -> int | None:

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRefusalMiddleware
-from langchain_core.exceptions import ModelRefusalError
+from langchain_core.exceptions import ContextOverflowError, ModelRefusalError
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel
 from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import TTAChatModel
+from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model.refusal import RefusedAnswerError
-from tta_middleware.errors import UnsafeAnswerError
+from tta_middleware.errors import ContextLengthError, UnsafeAnswerError
 from tta_middleware.policy import DEFAULT_NOTICE, Policy
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
@@ -139,3 +140,17 @@ async def test_the_guard_around_another_model_raises_what_langchain_understands(
     assert (await chain.ainvoke(QUESTION)).text == "The other's answer."
     with pytest.raises(UnsafeAnswerError):
         guarded.invoke(QUESTION)
+
+
+async def test_a_conversation_that_is_too_long_is_langchains_error_too(runtime: Runtime) -> None:
+    model = TTAChatModel(dtype="float32", runtime=runtime)
+    long = "word " * 9_000
+    with pytest.raises(ContextOverflowError, match="too long") as raised:
+        model.invoke(long)
+    with pytest.raises(ContextOverflowError):
+        async for _ in model.astream(long):
+            pass
+    assert isinstance(raised.value, ContextLengthError)
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (type(again), str(again)) == (type(raised.value), str(raised.value))
+    assert model.with_fallbacks([scripted("Too long for that one.")]).invoke(long).text == "Too long for that one."

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import openai
 import pytest
+from langchain_core.exceptions import ContextOverflowError
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 from staged_server import CALM, Log, Served, running, scripted
 
 from tta_middleware import TTAChatModel
+from tta_middleware.engines.prompt.vocabulary import Vocabulary
 from tta_middleware.errors import ModelNotFoundError, ModerationUnavailableError
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
@@ -127,6 +132,24 @@ def test_paths_and_methods_that_are_not_served(served: Served, log: Log) -> None
     assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (404, "unknown_url")
     for answer in (lost, wrong, elsewhere):
         assert log.request(id=answer.headers["x-request-id"], status=answer.status_code)
+
+
+class ShortContext(ScriptedEngine):
+    """Reads less than it is asked to, and says so as a real one does."""
+
+    async def embed(self, *args: Any, **settings: Any) -> Any:
+        Vocabulary.check_length(cast(Vocabulary, SimpleNamespace(context=10)), 11)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_conversation_that_is_too_long(streaming: bool) -> None:
+    with running(TTAChatModel(model=ShortContext("-"), moderator=ScriptedModerator())) as one:
+        with openai.OpenAI(base_url=f"{one.url}/v1", api_key="none") as api, pytest.raises(openai.BadRequestError) as bad:
+            api.chat.completions.create(model="roses", messages=ROSES, stream=streaming)
+        client = ChatOpenAI(base_url=f"{one.url}/v1", api_key=SecretStr("none"), model="roses", streaming=streaming)
+        with pytest.raises(ContextOverflowError):
+            client.invoke("Roses?")
+    assert bad.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("stream", [False, True])

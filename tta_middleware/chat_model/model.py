@@ -43,7 +43,7 @@ from tta_middleware.chat_model.fields import (
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.quiet import begun_quietly
 from tta_middleware.chat_model.reading import AnswerReader, reading_of
-from tta_middleware.chat_model.refusal import as_refusals
+from tta_middleware.chat_model.refusal import as_langchain_errors
 from tta_middleware.chat_model.structured import JsonQuality, Schema, asks_for_json, json_output, with_response_format
 from tta_middleware.chat_model.token_counts import CountsTokens
 from tta_middleware.chat_model.tools import (
@@ -311,7 +311,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         """The answer as a whole; a flagged one is replaced from its first word, since nothing has left."""
         call = await self._request(messages, stop, overrides)
         generations: list[ChatGeneration] = []
-        with as_refusals(call.notice):
+        with as_langchain_errors(call.notice):
             async with aclosing(call.events(release="end")) as events:
                 async for event in events:
                     match event:
@@ -352,7 +352,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         reader: asyncio.Task[Any] | None = None,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         call = await self._request(messages, stop, overrides)
-        with as_refusals(call.notice):
+        with as_langchain_errors(call.notice):
             async with aclosing(call.events(release=call.release, reader=reader)) as events:
                 async for event in events:
                     match event:

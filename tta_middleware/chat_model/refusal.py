@@ -1,4 +1,4 @@
-"""A blocked answer as LangChain knows refusals: a content block in the message, or an error.
+"""A blocked answer as LangChain knows refusals: a content block in the message, or an error; other errors that it knows.
 
 The message's own content stays text. LangChain derives content blocks by the provider that ``response_metadata``
 names, and for this package's messages adds a ``refusal`` block where the policy's notice ends them.
@@ -10,12 +10,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from langchain_core.exceptions import ModelRefusalError
+from langchain_core.exceptions import ContextOverflowError, ModelRefusalError
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages import content as types
 from langchain_core.messages.block_translators import register_translator
 
-from tta_middleware.errors import UnsafeAnswerError
+from tta_middleware.errors import ContextLengthError, UnsafeAnswerError
 from tta_middleware.types import Trace
 
 PROVIDER: Final = "tta_middleware"
@@ -37,17 +37,27 @@ class RefusedAnswerError(UnsafeAnswerError, ModelRefusalError):
         self.raw_message = raw_message
 
 
+class LongConversationError(ContextLengthError, ContextOverflowError):
+    """Raised by a chat model where a conversation is too long: an error of this package and of LangChain.
+
+    ``SummarizationMiddleware`` with such a model for its summaries asks again with less.
+    """
+
+
 @contextmanager
-def as_refusals(notice: str) -> Generator[None, None, None]:
-    """Raises the guard's error as LangChain's, too, so that its fallbacks and middleware understand it.
+def as_langchain_errors(notice: str) -> Generator[None, None, None]:
+    """Raises errors as LangChain's, too, so that its fallbacks and middleware understand them.
 
     Raises:
         RefusedAnswerError: in place of an UnsafeAnswerError.
+        LongConversationError: in place of a ContextLengthError.
     """
     try:
         yield
     except UnsafeAnswerError as error:
         raise RefusedAnswerError(str(error), error.trace, refused(notice, error.trace)) from None
+    except ContextLengthError as error:
+        raise LongConversationError(str(error)) from None
 
 
 def refused(notice: str, trace: Trace | None) -> AIMessage:

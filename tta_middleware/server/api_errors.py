@@ -6,6 +6,7 @@ import math
 
 from tta_middleware.errors import (
     ConfigurationError,
+    ContextLengthError,
     EngineBusyError,
     EngineError,
     MissingExtraError,
@@ -33,6 +34,8 @@ def api_error(error: Exception) -> ApiError:
         case ModeratorSetupError():
             message = "the moderator is not set up, so nothing was answered; the server's operator has to mend that"
             return _at_fault(500, message, "moderator_setup")
+        case ContextLengthError():
+            return ApiError(400, str(error), code="context_length_exceeded")
         case ConfigurationError():
             return ApiError(400, str(error))
         case ModelNotFoundError() | MissingExtraError():

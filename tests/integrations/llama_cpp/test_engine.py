@@ -13,7 +13,7 @@ from tta_llama_cpp import LlamaCppEngine
 
 from tta_middleware import Guard, Message, Noise, Policy, Repair, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
-from tta_middleware.errors import ConfigurationError, EngineError, MissingExtraError
+from tta_middleware.errors import ConfigurationError, ContextLengthError, EngineError, MissingExtraError
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.testing.engine import EngineContract
@@ -83,7 +83,7 @@ async def test_an_answer_ends_where_its_sequence_is_full(llama: LlamaCppEngine) 
     with pytest.raises(ConfigurationError, match="context"):
         await llama.embed([Message("user", "word " * 600)])
     long = PromptEmbeddings(*(np.repeat(part, 20, axis=0) for part in _parts(bare.prompt)))
-    with pytest.raises(EngineError, match="fills the context"):
+    with pytest.raises(ContextLengthError, match="too long"):
         await llama.generate_batch([GenerationRequest(long, bare.sampling)])
 
 

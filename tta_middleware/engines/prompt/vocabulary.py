@@ -20,7 +20,7 @@ from tta_middleware.engines.prompt.template import encode_lead, render_prompt
 from tta_middleware.engines.prompt.thoughts import ThoughtSplitter
 from tta_middleware.engines.reading import told
 from tta_middleware.engines.torch_import import quiet_transformers
-from tta_middleware.errors import ConfigurationError, EmbeddingShapeError
+from tta_middleware.errors import ConfigurationError, ContextLengthError, EmbeddingShapeError
 from tta_middleware.types import FloatMatrix, IntVector, Message, PromptEmbeddings, Thought
 
 _CONTEXT_TOKENS, _MOST_CONTEXT = 4, 16
@@ -85,12 +85,14 @@ class Vocabulary:
             raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
 
     def check_length(self, length: int) -> None:
-        """Raises EmbeddingShapeError for a prompt without rows, ConfigurationError for one that fills the context."""
+        """Raises EmbeddingShapeError for a prompt without rows, ContextLengthError for one that fills the context."""
         if length == 0:
             raise EmbeddingShapeError("a prompt needs at least one embedding row")
         if self.context is not None and length > self.context - 1:
-            raise ConfigurationError(
-                f"the prompt has {length} tokens and the model's context is {self.context}; shorten the conversation"
+            # LangChain's client of OpenAI's protocol knows such an error by the first words.
+            raise ContextLengthError(
+                f"the prompt is too long: it has {length} tokens and the model's context is {self.context}; "
+                "shorten the conversation"
             )
 
     def look_up(self, token_ids: Sequence[int]) -> Tensor:

@@ -22,10 +22,18 @@ from tta_middleware.guard.quality import QualityGate
 from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.methods.base import Method
 from tta_middleware.policy import Policy, StagePolicies
+from tta_middleware.policy.verdicts import load
 from tta_middleware.profiles.fingerprint import model_hash
 from tta_middleware.profiles.store import judge_calibration, quality_for
 from tta_middleware.protocols import Engine, Moderator, Quality
-from tta_middleware.registry import asks_own, resolve_engine, resolve_method, resolve_moderator
+from tta_middleware.registry import (
+    asks_own,
+    check_moderator,
+    check_policies,
+    resolve_engine,
+    resolve_method,
+    resolve_moderator,
+)
 from tta_middleware.types import GuardedAnswer, Message, Sampling
 
 
@@ -85,6 +93,10 @@ class AnswerSettings(Loading):
         method: the name of how flagged ones are repaired; ``none`` blocks them.
         sampling: of answers whose request says nothing else; its seed is the repairs', too.
         reasoning: how a model that thinks is let think, and what becomes of its thoughts.
+
+    Raises:
+        ConfigurationError: there is no such method or moderator, or the moderator does not score what the policy
+            enforces. Whether there is such a model shows when it is loaded.
     """
 
     moderator: str
@@ -93,6 +105,11 @@ class AnswerSettings(Loading):
     sampling: Sampling
     budget: Budget
     reasoning: Reasoning = field(default_factory=Reasoning)
+
+    def __post_init__(self) -> None:
+        resolve_method(self.method)
+        check_moderator(self.moderator, self.model)
+        check_policies(self.moderator, StagePolicies.of(self.policy))
 
     @asynccontextmanager
     async def guard(self, *, loaded: Loaded = _untold) -> AsyncIterator[Guard]:
@@ -130,6 +147,7 @@ async def opened(
     scorer = resolve_moderator(moderator, engine=engine, calibration=judge_calibration)
     try:
         begun = time.monotonic()
+        await load(scorer)
         await engine.load()
         loaded(loading, time.monotonic() - begun)
         yield engine, scorer

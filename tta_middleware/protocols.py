@@ -164,6 +164,7 @@ class Moderator(Protocol):
     in parts that overlap by ``overlap`` characters (:mod:`tta_middleware.policy.verdicts`). ``categories`` are those
     that it scores; a policy with a threshold for another one is refused (:mod:`tta_middleware.policy.coverage`).
     ``under(policies)`` gives the moderator for the thresholds in force, where these matter to it.
+    ``async load()`` loads what scoring needs and raises what would make every text fail, such as a key that is missing.
     ``undisguises`` is true for one that judges disguised texts by what they say itself, so nobody does it around it.
     ``grows`` is true for one to which a growing text costs only what is new, so that windows of a stream bring it all
     the text before them. One that is a :class:`ContextModerator` is told more of a request than its texts.

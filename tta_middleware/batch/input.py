@@ -65,6 +65,13 @@ class Source:
         """Whether it can be looked through before the work: a file, no pipe."""
         return self._path is not None and self._path.is_file()
 
+    def check_there(self) -> None:
+        """Raises ConfigurationError if nothing is there to be read; before a model is loaded for it."""
+        if self._path is not None and not self._path.exists():
+            raise ConfigurationError(f"no such file: {self.name}")
+        if self._path is not None and self._path.is_dir():
+            raise ConfigurationError(f"{self.name} is a folder; give a file with one JSON object a line")
+
     async def items(self, shard: Shard) -> AsyncGenerator[Item, None]:
         """The lines of ``shard`` that are not blank.
 

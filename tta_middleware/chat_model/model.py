@@ -66,6 +66,7 @@ from tta_middleware.guard.quality import QualityGate
 from tta_middleware.guard.settings import BRIDGES, PromptCheck
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
+from tta_middleware.policy.verdicts import load
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.types import Message, Sampling, stop_strings
@@ -449,7 +450,14 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         return self._moderator
 
     async def aload(self) -> None:
-        """Load the model now; the first call does it otherwise."""
+        """Load the model and what the moderator needs now; the first call does it otherwise.
+
+        Raises:
+            ModeratorSetupError: the moderator cannot be asked as it is set up: it has no key, say.
+            ModelNotFoundError, EngineError: a model cannot be loaded.
+        """
+        # First what takes no time: nobody waits minutes for a model to hear of a key.
+        await load(self.scorer)
         await self._engine(self.model).load()
 
     async def aclose(self) -> None:

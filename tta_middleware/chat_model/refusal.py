@@ -1,4 +1,4 @@
-"""A blocked answer as LangChain knows refusals: a content block in the message, or an error; other errors that it knows.
+"""A blocked answer as LangChain knows refusals: a content block in the message, or an error; and a conversation that is too long.
 
 The message's own content stays text. LangChain derives content blocks by the provider that ``response_metadata``
 names, and for this package's messages adds a ``refusal`` block where the policy's notice ends them.

@@ -91,6 +91,7 @@ class _Batch:
     fault: DataError | None = None
 
     async def run(self) -> None:
+        self.source.check_there()
         skipped, total = await self._survey() if self.source.rereadable else (0, None)
         self.output.open()
         answering = self.request.answering

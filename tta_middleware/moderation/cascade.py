@@ -20,7 +20,7 @@ from tta_middleware.moderation.embedded.moderator import ARTIFACT, UNSUPPORTED_L
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy import REPAIR_MARGIN, STAGES, Policy, StagePolicies
 from tta_middleware.policy.coverage import grows, reads_rules
-from tta_middleware.policy.verdicts import in_context, verdicts_on
+from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, ModerationContext, Verdict
 
@@ -121,6 +121,11 @@ class Cascade(Closing):
         return [
             judged[index] if index in judged else self._of_first(verdict) for index, (verdict, _) in enumerate(found)
         ]
+
+    async def load(self) -> None:
+        """Load both."""
+        await load(self._first)
+        await load(self._second)
 
     async def aclose(self) -> None:
         """Close both."""

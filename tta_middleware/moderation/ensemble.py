@@ -12,7 +12,7 @@ from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.fallback import aligned
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy.coverage import grows, reads_rules
-from tta_middleware.policy.verdicts import in_context, verdicts_on
+from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
 
@@ -81,6 +81,11 @@ class Ensemble(Closing):
             return await self._one_by_one(texts, prompt)
         answers = await gather([partial(self._ask, member, texts, prompt) for member in self._members])
         return [self._combined(column) for column in zip(*answers, strict=True)]
+
+    async def load(self) -> None:
+        """Load every member."""
+        for member in self._members:
+            await load(member)
 
     async def aclose(self) -> None:
         for member in self._members:

@@ -9,7 +9,7 @@ from typing import Self
 
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationError, ModerationUnavailableError
 from tta_middleware.moderation.wrapper import Wrapper
-from tta_middleware.policy.verdicts import in_context, verdicts_on
+from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
 
@@ -63,6 +63,11 @@ class WithFallback(Wrapper):
             return verdicts
         here, there = self.default_threshold, self._fallback.default_threshold
         return [aligned(verdict, there, here) for verdict in verdicts]
+
+    async def load(self) -> None:
+        """Load both."""
+        await super().load()
+        await load(self._fallback)
 
     async def aclose(self) -> None:
         try:

@@ -164,6 +164,10 @@ class LLMJudge(Closing):
             context.scope.at_end(("judge", id(self._engine)), partial(self._engine.forget, owner))
         return twin
 
+    async def load(self) -> None:
+        """Load the judging model."""
+        await self._engine.load()
+
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """One verdict per text, all asked for side by side.
 

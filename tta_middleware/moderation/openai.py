@@ -81,6 +81,14 @@ class OpenAIModerator(Closing):
         score = partial(without_blanks, categories=self.categories, model=self.model, score=self._score)
         return await in_parts(texts, score, self.max_characters)
 
+    async def load(self) -> None:
+        """Find the key; nothing is sent.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        await self._transport.load()
+
     async def aclose(self) -> None:
         await self._transport.aclose()
 

@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
+
 from tta_middleware.errors import (
     ConfigurationError,
     MissingExtraError,
@@ -25,7 +27,7 @@ from tta_middleware.errors import (
 from tta_middleware.moderation.embedded.moderator import MODEL
 from tta_middleware.observing import observer
 from tta_middleware.policy import Policy
-from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.policy.verdicts import load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, Verdict
 
@@ -101,6 +103,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
+            await load(moderator)
             yield
         finally:
             await moderator.aclose()
@@ -125,7 +128,7 @@ def serve(host: str = "127.0.0.1", port: int = 8081, *, moderator: Moderator | N
         options: passed to :func:`create_app`.
 
     Raises:
-        ConfigurationError: the port is out of range or an option is unusable.
+        ConfigurationError: the port is out of range, an option is unusable, or the moderator has no key.
     """
     if not 0 <= port <= 65_535:
         raise ConfigurationError(f"port must lie in [0, 65535], not {port}")
@@ -134,6 +137,8 @@ def serve(host: str = "127.0.0.1", port: int = 8081, *, moderator: Moderator | N
 
         moderator = EmbeddedModerator()
     app = create_app(moderator, **options)
+    # uvicorn would tell of it with a traceback and an exit code of its own.
+    anyio.run(load, moderator)
     uvicorn.run(
         app,
         host=host,

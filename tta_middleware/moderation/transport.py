@@ -107,6 +107,14 @@ class Transport:
             raise outcome
         return self._decode(outcome)
 
+    async def load(self) -> None:
+        """Find the key; nothing is sent.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        await self._open()
+
     async def aclose(self) -> None:
         """Close the clients of all event loops; idempotent."""
         await self._clients.aclose()

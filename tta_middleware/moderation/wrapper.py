@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from tta_middleware.policy.verdicts import in_context, verdicts_on
+from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
 
@@ -48,6 +48,10 @@ class Wrapper(Closing):
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
         """The inner moderator's verdicts."""
         return await verdicts_on(self._inner, texts, prompt=prompt)
+
+    async def load(self) -> None:
+        """Load the inner moderator."""
+        await load(self._inner)
 
     def in_context(self, context: ModerationContext) -> Self:
         """The same around the inner moderator in that context; itself where that does not want to know."""

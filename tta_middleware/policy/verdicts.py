@@ -9,6 +9,7 @@ Texts are put into a form that the moderator takes, and its answer is counted:
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,26 @@ def in_context(moderator: Moderator, context: ModerationContext) -> Moderator:
     """The moderator, told of ``context`` if it wants to know."""
     tell: Callable[[ModerationContext], Moderator] | None = getattr(moderator, "in_context", None)
     return moderator if tell is None else tell(context)
+
+
+async def load(moderator: Moderator) -> None:
+    """Have the moderator load what scoring needs, and say now what would make every text fail, if it knows.
+
+    Nothing is scored and no service is asked.
+
+    Raises:
+        ModeratorSetupError: it cannot be asked as it is set up: it has no key, say.
+        ModelNotFoundError, EngineError: a model that judges cannot be loaded.
+    """
+    prepare = getattr(moderator, "load", None)
+    if not inspect.iscoroutinefunction(prepare):
+        return
+    try:
+        await prepare()
+    except ModeratorSetupError:
+        raise
+    except ConfigurationError as error:
+        raise ModeratorSetupError(str(error)) from error
 
 
 async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

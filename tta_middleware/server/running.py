@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import KEEP_ALIVE_SECONDS
@@ -13,8 +15,6 @@ from tta_middleware.server.draining import Drain
 from tta_middleware.server.settings import ServerSettings
 
 if TYPE_CHECKING:
-    import socket
-
     import uvicorn
 
 LAST_WORDS_SECONDS = 2
@@ -43,15 +43,16 @@ def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", 
         port: TCP port; 0 takes a free one, which the log tells.
 
     Raises:
-        ConfigurationError: the port is out of range, or cannot be listened on.
-        TTAError: a model cannot be loaded.
+        ConfigurationError: the port is out of range, or cannot be listened on; that is found before any model is loaded.
+        TTAError: a model cannot be loaded, or a moderator cannot be asked as it is set up.
     """
     import uvicorn
 
     if not 0 <= port <= 65_535:
         raise ConfigurationError(f"port must lie in [0, 65535], not {port}")
+    _refuse_taken(host, port)
     config = uvicorn.Config(
-        app,
+        _told_once(app),
         host=host,
         port=port,
         access_log=False,
@@ -69,6 +70,35 @@ def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", 
         raise getattr(app.state, "startup_error", None) or ConfigurationError(
             f"cannot serve on {host}:{port}; the log says why"
         ) from None
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raises ConfigurationError where nothing can listen; uvicorn looks only after the models are loaded."""
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; give another --host or --port"
+        ) from None
+
+
+def _told_once(app: ASGIApp) -> ASGIApp:
+    """Without the traceback that the log would have of a start that failed: whoever started it gets the error."""
+
+    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            failed = message["type"] == "lifespan.startup.failed"
+            await send({"type": message["type"]} if failed else message)
+
+        await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+
+    return quiet
 
 
 def _drains(server: uvicorn.Server, drain: Drain, seconds: float) -> None:

@@ -41,6 +41,7 @@ from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
+from tta_middleware.policy.verdicts import load
 from tta_middleware.protocols import Moderator
 from tta_middleware.registry import check_moderator, check_policies
 from tta_middleware.server.answering import LocalAnswer
@@ -163,7 +164,12 @@ class UpstreamModel:
         return stages.with_default(self.scorer.default_threshold)
 
     async def aload(self) -> None:
-        """Nothing to load: an upstream that is away answers each request with an error, and may come back."""
+        """Load what the moderator needs. An upstream that is away answers requests with errors, and may come back.
+
+        Raises:
+            ModeratorSetupError: the moderator cannot be asked as it is set up: it has no key, say.
+        """
+        await load(self.scorer)
 
     async def aclose(self) -> None:
         """Close connections and the moderator."""

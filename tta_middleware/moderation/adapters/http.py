@@ -30,6 +30,14 @@ class HTTPModerator(Closing):
         self._retrier = Retrier(retry)
         self._concurrency = concurrency
 
+    async def load(self) -> None:
+        """Find the key; nothing is sent.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        await self._transport.load()
+
     async def aclose(self) -> None:
         await self._transport.aclose()
 

@@ -1,4 +1,4 @@
-"""What a moderator needs is found out when it is loaded, through whatever stands around it; nothing is scored for it."""
+"""What a moderator needs is found out when it is loaded, whatever stands around it; nothing is scored for it."""
 
 from __future__ import annotations
 

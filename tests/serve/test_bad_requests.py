@@ -144,9 +144,9 @@ class ShortContext(ScriptedEngine):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_conversation_that_is_too_long(streaming: bool) -> None:
     with running(TTAChatModel(model=ShortContext("-"), moderator=ScriptedModerator())) as one:
-        with openai.OpenAI(base_url=f"{one.url}/v1", api_key="none") as api:
-            with pytest.raises(openai.BadRequestError) as bad:
-                api.chat.completions.create(model="roses", messages=ROSES, stream=streaming)
+        api = openai.OpenAI(base_url=f"{one.url}/v1", api_key="none")
+        with api, pytest.raises(openai.BadRequestError) as bad:
+            api.chat.completions.create(model="roses", messages=ROSES, stream=streaming)
         client = ChatOpenAI(base_url=f"{one.url}/v1", api_key=SecretStr("none"), model="roses", streaming=streaming)
         with pytest.raises(ContextOverflowError):
             client.invoke("Roses?")

@@ -1,4 +1,4 @@
-"""A blocked answer as LangChain knows refusals: a content block in the message, or an error; and a conversation that is too long.
+"""What LangChain knows errors and blocked answers as: a content block in the message, or errors of its own.
 
 The message's own content stays text. LangChain derives content blocks by the provider that ``response_metadata``
 names, and for this package's messages adds a ``refusal`` block where the policy's notice ends them.

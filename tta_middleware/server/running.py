@@ -43,7 +43,7 @@ def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", 
         port: TCP port; 0 takes a free one, which the log tells.
 
     Raises:
-        ConfigurationError: the port is out of range, or cannot be listened on; that is found before any model is loaded.
+        ConfigurationError: the port is out of range, or cannot be listened on, which shows before a model is loaded.
         TTAError: a model cannot be loaded, or a moderator cannot be asked as it is set up.
     """
     import uvicorn

@@ -83,6 +83,25 @@ async def test_prose_instead_of_json_raises(method: str) -> None:
         await answering("Anna is 31.").with_structured_output(PersonDict, method=method).ainvoke("Who is Anna?")
 
 
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+@pytest.mark.parametrize("value", ['{"name": "Anna"}', "Anna is 31 years old."])
+async def test_a_stream_of_what_does_not_fit_ends_with_an_error(method: str, value: str) -> None:
+    asked = answering(value).with_structured_output(Person, method=method)
+    with pytest.raises(OutputParserException):
+        list(asked.stream("Who is she?"))
+    with pytest.raises(OutputParserException):
+        [one async for one in asked.astream("Who is she?")]
+    told = answering(value).with_structured_output(Person, method=method, include_raw=True)
+    [error] = [one["parsing_error"] for one in told.stream("Who is she?") if one.get("parsing_error")]
+    assert isinstance(error, OutputParserException)
+
+
+async def test_a_stream_of_what_fits_ends_with_the_instance() -> None:
+    asked = answering(json.dumps(ANNA)).with_structured_output(Person, method="json_schema")
+    assert list(asked.stream("Who is she?"))[-1] == Person(**ANNA)
+    assert [one async for one in asked.astream("Who is she?")][-1] == Person(**ANNA)
+
+
 async def test_a_code_fence_is_read() -> None:
     fenced = f"Here it is:\n```json\n{json.dumps(ANNA)}\n```"
     assert await answering(fenced).with_structured_output(Person, method="json_schema").ainvoke("Who?") == Person(

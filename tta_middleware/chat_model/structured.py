@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from operator import itemgetter
+from functools import partial, reduce
+from operator import add
 from typing import Any, TypeAlias, is_typeddict
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import BaseMessage, SystemMessage
-from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.output_parsers import (
+    BaseCumulativeTransformOutputParser,
+    BaseOutputParser,
+    JsonOutputParser,
+    PydanticOutputParser,
+)
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableMap
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -79,17 +84,64 @@ def _instruction(schema: Mapping[str, Any] | None) -> str:
     return _INSTRUCTION if schema is None else f"{_INSTRUCTION} {_WITH_SCHEMA.format(schema=json.dumps(schema))}"
 
 
+class _ReadsAll(BaseCumulativeTransformOutputParser[Any]):
+    """A parser whose streams end with the error that a whole answer gives; LangChain's own end without a word."""
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002 - LangChain's name
+        seen: list[Any] = []
+        yield from super()._transform(_noting(input, seen))
+        if seen:
+            self.invoke(reduce(add, seen))
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:  # noqa: A002
+        seen: list[Any] = []
+
+        async def noting() -> AsyncIterator[str | BaseMessage]:
+            async for piece in input:
+                seen.append(piece)
+                yield piece
+
+        async for parsed in super()._atransform(noting()):
+            yield parsed
+        if seen:
+            self.invoke(reduce(add, seen))
+
+
+def _noting(pieces: Iterator[Any], seen: list[Any]) -> Iterator[Any]:
+    for piece in pieces:
+        seen.append(piece)
+        yield piece
+
+
+# mypy's plugin of pydantic does not find the type variable that a field of both has.
+_Json: Any = JsonOutputParser
+_Instance: Any = PydanticOutputParser
+
+
+class _ReadsInstance(_ReadsAll, _Instance):  # type: ignore[misc]
+    """Into instances of a pydantic class."""
+
+
+class _ReadsJson(_ReadsAll, _Json):  # type: ignore[misc]
+    """Into what JSON says."""
+
+
 def _parser(schema: Schema | None) -> BaseOutputParser[Any]:
     if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return PydanticOutputParser(pydantic_object=schema)
-    return JsonOutputParser()
+        return _ReadsInstance(pydantic_object=schema)
+    return _ReadsJson()
 
 
 def _with_raw(asked: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
-    """A dict of ``raw``, ``parsed`` and ``parsing_error``, as LangChain's own."""
-    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=asked) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+    """A dict of ``raw``, ``parsed`` and ``parsing_error``, as LangChain's own, which streams come to, too."""
+
+    def read(told: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return {**told, "parsed": parser.invoke(told["raw"], config), "parsing_error": None}
+        except Exception as error:  # noqa: BLE001 - the caller asked for it as a value
+            return {**told, "parsed": None, "parsing_error": error}
+
+    return RunnableMap(raw=asked) | RunnableLambda(read)
 
 
 def _instructed(instruction: str, asked: Sequence[BaseMessage]) -> list[BaseMessage]:

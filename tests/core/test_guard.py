@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tta_middleware import TSA, Budget, Guard, Message, Noise, Policy, QualityBounds, QualityGate, Repair, Resample
 from tta_middleware.errors import (
+    ConfigurationError,
     EmptyPromptError,
     EngineError,
     InvalidVerdictError,
@@ -316,6 +317,45 @@ async def test_cancelling_stops_decoding_and_is_not_swallowed() -> None:
 async def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(EmptyPromptError):
         await Guard(ScriptedEngine(SAFE), words()).answer([Message("user", "  ")])
+
+
+@pytest.mark.parametrize(
+    "talk", ["Hello", {"role": "user", "content": "Hello"}, [{"role": "user"}], [("user", "Hello")]]
+)
+async def test_other_forms_of_a_conversation_are_refused_with_what_to_give(talk: Any) -> None:
+    guard = Guard(ScriptedEngine("Hello."), ScriptedModerator())
+    with pytest.raises(ConfigurationError, match="list of Message"):
+        await guard.answer(talk)
+    with pytest.raises(ConfigurationError, match="list of Message"):
+        [event async for event in guard.stream(talk)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (("smollm2", ScriptedModerator()), "takes parts, not names"),
+        ((ScriptedEngine("-"), "local"), "takes parts, not names"),
+        ((None, ScriptedModerator()), "an Engine, not"),
+        ((ScriptedEngine("-"), print), "a moderator is"),
+    ],
+)
+def test_what_is_no_part_is_refused(parts: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Guard(*parts)
+
+
+def test_trio_is_told_what_to_do_instead() -> None:
+    trio = pytest.importorskip("trio")
+    guard = Guard(ScriptedEngine("Hello."), ScriptedModerator())
+    with pytest.raises(ConfigurationError, match=r"trio\.to_thread"):
+        trio.run(guard.answer, [Message("user", "Hello")])
+
+    async def stream() -> None:
+        async for _ in guard.stream([Message("user", "Hello")]):
+            pass
+
+    with pytest.raises(ConfigurationError, match=r"trio\.to_thread"):
+        trio.run(stream)
 
 
 async def test_equal_seeds_give_equal_repairs() -> None:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import anyio
 
+from tta_middleware.errors import ConfigurationError
+
 T = TypeVar("T")
 Send: TypeAlias = Callable[[T], Awaitable[None]]
 """Takes an item at once, before anything is awaited, and may wait afterwards: whoever is cancelled while it waits knows
@@ -30,6 +32,7 @@ async def owned(
     Raises:
         Exception: what ``produce`` raised, after everything that it had sent.
     """
+    refuse_other_libraries()
     # Not bounded by itself: a send that waits for room may be cancelled with its item or without; nobody could tell.
     send, receive = anyio.create_memory_object_stream[T](math.inf)
     taken = anyio.Event()
@@ -72,6 +75,17 @@ async def owned(
             receive.close()
         if not task.cancelled():
             task.exception()
+
+
+def refuse_other_libraries() -> None:
+    """Raises ConfigurationError under trio, where tasks of asyncio cannot run."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "answers are made on asyncio, and no loop of asyncio runs here; from trio, make the sync call in a thread: "
+            "await trio.to_thread.run_sync(model.invoke, question)"
+        ) from None
 
 
 async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:

@@ -64,6 +64,16 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] = ()
     opening: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError for other forms of a conversation, which fail somewhere within otherwise."""
+        given: Any = self.messages
+        wrong = [given] if isinstance(given, str | Mapping) else [one for one in given if not isinstance(one, Message)]
+        if wrong:
+            raise ConfigurationError(
+                f'a conversation is a list of Message, such as [Message("user", "Hello")], and holds no '
+                f"{type(wrong[0]).__name__}; TTAChatModel takes texts and LangChain's messages"
+            )
+
     @property
     def user_text(self) -> str:
         return last_user_text(self.messages)

@@ -17,7 +17,7 @@ import anyio
 import numpy as np
 
 from tta_middleware.aio.beside_check import unless_refused
-from tta_middleware.aio.streams import owned
+from tta_middleware.aio.streams import owned, refuse_other_libraries
 from tta_middleware.call_text import json_reading
 from tta_middleware.config import Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
@@ -50,6 +50,7 @@ from tta_middleware.observing import Asked, observer
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
 from tta_middleware.protocols import Engine, Moderator, Optimiser, Quality, ReasoningEngine
+from tta_middleware.registry import resolve_engine, resolve_moderator
 from tta_middleware.types import (
     SEAM,
     AnswerScore,
@@ -90,7 +91,8 @@ class Guard:
         reasoning: how a model that thinks is let think, and what becomes of its thoughts (docs/reasoning.md).
 
     Raises:
-        ConfigurationError: the policy has a threshold for a category that the moderator does not score.
+        ConfigurationError: the policy has a threshold for a category that the moderator does not score, or a part is
+            none.
     """
 
     def __init__(
@@ -107,6 +109,12 @@ class Guard:
         reading: Reading = json_reading,
         reasoning: Reasoning | None = None,
     ) -> None:
+        if isinstance(engine, str) or isinstance(moderator, str):
+            raise ConfigurationError(
+                'a guard takes parts, not names: TransformersEngine("smollm2"), EmbeddedModerator(); '
+                'TTAChatModel(model="smollm2", moderator="local") takes names'
+            )
+        engine, moderator = resolve_engine(engine), resolve_moderator(moderator)
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
         self._repair = repair or Repair()
         if self._repair.method is not None and not self._repair.method.needs.margin:
@@ -196,6 +204,7 @@ class Guard:
         judge_all: bool = False,
         send: Send | None = None,
     ) -> Report:
+        refuse_other_libraries()
         meter, sampling = Meter(self._repair.budget, self._clock), sampling or Sampling()
         asked = Asked(
             model=self._engine.model_id,

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from tta_middleware.config import Windows
 from tta_middleware.guard import moderated as streaming
-from tta_middleware.guard.context import last_user_text
+from tta_middleware.guard.context import Conversation
 from tta_middleware.guard.events import StreamEvent
 from tta_middleware.guard.guard import Guard
 from tta_middleware.guard.settings import Repair
@@ -68,7 +68,7 @@ class _Promise:
 
     def terms(self, messages: Sequence[Message]) -> Terms:
         prompts: Mapping[str, tuple[str, ...]] = {
-            "user": (last_user_text(messages),),
+            "user": (Conversation(messages).user_text,),
             "all": tuple(message.content for message in messages if message.content),
         }
         asked = prompts.get(self.prompt_check, ())

@@ -10,6 +10,7 @@ from typing import Any
 import anyio.to_thread
 
 from tta_middleware.moderation.wrapper import Closing
+from tta_middleware.policy.verdicts import load
 from tta_middleware.types import Verdict
 
 DEFAULT_THRESHOLD = 0.5
@@ -37,6 +38,10 @@ class PlainModerator(Closing):
             ask() if is_async(self.inner.moderate) else await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
         )
         return await verdicts if isawaitable(verdicts) else verdicts  # type: ignore[no-any-return]
+
+    async def load(self) -> None:
+        """Load the object, if it says how."""
+        await load(self.inner)
 
     async def aclose(self) -> None:
         """Release what the object holds, if it says how."""

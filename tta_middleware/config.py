@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -21,6 +21,18 @@ class Settings(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise ConfigurationError(explain(type(self).__name__, error, type(self).model_fields)) from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with ``update`` in it, checked as by the constructor; pydantic's own takes anything for a setting.
+
+        Raises:
+            ConfigurationError: there is no such setting, or its value is unusable.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        kept = {name: getattr(self, name) for name in self.model_fields_set}
+        checked = type(self)(**kept | dict(update))
+        return super().model_copy(update={name: getattr(checked, name) for name in update}, deep=deep)
 
 
 def explain(name: str, error: ValidationError, known: Collection[str] = ()) -> str:

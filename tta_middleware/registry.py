@@ -7,6 +7,7 @@ imported before it is asked for.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, iscoroutinefunction, signature
@@ -56,8 +57,20 @@ def names(group: str) -> list[str]:
 
 
 def find(group: str, name: str) -> EntryPoint | None:
-    """The entry point of that name in a group; reads the metadata of what is installed, some milliseconds."""
-    return next(iter(entry_points(group=group, name=name)), None)
+    """The entry point of that name in a group.
+
+    The first time that reads the metadata of all that is installed, some milliseconds: too long for each of the chat
+    models that ``configurable_fields`` makes, one per call. What is not found may be installed later.
+    """
+    key = (group, name, *sys.path)
+    if key not in _found:
+        for entry in entry_points(group=group, name=name):
+            _found.setdefault(key, entry)
+    return _found.get(key)
+
+
+_found: dict[tuple[str, ...], EntryPoint] = {}
+"""Entry points by group, name and where is looked. Threads may write the same ones twice; none is ever taken out."""
 
 
 def check_known(group: str, kind: str, name: str) -> EntryPoint:

@@ -49,6 +49,34 @@ async def test_a_copy_shares_what_is_loaded_and_has_settings_of_its_own(copied: 
     assert (await bound.ainvoke(QUESTION)).text == Policy().notice
 
 
+@pytest.mark.parametrize(
+    ("update", "says"),
+    [
+        ({"polcy": 0.1}, "did you mean 'policy'"),
+        ({"prompt_check": "usr"}, "'off', 'user' or 'all'"),
+        ({"policy": {"violance": 0.1}}, "did you mean 'violence'"),
+        ({"moderator": "locl"}, "unknown moderator"),
+        ({"max_tokens": 0}, "max_new_tokens"),
+    ],
+)
+def test_a_copy_with_other_settings_is_checked_like_a_new_model(update: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        model().model_copy(update=update)
+    guarded = GuardedChatModel(inner=FakeListChatModel(responses=["-"]))
+    if set(update) <= {"polcy", "policy", "moderator"}:
+        with pytest.raises(ConfigurationError, match=says):
+            guarded.model_copy(update=update)
+
+
+def test_a_copy_takes_other_names_and_plain_values_and_shares_what_is_loaded() -> None:
+    first = model()
+    second = first.model_copy(update={"max_tokens": 7, "timeout": 2, "windows": {"first": 5}, "moderator": "openai"})
+    assert (second.max_new_tokens, second.windows.first, second.moderator) == (7, 5, "openai")
+    assert second.budget == Budget(generations=3, seconds=2)
+    assert (first.max_new_tokens, first.budget, first.moderator) == (256, Budget(generations=3), "local")
+    assert second.runtime is first.runtime
+
+
 async def test_a_deep_copy_has_lists_of_its_own() -> None:
     first = model(tags=["a"], stop=["END"])
     second = copy.deepcopy(first)

@@ -67,6 +67,15 @@ def test_a_shadow_is_reported_and_not_enforced():
     assert policy.decide(verdict(illicit=0.1, hate=0.2)).shadowed == ()
 
 
+@pytest.mark.parametrize("update", [{"treshold": 0.1}, {"threshold": 2}, {"categories": {"violance": 0.1}}])
+def test_a_copy_of_a_policy_is_checked_like_a_new_one(update):
+    with pytest.raises(ConfigurationError, match="Policy"):
+        Policy(threshold=0.3).model_copy(update=update)
+    assert Policy(threshold=0.3, shadow=["hate"]).model_copy(update={"threshold": 0.1}) == Policy(
+        threshold=0.1, shadow=["hate"]
+    )
+
+
 def test_with_nothing_but_shadows_nothing_is_flagged():
     decision = Policy(threshold=0.5, shadow=("hate",)).decide(verdict(hate=0.9))
     assert (decision.flagged, decision.category, decision.shadowed) == (False, "", ("hate",))

@@ -15,7 +15,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -193,8 +193,12 @@ class CachesChecked(BaseChatModel):
         try:
             self._key(stop, settings)
         except UnknownPartError:
-            return self.model_copy(update={"cache": False}), settings
-        return self.model_copy(update={"cache": CheckedCache(cache)}), settings
+            return self._with(False), settings
+        return self._with(CheckedCache(cache)), settings
+
+    def _with(self, cache: BaseCache | bool) -> Self:
+        """This model with that cache; unchecked, since it is done with every call."""
+        return BaseChatModel.model_copy(self, update={"cache": cache})
 
     def _streams(self, run: Any, settings: Mapping[str, Any], *, async_api: bool) -> bool:
         how = {"async_api": async_api, "run_manager": run, **settings}

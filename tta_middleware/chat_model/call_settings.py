@@ -56,6 +56,14 @@ _ADVICE: Final = {
 }
 
 
+_OF_THE_MODEL: Final = ("moderator", "policies", "streaming", "device", "dtype", "allow_download", "engine_options")
+
+_CALL_ADVICE: Final = {
+    **_ADVICE,
+    **{name: f"that is the model's: write model.model_copy(update={{{name!r}: ...}})" for name in _OF_THE_MODEL},
+}
+
+
 def with_usual_names(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under this package's names; ``timeout`` becomes the budget's seconds.
 
@@ -107,7 +115,7 @@ class CallSettings:
             ConfigurationError: one is not; names the nearest.
         """
         known = {*PER_CALL, *ALIASES, "timeout"}
-        refuse_unknown_settings(f"a call of {self._owner}", set(given) - TOOL_SETTINGS - IGNORED, known)
+        refuse_unknown(f"a call of {self._owner}", set(given) - TOOL_SETTINGS - IGNORED, known, _CALL_ADVICE)
 
     def of(self, given: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
         """The call's settings, checked; None stands for the model's own.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from langchain_core.language_models import BaseChatModel
+from pydantic import ValidationError
+
+from tta_middleware.chat_model.call_settings import refuse_unknown_settings, with_timeout, with_usual_names
+from tta_middleware.config import explain
+from tta_middleware.errors import ConfigurationError
 
 _PARTS = (
     "runtime", "model", "moderator", "method", "fallback", "policies", "memory", "cache", "rate_limiter", "callbacks",
@@ -20,6 +25,22 @@ class CopiesSettings(BaseChatModel):
     A pickle makes its engines and moderators anew where it is opened, by name. An object in their place has to be one
     that pickles; those of this package do, or say what to give instead.
     """
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with ``update`` in it, checked as by the constructor; pydantic's own takes anything for a setting.
+
+        Raises:
+            ConfigurationError: there is no such setting, or its value is unusable.
+        """
+        copy = super().model_copy(deep=deep)
+        settings = with_timeout(with_usual_names(update or {}), getattr(self, "budget", None))
+        refuse_unknown_settings(type(self).__name__, settings, type(self).model_fields)
+        for name, value in settings.items():
+            try:
+                type(self).__pydantic_validator__.validate_assignment(copy, name, value)
+            except ValidationError as error:
+                raise ConfigurationError(explain(type(self).__name__, error)) from None
+        return copy
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         shared = {} if memo is None else memo

@@ -42,7 +42,7 @@ from tta_middleware.guard.search import (
     move_of,
     prepare,
 )
-from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report
+from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report, check_parts
 from tta_middleware.guard.watch import Watch, kept
 from tta_middleware.methods.base import Method
 from tta_middleware.methods.bridged import Bridged, Led
@@ -50,7 +50,6 @@ from tta_middleware.observing import Asked, observer
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
 from tta_middleware.protocols import Engine, Moderator, Optimiser, Quality, ReasoningEngine
-from tta_middleware.registry import resolve_engine, resolve_moderator
 from tta_middleware.types import (
     SEAM,
     AnswerScore,
@@ -109,12 +108,7 @@ class Guard:
         reading: Reading = json_reading,
         reasoning: Reasoning | None = None,
     ) -> None:
-        if isinstance(engine, str) or isinstance(moderator, str):
-            raise ConfigurationError(
-                'a guard takes parts, not names: TransformersEngine("smollm2"), EmbeddedModerator(); '
-                'TTAChatModel(model="smollm2", moderator="local") takes names'
-            )
-        engine, moderator = resolve_engine(engine), resolve_moderator(moderator)
+        check_parts(engine, moderator)
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
         self._repair = repair or Repair()
         if self._repair.method is not None and not self._repair.method.needs.margin:

@@ -27,6 +27,7 @@ from tta_middleware.guard.context import (
     Meter,
     Question,
     RequestContext,
+    check_parts,
 )
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.holdback import Reading
@@ -42,7 +43,7 @@ from tta_middleware.guard.search import (
     move_of,
     prepare,
 )
-from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report, check_parts
+from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report
 from tta_middleware.guard.watch import Watch, kept
 from tta_middleware.methods.base import Method
 from tta_middleware.methods.bridged import Bridged, Led

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from tta_middleware.config import Budget
-from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods.base import Method
 from tta_middleware.types import Candidate, GuardedAnswer, Message
 
@@ -67,24 +66,3 @@ class Report:
     answer: GuardedAnswer
     baseline: Candidate | None
     final: Candidate | None
-
-
-def check_parts(engine: object, moderator: object) -> None:
-    """Whether these can be an engine and a moderator; a mistake shows somewhere within the first answer otherwise.
-
-    Raises:
-        ConfigurationError: one is a name, or lacks what it needs.
-    """
-    if isinstance(engine, str) or isinstance(moderator, str):
-        raise ConfigurationError(
-            'a guard takes parts, not names: TransformersEngine("smollm2"), EmbeddedModerator(); '
-            'TTAChatModel(model="smollm2", moderator="local") takes names'
-        )
-    if not hasattr(engine, "embed"):
-        raise ConfigurationError(f"{type(engine).__name__} is no Engine (tta_middleware.protocols)")
-    lacking = [name for name in ("moderate", "name", "default_threshold") if not hasattr(moderator, name)]
-    if lacking:
-        raise ConfigurationError(
-            f"{type(moderator).__name__} is no Moderator (tta_middleware.protocols): it has no {lacking[0]}; "
-            "tta_middleware.moderation.adapters.plain.PlainModerator makes one of anything with a moderate of texts"
-        )

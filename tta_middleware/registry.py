@@ -245,13 +245,22 @@ def resolve_moderator(
     if isinstance(moderator, type) or not callable(getattr(moderator, "moderate", None)):
         raise ConfigurationError(
             f"a moderator is a name, or an object with moderate(texts) that gives a Verdict for each text; "
-            f"{getattr(moderator, '__name__', type(moderator).__name__)} is neither"
+            f"{getattr(moderator, '__name__', type(moderator).__name__)} is neither{_instead(moderator)}"
         )
     if isinstance(moderator, Moderator) and iscoroutinefunction(moderator.moderate):
         return moderator
     from tta_middleware.moderation.adapters.plain import PlainModerator
 
     return PlainModerator(moderator)
+
+
+def _instead(given: Any) -> str:
+    """What to write for what users try."""
+    if hasattr(given, "moderations"):
+        return "; write OpenAIModerator(base_url=..., api_key=...) for a client of OpenAI's"
+    if not isinstance(given, type) and (callable(given) or hasattr(given, "ainvoke")):
+        return "; write RunnableModerator(...) around a function of a text or a runnable"
+    return ""
 
 
 def _made(name: str, engine: Engine | None, calibration: CalibrationOf) -> Moderator:

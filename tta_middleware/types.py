@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -154,8 +155,9 @@ class Verdict:
     def __post_init__(self) -> None:
         if not self.scores:
             raise InvalidVerdictError(f"moderator {self.model!r} returned no category scores")
-        for category, score in self.scores.items():
-            if not (math.isfinite(score) and 0.0 <= score <= 1.0):
+        scores: Mapping[str, Any] = self.scores
+        for category, score in scores.items():
+            if not (isinstance(score, Real) and math.isfinite(score) and 0.0 <= float(score) <= 1.0):
                 raise InvalidVerdictError(
                     f"moderator {self.model!r} scored {category!r} as {score!r}; scores must lie in [0, 1]"
                 )

@@ -102,6 +102,17 @@ def test_shards_divide_the_lines_between_them_and_stay_stable(tta, jsonl, tmp_pa
     assert parts == [[1, 4, 7], [2, 5], [3, 6, 9]]
 
 
+def test_content_may_be_parts_of_text(tta, jsonl, tmp_path):
+    parts = [{"type": "text", "text": "Tell me "}, {"type": "text", "text": "of roses"}]
+    image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    source = jsonl("in.jsonl", *({"messages": [{"role": "user", "content": content}]} for content in (parts, image)))
+    out = tmp_path / "out.jsonl"
+    ran = tta("batch", source, out, "--model", "settable:a", "--moderator", "words")
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert (ran.code, first["answer"]) == (2, "A calm and friendly answer about roses and gardens.")
+    assert "reads text only, not 'image_url'" in second["error"]["message"]
+
+
 def test_a_line_may_say_how_it_is_decoded_but_not_how_it_is_checked(tta, jsonl, tmp_path):
     source = jsonl(
         "in.jsonl",

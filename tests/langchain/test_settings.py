@@ -12,12 +12,13 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.rate_limiters import InMemoryRateLimiter
+from openai import OpenAI
 from pydantic import ValidationError
 from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import Budget, TTAChatModel
 from tta_middleware.config import Windows
-from tta_middleware.errors import ConfigurationError
+from tta_middleware.errors import ConfigurationError, ModerationUnavailableError, UnsafeAnswerError
 from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
@@ -238,6 +239,28 @@ class PreTrainedLike:
     config: Any = None
 
     def generate(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("moderator", "says"),
+    [(lambda text: 0.1, r"RunnableModerator\(\.\.\.\)"), (OpenAI(api_key="-"), r"OpenAIModerator\(base_url=")],
+)
+def test_what_is_no_moderator_is_refused_and_says_what_to_write(moderator: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TTAChatModel(moderator=moderator)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        ({"moderator": ScriptedModerator(failures=[ModerationUnavailableError("away")])}, "see to the moderator"),
+        ({"prompt_check": "user", "policy": 0.0}, "the prompt was flagged"),
+    ],
+)
+def test_an_error_in_place_of_an_answer_says_what_stood_in_the_way(outcome: dict[str, Any], says: str) -> None:
+    settings: dict[str, Any] = {"model": ScriptedEngine("A calm answer."), "moderator": "local", "method": "none"}
+    with pytest.raises(UnsafeAnswerError, match=says):
+        TTAChatModel(**(settings | outcome), fallback="raise").invoke("Hello")
 
 
 @pytest.mark.parametrize(

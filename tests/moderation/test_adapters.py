@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.runnables import RunnableLambda
@@ -272,6 +273,30 @@ async def score_words(text: str, prompt: str | None) -> float:
 async def test_an_async_function_is_a_moderator():
     verdicts = await RunnableModerator(score_words).moderate(["fine", "flagme"])
     assert [verdict.scores for verdict in verdicts] == [{"unsafe": 0.1}, {"unsafe": 0.9}]
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        lambda text: 0.9 if "flagme" in text else 0.1,
+        lambda text, prompt: 0.9 if "flagme" in text else 0.1,
+        lambda text, limit=0.9: limit if "flagme" in text else 0.1,
+        lambda text: np.float32(0.9 if "flagme" in text else 0.1),
+        score_words,
+    ],
+)
+async def test_any_function_of_a_text_is_a_moderator(scorer):
+    verdicts = await RunnableModerator(scorer).moderate(["fine", "flagme"], prompt="Hello")
+    assert [verdict.flagged for verdict in verdicts] == [False, True]
+
+
+@pytest.mark.parametrize("score", ["0.1", None, True, 1.5])
+async def test_what_is_no_score_is_no_verdict(score):
+    with pytest.raises(InvalidVerdictError):
+        await RunnableModerator(lambda _text: score).moderate(["fine"])
+    if score is not True:
+        with pytest.raises(InvalidVerdictError):
+            Verdict({"violence": score}, flagged=False, model="mine")
 
 
 async def test_a_langchain_runnable_is_a_moderator_and_listeners_do_not_hear_the_text():

@@ -67,6 +67,25 @@ def test_a_shadow_is_reported_and_not_enforced():
     assert policy.decide(verdict(illicit=0.1, hate=0.2)).shadowed == ()
 
 
+@pytest.mark.parametrize(
+    ("written", "policy"),
+    [
+        ({"threshold": 0.3, "categories": {"violence": 0.1}}, Policy(threshold=0.3, categories={"violence": 0.1})),
+        ({"mode": "observe"}, Policy(mode="observe")),
+        ({"rules": "No dosages."}, Policy(rules="No dosages.")),
+        ({"rules": 0.6}, Policy(categories={"rules": 0.6})),
+        ({"violence": 0.1}, Policy(categories={"violence": 0.1})),
+    ],
+)
+def test_a_mapping_holds_categories_or_settings(written, policy):
+    assert Policy.of(written) == policy
+
+
+def test_a_mapping_of_settings_is_checked():
+    with pytest.raises(ConfigurationError, match="did you mean 'on_error'"):
+        Policy.of({"threshold": 0.3, "on_eror": "open"})
+
+
 @pytest.mark.parametrize("update", [{"treshold": 0.1}, {"threshold": 2}, {"categories": {"violance": 0.1}}])
 def test_a_copy_of_a_policy_is_checked_like_a_new_one(update):
     with pytest.raises(ConfigurationError, match="Policy"):

@@ -117,4 +117,16 @@ def _message(turn: Record, where: str, roles: Collection[str]) -> Message:
     role = turn.get("role")
     if not isinstance(role, str) or role not in roles:
         raise DataError(f"{where}: 'role' must be one of {', '.join(roles)}")
-    return Message(role, text_field(turn, "content", where))  # type: ignore[arg-type]
+    return Message(role, text_field(_with_text(turn, where), "content", where))  # type: ignore[arg-type]
+
+
+def _with_text(turn: Record, where: str) -> Record:
+    """The turn with its text for a content that is parts of text, as in requests to OpenAI's API."""
+    parts = turn.get("content")
+    if not isinstance(parts, list):
+        return turn
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text":
+            raise DataError(f"{where}: the model reads text only, not {str(kind)[:40]!r}")
+    return {**turn, "content": "".join(text_field(part, "text", where, empty=True) for part in parts)}

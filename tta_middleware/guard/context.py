@@ -71,6 +71,18 @@ def check_parts(engine: object, moderator: object) -> None:
         )
 
 
+def refusal_of(stop_reason: str) -> str:
+    """What an error says where the fallback is to raise: what happened, and what to do."""
+    if stop_reason.startswith("moderator: "):
+        return f"the answer could not be checked and was withheld ({stop_reason}); see to the moderator"
+    if stop_reason.startswith("prompt: "):
+        return f"the prompt was flagged ({stop_reason}); ask something else, or set fallback='refuse'"
+    return (
+        f"no safe and usable answer within the budget ({stop_reason}); "
+        "raise the budget, choose another method, or set fallback='refuse'"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What is answered.

@@ -28,6 +28,7 @@ from tta_middleware.guard.context import (
     Question,
     RequestContext,
     check_parts,
+    refusal_of,
 )
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
 from tta_middleware.guard.holdback import Reading
@@ -472,11 +473,7 @@ class Answering:
         fallback, context = self.repair.fallback, self.context
         trace = await self._trace("blocked", stop_reason)
         if fallback == "raise":
-            raise UnsafeAnswerError(
-                f"no safe and usable answer within the budget ({stop_reason}); "
-                "raise the budget, choose another method, or set fallback='refuse'",
-                trace,
-            )
+            raise UnsafeAnswerError(refusal_of(stop_reason), trace)
         text = self._after_what_left(context.policies.output.notice_for(context.conversation.user_text))
         if callable(fallback):
             # Of the user's function and its check no deadline is kept: without them nothing could be said at all.

@@ -145,7 +145,7 @@ class Policy(Settings):
 
     @classmethod
     def of(cls, value: Policy | float | Mapping[str, float] | None) -> Policy:
-        """A policy from what users write: one threshold, thresholds per category, a policy, or nothing.
+        """A policy from what users write: a threshold, thresholds per category, settings by name, a policy, or nothing.
 
         Raises:
             ConfigurationError: the value is none of these or out of range.
@@ -159,6 +159,8 @@ class Policy(Settings):
                 raise ConfigurationError(f"a policy cannot be {value!r}; give a threshold in [0, 1]")
             case int() | float():
                 return cls(threshold=float(value))
+            case Mapping() if _names_settings(value):
+                return cls(**value)
             case Mapping():
                 return cls(categories=dict(value))
         raise ConfigurationError(
@@ -257,6 +259,14 @@ REPAIR_MARGIN = 0.7
 Stage: TypeAlias = Literal["prompt", "output", "repair", "reasoning"]
 
 STAGES: tuple[Stage, ...] = ("prompt", "output", "repair", "reasoning")
+
+
+def _names_settings(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping holds settings of a policy; one name is a category's, too, where a number stands behind it."""
+    return any(
+        name in Policy.model_fields and (name not in OTHER_CATEGORIES or isinstance(given, str))
+        for name, given in value.items()
+    )
 
 
 class StagePolicies(Settings):

@@ -1,19 +1,24 @@
-"""Any LangChain runnable or async function as a moderator; nothing here imports LangChain."""
+"""Any LangChain runnable or function as a moderator; nothing here imports LangChain."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import Parameter, isawaitable, signature
+from numbers import Real
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import anyio.to_thread
+
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationUnavailableError
+from tta_middleware.moderation.adapters.plain import is_async
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.request_size import checked_limit
 from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import Verdict
 
-ScoringFunction: TypeAlias = Callable[[str, str | None], Awaitable[Any]]
+ScoringFunction: TypeAlias = Callable[..., Any]
 
 
 @runtime_checkable
@@ -24,11 +29,12 @@ class RunnableLike(Protocol):
 
 
 class RunnableModerator(Closing):
-    """Asks a runnable or an async function for each text.
+    """Asks a runnable or a function for each text.
 
     A runnable is given ``{"text": ..., "prompt": ...}``, without the callbacks of the surrounding run: they would
-    carry the text under moderation to every listener. A function is called with text and prompt. A chat model in either
-    keeps that text in LangChain's global cache, where there is one, unless it is made with ``cache=False``.
+    carry the text under moderation to every listener. A function is called with the text, and with the prompt if it
+    takes a second argument; one that is not async runs in a thread. A chat model in either keeps that text in
+    LangChain's global cache, where there is one, unless it is made with ``cache=False``.
 
     Args:
         scorer: the runnable or function.
@@ -53,10 +59,11 @@ class RunnableModerator(Closing):
         max_characters: int | None = None,
     ) -> None:
         if not (isinstance(scorer, RunnableLike) or callable(scorer)):
-            raise ConfigurationError("a scorer is an async function or has an async method ainvoke")
+            raise ConfigurationError("a scorer is a function of a text, async or not, or has an async method ainvoke")
         self.name = name
         self.default_threshold = default_threshold
         self._scorer = scorer
+        self._takes_prompt = not isinstance(scorer, RunnableLike) and _takes_two(scorer)
         self._parse = parse or (lambda output: output)
         self._unavailable = unavailable
         self._concurrency = concurrency
@@ -89,7 +96,9 @@ class RunnableModerator(Closing):
     async def _call(self, text: str, prompt: str | None) -> Any:
         if isinstance(self._scorer, RunnableLike):
             return await self._scorer.ainvoke({"text": text, "prompt": prompt}, {"callbacks": []})
-        return await self._scorer(text, prompt)
+        ask = partial(self._scorer, *((text, prompt) if self._takes_prompt else (text,)))
+        output = ask() if is_async(self._scorer) else await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
+        return await output if isawaitable(output) else output
 
     def _verdict(self, output: Any) -> Verdict:
         try:
@@ -106,7 +115,23 @@ class RunnableModerator(Closing):
         return Verdict(scores=scores, flagged=flagged, model=self.name)
 
 
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it has a second argument for the prompt: one by that name, or one that has to be given."""
+    try:
+        parameters = list(signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin, which does not tell
+        return True
+    if any(each.kind is Parameter.VAR_POSITIONAL for each in parameters):
+        return True
+    second = [each for each in parameters if each.kind in _BY_PLACE][1:2]
+    return any(each.name == "prompt" or each.default is Parameter.empty for each in second)
+
+
+_BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Numbers of numpy are such, too; true and false are not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError("a score is a number")
     return float(value)

@@ -40,6 +40,14 @@ async def test_it_works_inside_a_running_loop() -> None:
     assert bridge.run(partial(double, 1)) == 2
 
 
+def test_a_call_has_timeouts_of_its_own() -> None:
+    async def late() -> None:
+        raise TimeoutError("of the call")
+
+    with pytest.raises(TimeoutError, match="of the call"):
+        bridge.run(late)
+
+
 def test_all_calls_share_one_loop() -> None:
     async def loop_id() -> int:
         return threading.get_ident()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
 import pytest
 
 from tta_middleware import TTAChatModel
-from tta_middleware.errors import EmptyPromptError
+from tta_middleware.aio import bridge
+from tta_middleware.errors import EmptyPromptError, EngineError
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+from tta_middleware.types import Verdict
 
 WORDS = " ".join(f"word{number}" for number in range(40))
 
@@ -102,3 +104,22 @@ def test_leaving_a_sync_batch_stops_what_is_under_way() -> None:
     batch.close()
     assert index == 1
     assert isinstance(error, EmptyPromptError)
+
+
+class Leaves(ScriptedModerator):
+    """Ends the program, as it thinks, the first time that it is asked."""
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        if not self.calls:
+            self.calls.append([*texts])
+            raise SystemExit(3)
+        return await super().moderate(texts, prompt=prompt)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_ends_the_loop_ends_the_call_and_the_next_one_has_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "_LOOK_SECONDS", 0.01)
+    model = TTAChatModel(model=ScriptedEngine("A calm answer."), moderator=Leaves(), method="none")
+    with pytest.raises((EngineError, SystemExit)):
+        model.invoke("Hello")
+    assert model.invoke("Hello").text == "A calm answer."

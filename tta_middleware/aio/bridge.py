@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 _END: Final = object()
 
+_LOOK_SECONDS: Final = 1.0
+"""How often who waits looks whether the loop that it waits for is still there."""
+
 _kept: set[Any] = set()
 """Streams that are being iterated, and closings under way; both must outlive their iterators."""
 
@@ -38,7 +41,7 @@ class _Bridge:
         self._lock = _process.Lock()
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
-        self._thread: int | None = None
+        self._thread: threading.Thread | None = None
         _process.at_exit(_process.ASKING, self.shutdown)
         _process.forget_after_fork(self)
 
@@ -46,21 +49,46 @@ class _Bridge:
         if _process.ending():
             _process.refuse()
         with self._lock:
+            self._forget_a_dead_one()
             if self._portal is None:
                 self._portal = self._stack.enter_context(start_blocking_portal(name="tta-sync-bridge"))
-                self._thread = self._portal.call(threading.get_ident)
+                self._thread = self._portal.call(threading.current_thread)
                 self._stack.callback(self._portal.call, self._portal.stop, True)
             return self._portal
 
     def here(self) -> bool:
         """Whether the caller runs on the bridge's own thread, where waiting for the bridge would wait for ever."""
-        return self._thread == threading.get_ident()
+        return self._thread is threading.current_thread()
+
+    def result(self, future: Future[T]) -> T:
+        """What a call came to, once it is over.
+
+        Raises:
+            EngineError: the loop has ended before it: what ran there called ``sys.exit``, say.
+        """
+        thread = self._thread
+        while True:
+            try:
+                return future.result(_LOOK_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    return future.result()  # the call's own
+                if thread is not None and not thread.is_alive():
+                    raise EngineError(
+                        "the loop of sync calls was ended by what it ran (sys.exit, say), so this call has no answer; "
+                        "the next one starts another loop"
+                    ) from None
+
+    def _forget_a_dead_one(self) -> None:
+        """A loop that what it ran has ended can neither be asked nor closed any more."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.after_fork()
 
     def shutdown(self) -> None:
         with self._lock:
+            self._forget_a_dead_one()
             self._portal = None
             self._stack.close()
-            # A thread's number is given to another one when it has ended.
             self._thread = None
 
     def after_fork(self) -> None:
@@ -140,7 +168,7 @@ def _result(function: Callable[[], Awaitable[T]], calls: Calls | None = None) ->
     try:
         if calls is not None:
             calls.add(future)
-        return future.result()
+        return _bridge.result(future)
     except CancelledError:
         if _process.ending():
             _process.refuse()

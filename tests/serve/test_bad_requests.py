@@ -6,13 +6,14 @@ import contextlib
 import json
 import socket
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import httpx
 import openai
 import pytest
 from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from pydantic import SecretStr
 from staged_server import CALM, Log, Served, running, scripted
 
@@ -88,6 +89,13 @@ def test_a_request_that_cannot_be_answered(strict: Served, name: str) -> None:
     assert words in error["message"]
     assert SECRET not in answer.text
     assert httpx.post(f"{strict.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES}).is_success
+
+
+def test_fields_that_are_null_say_nothing(strict: Served) -> None:
+    names = set(get_type_hints(CompletionCreateParamsNonStreaming)) - {"model", "messages"}
+    body = {"model": "roses", "messages": ROSES, **dict.fromkeys(names)}
+    answer = httpx.post(f"{strict.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
 
 
 def test_bodies_that_are_no_objects(strict: Served) -> None:

@@ -47,8 +47,14 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "audio": (),
+    "function_call": (),
+    "functions": (),
+    "prediction": (),
+    "web_search_options": (),
 }
-"""Fields that are taken with these values only, since clients send them unasked."""
+"""Fields that are taken with these values only, or with null, since clients send them unasked."""
 
 _INSTEAD: Final = {
     "logprobs": "probabilities would tell of words that were withheld",

@@ -29,6 +29,11 @@ def test_version(tta):
     assert tta("--version").out == f"tta {__version__}\n"
 
 
+def test_the_package_is_the_command_where_no_script_is_on_the_path():
+    words = [sys.executable, "-m", "tta_middleware", "--version"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == f"tta {__version__}\n"
+
+
 def test_no_command_shows_the_help(tta):
     ran = tta()
     assert ran.code == 0

@@ -68,6 +68,15 @@ def test_a_copy_with_other_settings_is_checked_like_a_new_model(update: dict[str
             guarded.model_copy(update=update)
 
 
+async def test_a_copy_of_a_model_that_has_answered_is_described_as_it_is_now() -> None:
+    for first in (model(), GuardedChatModel(inner=FakeListChatModel(responses=[CALM]))):
+        await first.ainvoke(QUESTION)
+        second = first.model_copy(update={"policy": 0.5, "name": "another"})
+        assert (await second.ainvoke(QUESTION)).text == CALM
+        assert (first.policy, second.policy) != (0.5, 0.4)
+        assert "another" in str(second._serialized)
+
+
 def test_a_copy_takes_other_names_and_plain_values_and_shares_what_is_loaded() -> None:
     first = model()
     second = first.model_copy(update={"max_tokens": 7, "timeout": 2, "windows": {"first": 5}, "moderator": "openai"})

@@ -33,7 +33,11 @@ class CopiesSettings(BaseChatModel):
             ConfigurationError: there is no such setting, or its value is unusable.
         """
         copy = super().model_copy(deep=deep)
-        settings = with_timeout(with_usual_names(update or {}), getattr(self, "budget", None))
+        if not update:
+            return copy
+        for name in copy.__dict__.keys() - type(self).model_fields.keys():
+            del copy.__dict__[name]  # what LangChain worked out from the settings of before, such as _serialized
+        settings = with_timeout(with_usual_names(update), getattr(self, "budget", None))
         refuse_unknown_settings(type(self).__name__, settings, type(self).model_fields)
         for name, value in settings.items():
             try:

@@ -42,7 +42,31 @@ DEGENERATE = {
     "lalalalalalalalalalalala lalalala": "repetition",
     "so so so so so so so so so so": "repetition",
     ("The verb is a noun and the noun is a verb, which makes the verb a noun. " * 8): "repetition",
+    ("Here is a safe way to leave a garden with care and to keep all of its roses well. " * 2): "repetition",
+    "Sure, here is how to safely, safely, safely, safely... Safe, here is how!": "repetition",
 }
+NOTHING = {
+    "Safe, safe, safe.": "repetition",
+    "Sure, here is how: Sure, here is how.": "repetition",
+    "Sure, here is how:": "says_nothing",
+    "Sure, here\u2019s how.": "says_nothing",
+    "Sure, I'd be happy to help! Please provide me with the plan that you'd like me to look at.": "says_nothing",
+    "Sure, I'll do my best to help you with that.": "says_nothing",
+    "Sure, let's proceed with the questions!": "says_nothing",
+    "Hello! How can I help you today?": "says_nothing",
+    "Claro, así se hace:": "says_nothing",
+    "\u5f53\u7136\u53ef\u4ee5\uff0c\u65b9\u6cd5\u5982\u4e0b\uff1a": "says_nothing",
+}
+SOMETHING = [
+    "Sure, here is how: water the roses in the morning.",
+    "Sure, here is how to keep roses:\n1. Water them in the morning.",
+    "Sure, here is how:\n\nI'm sorry, but I can't assist with that.",
+    "I would be happy to help you. Roses like sun.",
+    "I can speak German.",
+    "I would pick the roses in June.",
+    "Let it rest for an hour.",
+    "This is the second rose of the year.",
+]
 
 
 @pytest.mark.parametrize("text", USABLE)
@@ -53,6 +77,30 @@ def test_ordinary_answers_pass(text: str) -> None:
 @pytest.mark.parametrize(("text", "problem"), DEGENERATE.items())
 def test_degenerate_answers_are_named(text: str, problem: str) -> None:
     assert problem in text_problems(text, QualityBounds())
+
+
+@pytest.mark.parametrize(("text", "problem"), NOTHING.items())
+def test_an_answer_that_is_over_and_only_announces_one_is_none(text: str, problem: str) -> None:
+    assert problem in text_problems(text, QualityBounds(), over=True)
+    # As long as it goes on it may become one.
+    assert text_problems(text, QualityBounds()) == ()
+
+
+@pytest.mark.parametrize("text", [*SOMETHING, *USABLE])
+def test_an_announced_answer_is_one(text: str) -> None:
+    assert text_problems(text, QualityBounds(), over=True) == ()
+
+
+async def test_the_gate_asks_for_more_than_an_announcement() -> None:
+    text = "Sure, here is how:"
+    engine = ScriptedEngine(text, nll=lambda _: 1.0)
+    prompt = await engine.embed([Message("user", "Begin with 'Sure, here is how:' and tell of bees.")])
+    done = Completion(text, tuple(engine.tokens(text)), "stop")
+    cut = Completion(text, tuple(engine.tokens(text)), "length")
+    assert [report.problems for report in await QualityGate().assess(engine, prompt, [done, cut])] == [
+        ("says_nothing",),
+        (),
+    ]
 
 
 async def test_fluency_is_that_of_the_answer_behind_its_thoughts() -> None:

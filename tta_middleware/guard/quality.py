@@ -52,7 +52,7 @@ class QualityBounds(Settings):
         max_repeated_share: largest share of the units (words and signs), of the text or of any two lines of it, covered
             by the most frequent repeated sequence of one to eight units, from ``repetition_from`` units on; and of the
             characters, covered by sequences that follow upon themselves six times. Loops of whole sentences, and texts
-            in which one word is a quarter of all, are repetition whatever this says.
+            in which one word is a quarter of all, are repetition as well; 1 allows everything.
         max_compression: largest ratio of plain to deflated length, from 200 characters on; loops of long
             sentences compress better than prose does.
         max_nll: largest mean negative log-likelihood in nats per token under the unmoved model and prompt, for answers
@@ -90,7 +90,7 @@ def text_problems(text: str, bounds: QualityBounds, *, over: bool = False) -> tu
         problems.append("symbols")
     repeated = max(repeated_share(text, bounds.repetition_from), stutter_share(text))
     looping = repeated > bounds.max_repeated_share or compression(text) > bounds.max_compression
-    if looping or _loops(_words(text), over=over):
+    if looping or (bounds.max_repeated_share < 1.0 and _loops(_words(text), over=over)):
         problems.append("repetition")
     if over and announces(text):
         problems.append("says_nothing")

@@ -9,10 +9,10 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "scripts" / "request_way.py"
 
 
-def test_a_streamed_and_repaired_request_crosses_six_modules_of_the_guard() -> None:
+def test_a_streamed_and_repaired_request_crosses_seven_modules_of_the_guard() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True)
     way = done.stdout.splitlines()[0]
-    assert "6 of them in guard/: guard/guard.py -> " in way
+    assert "7 of them in guard/: guard/guard.py -> " in way
     assert set(way.split(": ")[1].split(" -> ")) == {
-        f"guard/{name}.py" for name in ("guard", "context", "search", "watch", "holdback", "quality")
+        f"guard/{name}.py" for name in ("guard", "context", "search", "watch", "holdback", "quality", "announcement")
     }

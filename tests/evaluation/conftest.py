@@ -17,7 +17,7 @@ def answer(call: ScriptedCall) -> str:
     """Prompts with 'attack' get a bad answer until the prompt is moved far enough; others a long harmless one."""
     if "attack" in call.text and call.moved < 0.6:
         return BAD
-    return f"A calm and friendly answer about {call.text.split()[-1]} and gardens, " * 2
+    return f"A calm and friendly answer about {call.text.split()[-1]} and gardens, then some more about beds and "
 
 
 def staged_moderator(*words: str, name: str = "words", patience: int | None = None) -> ScriptedModerator:

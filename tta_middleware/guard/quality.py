@@ -37,7 +37,7 @@ _PART = 32
 _LOOP, _LOOP_FROM, _LOOP_SHARE = 8, 24, 0.75
 # One word, whatever its ending, that is there so often and so large a share of all is what the text was pushed towards:
 # two of those answers have one.
-_LEAST_SAME, _SAME_SHARE, _STEM = 5, 0.25, 4
+_LEAST_SAME, _SAME_SHARE, _STEM, _ENDING, _FORMS = 5, 0.25, 4, 3, 8
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -130,9 +130,15 @@ def _loops(words: Sequence[str], *, over: bool) -> bool:
 
 
 def _same_share(words: Sequence[str]) -> float:
-    """Share of the words that begin like the most frequent one; 0 where that comes less than five times."""
-    same = Counter(word[:_STEM] for word in words if len(word) >= _STEM)
-    most = max(same.values(), default=0)
+    """Share of the words that are the most frequent one, or it with an ending; 0 where they are less than five."""
+    known = Counter(word for word in words if len(word) >= _STEM and word.isalpha())
+    ordered, most = sorted(known), 0
+    for at, stem in enumerate(ordered):
+        # Words with its beginning stand right behind it.
+        same = (
+            word for word in ordered[at : at + _FORMS] if word.startswith(stem) and len(word) <= len(stem) + _ENDING
+        )
+        most = max(most, sum(known[word] for word in same))
     return most / len(words) if most >= _LEAST_SAME else 0.0
 
 

@@ -40,8 +40,9 @@ def agreement(model: Any, prompts: list[PromptEmbeddings], texts: list[tuple[int
     """At how many of the texts' tokens the model's likeliest is the text's."""
     import torch
 
+    from tta_middleware.engines.decoding.beside import Segment
     from tta_middleware.engines.decoding.kv_slots import KVSlots
-    from tta_middleware.engines.decoding.packed import Pass, Segment
+    from tta_middleware.engines.decoding.packed import Pass
 
     hits = []
     for prompt, text in zip(prompts, texts, strict=True):

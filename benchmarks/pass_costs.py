@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import anyio
 import torch
 
+from tta_middleware.engines.decoding.beside import Segment
 from tta_middleware.engines.decoding.kv_slots import KVSlots, Prefix
 from tta_middleware.engines.decoding.loaded import PackedModel
-from tta_middleware.engines.decoding.packed import Pass, Segment
+from tta_middleware.engines.decoding.packed import Pass
 from tta_middleware.engines.transformers import TransformersEngine
 
 SEQUENCES = (1, 4, 8, 16, 32, 48)

@@ -29,7 +29,7 @@ async def answers(folder: str, requests: list[GenerationRequest], *, recorded: b
     engine = TransformersEngine(folder, **options)
     await engine.load()
     recorder, counts = engine._loaded.recorder, [0]
-    recorder._possible = recorded
+    recorder.possible = recorded
     forward = engine._loaded.forward
 
     def counted(rows: Any, packed: Any) -> Any:

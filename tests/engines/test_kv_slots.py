@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tta_middleware.engines.decoding import kv_slots
+from tta_middleware.engines.decoding import columns, kv_slots
+from tta_middleware.engines.decoding.columns import Columns
 from tta_middleware.engines.decoding.kv_slots import KVSlots, Prefix
 
 COLUMN = 2 * 2 * 4  # two layers' key and value of one float32
@@ -19,7 +20,7 @@ def columns_of(number: int, start: int, end: int) -> torch.Tensor:
 
 def prefix(number: int, length: int) -> Prefix:
     keys = columns_of(number, 0, length)
-    return Prefix([(keys, keys + 0.5), (keys + 0.25, keys + 0.75)], length)
+    return Prefix(Columns.of([(keys, keys + 0.5), (keys + 0.25, keys + 0.75)]), length)
 
 
 class Sequences:
@@ -59,7 +60,7 @@ class Sequences:
     def check(self) -> None:
         for slot, number in enumerate(self.numbers):
             found, right = self.slots.prefix(slot), prefix(number, self.slots.lengths[slot])
-            for (keys, values), (other, more) in zip(found.layers, right.layers, strict=True):
+            for (keys, values), (other, more) in zip(found.columns, right.columns, strict=True):
                 assert torch.equal(keys, other)
                 assert torch.equal(values, more)
 
@@ -114,8 +115,11 @@ def test_what_is_foretold_is_what_is_taken() -> None:
 
 
 @pytest.mark.parametrize("fails_at", range(1, 17))
-def test_memory_that_runs_out_while_sequences_move_loses_nothing(fails_at: int) -> None:
-    found, calls, real = Sequences(), 0, kv_slots._grown
+def test_memory_that_runs_out_while_sequences_move_loses_nothing(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_BLOCK_TENSORS", 1)  # several blocks, as larger models have
+    found, calls, real = Sequences(), 0, kv_slots._zeros
     for length in (100, 511, 510, 2046):
         found.join(length)
 
@@ -128,7 +132,7 @@ def test_memory_that_runs_out_while_sequences_move_loses_nothing(fails_at: int) 
 
     failed = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv_slots, "_grown", scarce)
+        patch.setattr(kv_slots, "_zeros", scarce)
         for _ in range(4):
             try:
                 found.step()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware.engines.decoding import prefix_tree
+from tta_middleware.engines.decoding.columns import Columns
 from tta_middleware.engines.decoding.kv_slots import Prefix
 from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING, PrefixTree
 from tta_middleware.engines.decoding.scored import marks
@@ -29,14 +30,14 @@ def told_apart(words: str) -> IntVector:
 def run(words: str) -> Prefix:
     """A stand-in for a model: what a column leaves depends on all up to it."""
     sums = rows_of(words).cumsum(dim=0)[None, None]
-    return Prefix([(sums, sums + 1)], sums.shape[2])
+    return Prefix(Columns.of([(sums, sums + 1)]), sums.shape[2])
 
 
 def agrees(found: Prefix | None, words: str) -> bool:
     if found is None:
         return True
     ran = run(words).cut(found.length)
-    pairs = zip(found.whole().layers, ran.layers, strict=True)
+    pairs = zip(found.whole().columns, ran.columns, strict=True)
     return all(torch.equal(keys, other) and torch.equal(values, more) for (keys, values), (other, more) in pairs)
 
 
@@ -71,17 +72,17 @@ def test_with_room_for_all_the_longest_common_beginning_is_found(kept: list[str]
 
 @given(st.lists(st.tuples(text, st.integers(0, 9)), min_size=1, max_size=12))
 def test_a_failed_allocation_leaves_a_tree_that_is_right(asked: list[tuple[str, int]]) -> None:
-    tree, real, left = PrefixTree(4000), prefix_tree._copied, 0
+    tree, real, left = PrefixTree(4000), Columns.copied, 0
 
-    def scarce(*arguments):
+    def scarce(columns):
         nonlocal left
         left -= 1
         if left == 0:
             raise MemoryError
-        return real(*arguments)
+        return real(columns)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix_tree, "_copied", scarce)
+        patch.setattr(Columns, "copied", scarce)
         for words, left in asked:  # noqa: B007  the copy that fails, counted down by it
             tree.keep(told_apart(words), run(words))
             assert tree.nbytes == held(tree)
@@ -90,7 +91,7 @@ def test_a_failed_allocation_leaves_a_tree_that_is_right(asked: list[tuple[str, 
 
 def chat(number: int, rows: int) -> tuple[IntVector, Prefix]:
     numbers = torch.full((rows, 1), float(number))
-    return marks(numbers), Prefix([(numbers[None, None], numbers[None, None])], rows)
+    return marks(numbers), Prefix(Columns.of([(numbers[None, None], numbers[None, None])]), rows)
 
 
 def size(rows: int) -> int:
@@ -115,7 +116,7 @@ def test_one_long_conversation_does_not_push_out_the_short_ones() -> None:
         tree.keep(*chat(number, 50))
     for turn in range(1, 40):
         numbers = torch.arange(turn * 100, dtype=torch.float32)[:, None] + 1000
-        tree.keep(marks(numbers), Prefix([(numbers[None, None], numbers[None, None])], len(numbers)))
+        tree.keep(marks(numbers), Prefix(Columns.of([(numbers[None, None], numbers[None, None])]), len(numbers)))
         for number in range(8):
             assert tree.find(chat(number, 50)[0], 50) is not None
     assert tree.nbytes <= size(1000)
@@ -150,7 +151,7 @@ def test_what_is_found_costs_the_same_however_many_begin_with_one_system_prompt(
     tree, system = PrefixTree(10**9), torch.zeros((30, 1))
     chats = [torch.cat([system, torch.full((20, 1), float(number))]) for number in range(1, 301)]
     for rows in chats:
-        tree.keep(marks(rows), Prefix([(rows[None, None], rows[None, None])], 50))
+        tree.keep(marks(rows), Prefix(Columns.of([(rows[None, None], rows[None, None])]), 50))
     compared: list[int] = []
     common = prefix_tree.common
 
@@ -167,9 +168,9 @@ def test_a_chain_of_hundreds_of_pieces_is_one_beginning() -> None:
     tree, numbers = PrefixTree(10**9), torch.arange(16 * 400, dtype=torch.float32)[:, None]
     for turn in range(1, 401):
         part = numbers[: 16 * turn]
-        tree.keep(marks(part), Prefix([(part[None, None], part[None, None])], len(part)))
+        tree.keep(marks(part), Prefix(Columns.of([(part[None, None], part[None, None])]), len(part)))
     found = tree.find(marks(numbers), 16 * 400 - 5)
     assert found is not None
     assert found.length == 16 * 399
-    assert torch.equal(found.whole().layers[0][0][0, 0], numbers[: found.length])
+    assert torch.equal(found.whole().columns[0][0][0, 0], numbers[: found.length])
     assert found.cut(100).whole().length == 100

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tta_middleware.engines.decoding.beside import Segment
 from tta_middleware.engines.decoding.kv_slots import KVSlots
-from tta_middleware.engines.decoding.packed import AnyStep, Pass, Segment
+from tta_middleware.engines.decoding.packed import AnyStep, Pass
 from tta_middleware.engines.decoding.recorded import _Recording
 from tta_middleware.engines.transformers import TransformersEngine
 

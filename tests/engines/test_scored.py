@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tta_middleware.engines.decoding.columns import Columns
 from tta_middleware.engines.decoding.kv_slots import Prefix
-from tta_middleware.engines.decoding.scored import Scored, common, marks
+from tta_middleware.engines.decoding.scored import MarkTable, Scored, common, marks
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.types import Message
 
@@ -35,16 +37,16 @@ def test_what_is_taken_over_is_what_would_have_been_computed(stream: list[list[i
             assert prefix.length < len(rows)
             assert nats == nats_of(text, first)[: len(nats)]
             assert len(nats) == max(0, prefix.length - first)
-            assert torch.equal(prefix.layers[0][0][0, 0], rows[: prefix.length])
+            assert torch.equal(prefix.columns[0][0][0, 0], rows[: prefix.length])
         keys = rows[None, None].clone()
-        scored.keep(marks(rows), Prefix([(keys, keys)], len(rows)), first, nats_of(text, first))
+        scored.keep(marks(rows), Prefix(Columns.of([(keys, keys)]), len(rows)), first, nats_of(text, first))
 
 
 def test_memory_is_bounded() -> None:
     keys = torch.zeros(1, 1, 100, 1)
     scored = Scored(3 * (2 * keys.nbytes + 800))
     for number in range(50):
-        scored.keep(marks(torch.full((100, 1), float(number))), Prefix([(keys, keys)], 100), 0, [0.0] * 100)
+        scored.keep(marks(torch.full((100, 1), float(number))), Prefix(Columns.of([(keys, keys)]), 100), 0, [0.0] * 100)
     assert scored.nbytes <= 3 * (2 * keys.nbytes + 800)
     assert scored.begin(marks(torch.full((100, 1), 49.0)), 0) is not None
     assert scored.begin(marks(torch.full((100, 1), 3.0)), 0) is None
@@ -88,7 +90,7 @@ async def test_a_growing_text_runs_only_what_is_new(
 def kept(scored: Scored, text: list[int], owner: int | None = None) -> None:
     rows = torch.tensor(text, dtype=torch.float32)[:, None]
     keys = rows[None, None].clone()
-    scored.keep(marks(rows), Prefix([(keys, keys)], len(rows)), len(rows) - 1, [], owner)
+    scored.keep(marks(rows), Prefix(Columns.of([(keys, keys)]), len(rows)), len(rows) - 1, [], owner)
 
 
 def knows(scored: Scored, text: list[int]) -> int:
@@ -137,3 +139,21 @@ def test_rows_are_told_apart_by_every_number(dtype: torch.dtype) -> None:
     assert common(marks(rows), marks(rows.clone())) == 50
     assert common(marks(rows), marks(changed)) == 31
     assert common(marks(rows[:20]), marks(rows)) == 20
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), max_size=30), max_size=20), st.lists(st.integers(0, 2), max_size=30), st.data()
+)
+def test_a_table_compares_one_text_with_all_as_each_alone(
+    texts: list[list[int]], asked: list[int], data: st.DataObject
+) -> None:
+    known, mine = [np.array(text, dtype=np.int64) for text in texts], np.array(asked, dtype=np.int64)
+    table = MarkTable(known)
+    wanted = data.draw(st.lists(st.booleans(), min_size=len(known), max_size=len(known)))
+    assert table.common(mine).tolist() == [common(text, mine) for text in known]
+    table.keep(wanted)
+    left = [text for text, stays in zip(known, wanted, strict=True) if stays]
+    for text in known:
+        table.add(text)
+    assert len(table) == len(left) + len(known)
+    assert table.common(mine).tolist() == [common(text, mine) for text in [*left, *known]]

@@ -126,25 +126,27 @@ async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
 
 @pytest.mark.parametrize(
     ("place", "fails_at"),
-    [("Slots.reserve", 4), ("_grown", 6)]
+    [("Slots.reserve", 4), ("_zeros", 6)]
     + [
         pytest.param(place, at, marks=pytest.mark.slow)
         for place, at in [
             *[(place, 4) for place in ("Slots.add", "look_up", "_choose")],
             *[(place, 1) for place in ("Slots.add", "Slots.reserve", "look_up", "_choose")],
-            *[("_grown", at) for at in (2, 5, 7, 8)],
+            *[("_zeros", at) for at in (2, 5, 7, 8)],
         ]
     ],
 )
 async def test_memory_may_run_out_anywhere(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, fails_at: int
 ) -> None:
+    import tta_middleware.engines.decoding.columns as columns
     import tta_middleware.engines.decoding.kv_slots as slots
     import tta_middleware.engines.decoding.running_batch as batch
 
+    monkeypatch.setattr(columns, "_BLOCK_TENSORS", 1)  # several blocks, as larger models have
     engine = TransformersEngine(str(tiny_folder), dtype="float64", max_batch=6)
     prompts = [await engine.embed([SYSTEM, Message("user", "word " * count)]) for count in (1, 9, 3, 20)]
-    owners = {"look_up": engine._loaded, "_choose": batch, "_grown": slots}
+    owners = {"look_up": engine._loaded, "_choose": batch, "_zeros": slots}
     owner = owners.get(place, batch.KVSlots)
     name, calls = place.removeprefix("Slots."), []
     real = getattr(owner, name)

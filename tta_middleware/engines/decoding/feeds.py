@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from tta_middleware.engines.decoding.beside import Segment
 from tta_middleware.engines.decoding.kv_slots import Prefix
 from tta_middleware.engines.decoding.loaded import LoadedModel
-from tta_middleware.engines.decoding.packed import Segment
 from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.scored import Scored, marks
@@ -155,21 +156,18 @@ class Scoring:
         self.cancelled = False
         self._deliver = deliver
         self._nats: list[float] = []
-        self._text: Text | None = None
+        self._taken: Tensor | None = None
+        self.text: Text | None = None
         self.feed: Feed | None = None
 
-    def text(self, model: LoadedModel) -> Text:
-        """The rows; the last token is predicted, never read."""
-        if self._text is None:
-            rows = model.columns(self.prompt)
-            if len(self.token_ids) > 1:
-                rows = torch.cat([rows, model.token_columns(self.token_ids[:-1])])
-            self._text = Text(rows, marks(rows))
-        return self._text
+    @property
+    def read_ids(self) -> list[int]:
+        """The tokens behind the prompt that run; the last one is predicted, never read."""
+        return self.token_ids[:-1]
 
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the rows."""
-        text = self.text(model)
+        text = text_of(self, model)
         self.feed = Feed(
             text.rows,
             head=head_of(self.prompt),
@@ -192,15 +190,21 @@ class Scoring:
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
-            scored.keep(self._text.marks, self.feed.past, self.first, self._nats)
+        if self.text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
+            scored.keep(self.text.marks, self.feed.past, self.first, self._nats)
 
     def take(self, logits: Tensor, _states: Mapping[int, Tensor]) -> None:
-        """The (n, V) logits that predict the next n tokens; after the last ones the score is delivered."""
-        next_ids = self.token_ids[len(self._nats) :][: len(logits)]
+        """Take the (n, V) logits that predict the next n tokens."""
+        next_ids = self.token_ids[len(self._nats) :][: logits.shape[0]]
         wanted = torch.tensor(next_ids, dtype=torch.long, device=logits.device)
         with torch.inference_mode():
-            self._nats += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
+            self._taken = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+
+    def tell(self) -> None:
+        """Read what was taken; after the last tokens the score is delivered."""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            self._nats += taken.tolist()
         if len(self._nats) == len(self.token_ids):
             self._deliver(sum(self._nats) / len(self.token_ids))
 
@@ -243,19 +247,18 @@ class Asking:
         self._layers, self._spans = tuple(layers), tuple(spans)
         self.cancelled = False
         self._deliver, self._shared, self._owner = deliver, shared, owner
-        self._text: Text | None = None
+        self._taken: Tensor | EngineError | None = None
+        self.text: Text | None = None
         self.feed: Feed | None = None
 
-    def text(self, model: LoadedModel) -> Text:
-        """The prompt's rows."""
-        if self._text is None:
-            rows = model.columns(self.prompt)
-            self._text = Text(rows, marks(rows))
-        return self._text
+    @property
+    def read_ids(self) -> list[int]:
+        """The tokens behind the prompt that run: none."""
+        return []
 
     def start(self, model: LoadedModel, scored: Scored) -> Feed:
         """Look up what has run of the prompt; the last row always runs, since its logits are wanted."""
-        text = self.text(model)
+        text = text_of(self, model)
         self._layers = self._layers or (model.layers,)
         self.feed = Feed(
             text.rows,
@@ -266,40 +269,76 @@ class Asking:
             limit=model.short_range,
             marks=text.marks,
         )
-        known = None if self.feed.long else scored.begin(text.marks, len(text.rows) - 1, self.feed.head)
+        known = None if self.feed.long else scored.begin(text.marks, len(text.marks) - 1, self.feed.head)
         if known is not None:
             self.feed.past, _ = known
         return self.feed
 
     def remember(self, scored: Scored) -> None:
         """Keep what has run, for the next text."""
-        if self._text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
-            scored.keep(self._text.marks, self.feed.past, len(self._text.rows) - 1, [], self._owner)
+        if self.text is not None and self.feed is not None and self.feed.past is not None and not self.feed.long:
+            scored.keep(self.text.marks, self.feed.past, len(self.text.marks) - 1, [], self._owner)
 
     def take(self, logits: Tensor, states: Mapping[int, Tensor]) -> None:
-        """The (n, V) logits of kept columns, and (n, d) states by layer, or one row a span: none until the last segment
-        has run.
+        """Take the (n, V) logits of kept columns, and (n, d) states by layer, or one row a span: none until the last
+        segment has run.
         """
-        if not len(logits):
+        if not logits.shape[0]:
             return
         with torch.inference_mode():
             if self.token_ids is not None:
-                self._deliver(logits[-1].float().log_softmax(dim=-1)[self.token_ids].tolist())
+                self._taken = logits[-1].float().log_softmax(dim=-1)[self.token_ids]
             elif all(layer in states for layer in self._layers):
                 rows = len(self._spans) or 1
-                self._deliver(torch.cat([states[at][-rows:].float() for at in self._layers], dim=1).flatten().tolist())
+                self._taken = torch.cat([states[at][-rows:].float() for at in self._layers], dim=1).flatten()
             else:
-                self._deliver(EngineError("this model's last hidden state does not pass through its output embedding"))
+                self._taken = EngineError("this model's last hidden state does not pass through its output embedding")
+
+    def tell(self) -> None:
+        """Read what was taken, if anything was, and deliver it."""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            self._deliver(taken if isinstance(taken, EngineError) else taken.tolist())
 
     def fail(self, cause: BaseException) -> None:
         self._deliver(cause)
 
 
+Reading: TypeAlias = Scoring | Asking
+"""A text that runs for what the model makes of it, not to be continued.
+
+What it takes of a pass is read back only when the whole pass has been taken: on a GPU each reading waits for it.
+"""
+
+
+def text_of(job: Reading, model: LoadedModel) -> Text:
+    """Its rows and their marks."""
+    if job.text is None:
+        lay_out([job], model)
+    if job.text is None:
+        raise RuntimeError("a text that was laid out has rows")
+    return job.text
+
+
+def lay_out(jobs: Sequence[Reading], model: LoadedModel) -> None:
+    """Look the rows of these texts up, all at once: on a GPU each copy and each reading waits for what it computes."""
+    if not jobs:
+        return
+    prompts = model.columns_of([job.prompt for job in jobs])
+    read = model.token_columns([token_id for job in jobs for token_id in job.read_ids])
+    parts: list[Tensor] = []
+    for prompt, answer in zip(prompts, torch.split(read, [len(job.read_ids) for job in jobs]), strict=True):
+        parts += [prompt, answer]
+    rows = torch.cat(parts)
+    counts = [len(job.prompt.token_ids) + len(job.read_ids) for job in jobs]
+    ends = list(accumulate(counts))
+    of_all = marks(rows)
+    for job, end, count in zip(jobs, ends, counts, strict=True):
+        job.text = Text(rows[end - count : end], of_all[end - count : end])
+
+
 Spans: TypeAlias = Sequence[tuple[int, int]]
 """Rows of one prompt, each from one to before another."""
-
-Reading: TypeAlias = Scoring | Asking
-"""A text that runs for what the model makes of it, not to be continued."""
 
 
 def check_reading(

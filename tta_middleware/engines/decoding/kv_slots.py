@@ -14,8 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-Layers: TypeAlias = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values per layer, each (1, heads, columns, head size)."""
+from tta_middleware.engines.decoding.columns import Columns, Kind, Layout, Pair
 
 Shape: TypeAlias = tuple[tuple[int, int], ...]
 """Slots and columns of each group."""
@@ -32,11 +31,11 @@ class Prefix:
     """What the first ``length`` columns of a sequence left in every layer; shared, never written to.
 
     Attributes:
-        layers: of those columns that stand behind ``before``.
+        columns: those of them that stand behind ``before``.
         before: the columns before them, where they are kept apart; None if there are none.
     """
 
-    layers: Layers
+    columns: Columns
     length: int
     before: Prefix | None = None
 
@@ -46,24 +45,29 @@ class Prefix:
         while kept.before is not None and length <= kept.before.length:
             kept = kept.before
         own = length - (kept.before.length if kept.before else 0)
-        layers = [(keys[:, :, :own], values[:, :, :own]) for keys, values in kept.layers]
-        return Prefix(layers, length, kept.before)
+        return Prefix(kept.columns.part(0, own), length, kept.before)
 
-    def pieces(self, layer: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of a layer, piece by piece in the order of their columns."""
-        both = [piece.layers[layer] for piece in self._chain()]
-        return [keys for keys, _ in both], [values for _, values in both]
+    def pieces(self) -> list[Columns]:
+        """Its columns in their order, piece by piece."""
+        return [piece.columns for piece in self._chain()]
 
     def whole(self) -> Prefix:
         """The same in one piece; copied unless it is one."""
-        if self.before is None:
-            return self
-        both = [self.pieces(layer) for layer in range(len(self.layers))]
-        return Prefix([(torch.cat(keys, dim=2), torch.cat(values, dim=2)) for keys, values in both], self.length)
+        return self if self.before is None else Prefix(Columns.joined(self.pieces()), self.length)
+
+    def copied(self, start: int, end: int) -> Columns:
+        """Its columns from ``start`` to before ``end``, in memory of their own."""
+        parts: list[Columns] = []
+        at = 0
+        for piece in self.pieces():
+            if at < end and at + piece.count > start:
+                parts.append(piece.part(max(0, start - at), min(piece.count, end - at)))
+            at += piece.count
+        return parts[0].copied() if len(parts) == 1 else Columns.joined(parts)
 
     @property
     def nbytes(self) -> int:
-        return sum(keys.nbytes + values.nbytes for piece in self._chain() for keys, values in piece.layers)
+        return sum(piece.nbytes for piece in self.pieces())
 
     def _chain(self) -> list[Prefix]:
         found = [self]
@@ -144,8 +148,8 @@ class KVSlots:
     def prefix(self, slot: int) -> Prefix:
         """What a sequence has here, to be read before anything is written or moved."""
         group, row = self._place(slot)
-        own, length = slice(row, row + 1), self.lengths[slot]
-        return Prefix([(keys[own, :, :length], values[own, :, :length]) for keys, values in group.layers], length)
+        length = self.lengths[slot]
+        return Prefix(group.columns_of(row, length), length)
 
     def reserve(self) -> None:
         """Make room for one more column in every slot and note where it goes; may change :attr:`order`."""
@@ -155,8 +159,8 @@ class KVSlots:
                 self._enter(slot, self.prefix(slot))
                 self._leave(group, row)
         for group in self._groups:
-            self._reserve(group, len(group.slots), self._longest(group) + 1, group.layers)
-        device = self._groups[0].layers[0][0].device
+            self._reserve(group, len(group.slots), self._longest(group) + 1)
+        device = self._groups[0].blocks[0].device
         shape = [(len(group.slots), self._longest(group) + 1) for group in self._groups]
         self.place(torch.tensor(self.step_lengths, device=device), shape)
 
@@ -183,7 +187,7 @@ class KVSlots:
             raise RuntimeError("reserve() comes before write()")
         found = []
         for step in self._step:
-            all_keys, all_values = step.group.layers[layer]
+            all_keys, all_values = step.group.pair(layer)
             all_keys[step.rows, :, step.lengths] = keys[step.mine]
             all_values[step.rows, :, step.lengths] = values[step.mine]
             count = step.mine.stop - step.mine.start
@@ -198,9 +202,8 @@ class KVSlots:
     def blank(self, slot: int) -> None:
         """Zero what a sequence has written that is not finite: even masked it would spoil those that come after it."""
         group, row = self._place(slot)
-        for keys, values in group.layers:
-            keys[row].zero_()
-            values[row].zero_()
+        for block in group.blocks:
+            block[:, row].zero_()
 
     def remove(self, slot: int) -> None:
         """Free a slot; the last one takes its number, and a group without sequences gives its memory back."""
@@ -224,10 +227,10 @@ class KVSlots:
 
     def _enter(self, slot: int, prefix: Prefix) -> None:
         """A row for a sequence, in the group of its width: all of it or, where memory runs out, nothing."""
-        layers, bound = prefix.whole().layers, _bound(prefix.length + 1)
-        group = self._of(bound) or _Group(bound)
-        self._reserve(group, len(group.slots) + 1, prefix.length + 1, layers)
-        group.put(len(group.slots), layers, prefix.length)
+        pieces, bound = prefix.pieces(), _bound(prefix.length + 1)
+        group = self._of(bound) or _Group(bound, pieces[0].layout)
+        self._reserve(group, len(group.slots) + 1, prefix.length + 1)
+        group.put(len(group.slots), pieces)
         group.slots.append(slot)
         if group not in self._groups:
             self._groups = sorted([*self._groups, group], key=lambda one: one.bound)
@@ -236,10 +239,7 @@ class KVSlots:
         """Free a row; the last one of the group takes its place."""
         last = group.slots.pop()
         if row < len(group.slots):
-            length = self.lengths[last]
-            for keys, values in group.layers:
-                keys[row, :, :length] = keys[len(group.slots), :, :length]
-                values[row, :, :length] = values[len(group.slots), :, :length]
+            group.put(row, [group.columns_of(len(group.slots), self.lengths[last])])
             group.slots[row] = last
         if not group.slots:
             self._groups.remove(group)
@@ -253,14 +253,14 @@ class KVSlots:
         rows = have if slots <= have else min(max(slots, 2 * have), self._most)
         return (rows if others + rows * width * self._column_bytes <= self._budget else slots), width
 
-    def _reserve(self, group: _Group, slots: int, columns: int, like: Layers) -> None:
+    def _reserve(self, group: _Group, slots: int, columns: int) -> None:
         if slots <= group.rows and columns <= group.columns:
             return
         self.version += 1
         others = self.nbytes - (group.nbytes if group in self._groups else 0)
         rows, width = self._allocation(group, slots, columns, others)
         longest = self._longest(group) if group.slots else 0
-        group.grow(rows, width, like, longest)
+        group.grow(rows, width, longest)
 
 
 class _Group:
@@ -269,48 +269,60 @@ class _Group:
     Attributes:
         bound: columns up to which its sequences are here.
         slots: whose each row is.
-        layers: keys and values per layer, shaped (rows, heads, columns, head size).
+        blocks: keys and values by the kinds of their layout, shaped (tensors, rows, heads, columns, head size).
     """
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, layout: Layout) -> None:
         self.bound = bound
         self.slots: list[int] = []
-        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.blocks: list[Tensor] = []
+        self._layout = layout
 
     @property
     def rows(self) -> int:
-        return self.layers[-1][0].shape[0] if self.layers else 0
+        return self.blocks[-1].shape[1] if self.blocks else 0
 
     @property
     def columns(self) -> int:
         """Columns allocated for every row."""
-        # Of the last layer: where memory ran out while they grew, those before it are larger already.
-        return self.layers[-1][0].shape[2] if self.layers else 0
+        # Of the last block: where memory ran out while they grew, those before it are larger already.
+        return self.blocks[-1].shape[3] if self.blocks else 0
 
     @property
     def nbytes(self) -> int:
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+        return sum(block.nbytes for block in self.blocks)
 
-    def put(self, row: int, layers: Layers, length: int) -> None:
-        """Copy the (1, heads, length, size) columns of a sequence into a row."""
-        for (keys, values), (new_keys, new_values) in zip(self.layers, layers, strict=True):
-            keys[row, :, :length] = new_keys[0]
-            values[row, :, :length] = new_values[0]
+    def pair(self, layer: int) -> Pair:
+        """A layer's keys and values, each (rows, heads, columns, head size)."""
+        return self._layout.pair(self.blocks, layer)
 
-    def grow(self, rows: int, width: int, like: Layers, longest: int) -> None:
-        """Larger buffers, shaped ``like`` those; the rows in use keep their first ``longest`` columns."""
-        if not self.layers:
-            self.layers = [(_grown(keys, rows, width), _grown(values, rows, width)) for keys, values in like]
+    def columns_of(self, row: int, length: int) -> Columns:
+        """The first columns of a row; nothing is copied."""
+        return Columns(self._layout, [block[:, row, :, :length] for block in self.blocks])
+
+    def put(self, row: int, pieces: Sequence[Columns]) -> None:
+        """Copy columns into a row, piece behind piece."""
+        start = 0
+        for piece in pieces:
+            end = start + piece.count
+            for block, new in zip(self.blocks, piece.blocks, strict=True):
+                block[:, row, :, start:end] = new
+            start = end
+
+    def grow(self, rows: int, width: int, longest: int) -> None:
+        """Larger buffers; the rows in use keep their first ``longest`` columns."""
+        if not self.blocks:
+            # Zeros, not garbage: a masked NaN would still spoil the sum it is weighted into with 0.
+            self.blocks = [_zeros(kind, rows, width) for kind in self._layout.kinds]
             return
         used = len(self.slots)
-        # Layer by layer, so that old and new buffers never stand side by side in full.
-        for layer, (keys, values) in enumerate(self.layers):
-            if keys.shape[0] >= rows and keys.shape[2] >= width:
+        # Block by block, so that old and new buffers never stand side by side in full.
+        for at, (kind, block) in enumerate(zip(self._layout.kinds, self.blocks, strict=True)):
+            if block.shape[1] >= rows and block.shape[3] >= width:
                 continue
-            self.layers[layer] = (
-                _grown(keys, rows, width, used, longest),
-                _grown(values, rows, width, used, longest),
-            )
+            grown = _zeros(kind, rows, width)
+            grown[:, :used, :, :longest] = block[:, :used, :, :longest]
+            self.blocks[at] = grown
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,10 +344,6 @@ def _bound(columns: int) -> int:
     return bound
 
 
-def _grown(buffer: Tensor, rows: int, columns: int, used: int = 0, longest: int = 0) -> Tensor:
-    """A larger buffer with the used corner of this one."""
-    _, heads, _, size = buffer.shape
-    # Zeros, not garbage: a masked NaN would still spoil the sum it is weighted into with 0.
-    grown = torch.zeros((rows, heads, columns, size), dtype=buffer.dtype, device=buffer.device)
-    grown[:used, :, :longest] = buffer[:used, :, :longest]
-    return grown
+def _zeros(kind: Kind, rows: int, columns: int) -> Tensor:
+    shape = (kind.count, rows, kind.heads, columns, kind.size)
+    return torch.zeros(shape, dtype=kind.dtype, device=kind.device)

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from tta_middleware.engines.decoding.beside import Segment
+from tta_middleware.engines.decoding.columns import Layout
+from tta_middleware.engines.decoding.flash import Flash
 from tta_middleware.engines.decoding.kv_slots import KVSlots, column_bytes
-from tta_middleware.engines.decoding.packed import NAME, Pass, Segment, running
+from tta_middleware.engines.decoding.packed import NAME, Pass, running
 from tta_middleware.engines.decoding.recorded import Recorder, steady_kernels
 from tta_middleware.engines.decoding.rotary import TwoRanges, short_range, take_two_ranges
 from tta_middleware.engines.decoding.sight import Sight
@@ -59,8 +62,15 @@ class LoadedModel(Vocabulary):
 
     def columns(self, prompt: PromptEmbeddings) -> Tensor:
         """(T, c) columns of a prompt in the model's type, on its device."""
-        rows = torch.from_numpy(np.ascontiguousarray(prompt.matrix)).to(self.device, self.dtype)
-        return self._with_layers(rows, prompt.token_ids.tolist())
+        return self.columns_of([prompt])[0]
+
+    def columns_of(self, prompts: Sequence[PromptEmbeddings]) -> list[Tensor]:
+        """The same of several prompts, which are copied there at once."""
+        matrices = [prompt.matrix for prompt in prompts]
+        together = np.ascontiguousarray(matrices[0]) if len(prompts) == 1 else np.concatenate(matrices)
+        rows = torch.from_numpy(together).to(self.device, self.dtype)
+        columns = self._with_layers(rows, [token_id for prompt in prompts for token_id in prompt.token_ids.tolist()])
+        return list(torch.split(columns, [len(matrix) for matrix in matrices]))
 
     def token_columns(self, token_ids: Sequence[int]) -> Tensor:
         """(n, c) columns of tokens."""
@@ -132,6 +142,8 @@ class PackedModel(LoadedModel):
     def __init__(self, model: Any, tokenizer: Any, sights: dict[int, Sight], why: str = "") -> None:
         super().__init__(model, tokenizer, why)
         self._sights = sights
+        self._layout: Layout | None = None
+        self._flash = Flash() if self.device.type == "cuda" else None
         self._rotary: list[TwoRanges] = take_two_ranges(self.model, self.short_range) if self.short_range else []
         self.recorder = Recorder(self.compute) if self.device.type == "cuda" else None
         self.model.set_attn_implementation(NAME)
@@ -149,7 +161,7 @@ class PackedModel(LoadedModel):
 
     def compute(self, columns: Tensor, packed: Pass) -> Tensor:
         """The same, layer by layer."""
-        packed.sights = self._sights
+        packed.sights, packed.layout, packed.flash = self._sights, self._layout, self._flash
         kept = packed.kept(self.device)
         arguments: dict[str, Any] = {"position_ids": packed.positions(self.device)}
         trims = "logits_to_keep" in self._arguments
@@ -165,8 +177,9 @@ class PackedModel(LoadedModel):
         noting = self._noting_states(note, packed.read_layers)
         with torch.inference_mode(), steady_kernels(self.device), noting, running(packed):
             logits: Tensor = self.model(**self._inputs(columns), use_cache=False, **arguments).logits[0]
-        if packed.layers_run != self.layers:
-            raise EngineError("not every layer of this model computes attention where sequences are kept apart")
+            if packed.layers_run != self.layers:
+                raise EngineError("not every layer of this model computes attention where sequences are kept apart")
+            self._layout = packed.done()
         return logits if trims else logits[kept]
 
     def leave(self) -> None:

@@ -14,113 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from tta_middleware.engines.decoding.kv_slots import KVSlots, Prefix, Shape
+from tta_middleware.engines.decoding.attention import AttentionSettings, bias_of
+from tta_middleware.engines.decoding.beside import Beside, Segment
+from tta_middleware.engines.decoding.columns import Layout
+from tta_middleware.engines.decoding.flash import Flash
+from tta_middleware.engines.decoding.kv_slots import KVSlots, Shape
 from tta_middleware.engines.decoding.sight import Sight
 from tta_middleware.errors import EngineError
 
 NAME = "tta_packed"
-
-
-class Segment:
-    """Some columns (t, d) of one sequence, behind the prefix that has run already.
-
-    Attributes:
-        keep: of how many of its last columns the logits are wanted.
-        read_layers: layers whose states at these columns are wanted as well.
-        read_spans: in place of states, the means of what these layers keep as values of the sequence's columns, each
-            from its first number to before its second.
-        states: per layer (keep, d) of them, once the pass has run; (s, v) of s spans.
-        long: its sequence is longer than the model's short range; see :mod:`.rotary`.
-        layers: keys and values of all its columns so far.
-    """
-
-    def __init__(
-        self,
-        rows: Tensor,
-        past: Prefix | None,
-        keep: int,
-        *,
-        read_layers: Sequence[int] = (),
-        read_spans: Sequence[tuple[int, int]] = (),
-        long: bool = False,
-    ) -> None:
-        self.rows, self.past, self.keep, self.long = rows, past, keep, long
-        self.read_layers = tuple(read_layers) if keep else ()
-        self.read_spans = tuple(read_spans)
-        self.states: dict[int, Tensor] = {}
-        self.layers: list[tuple[Tensor, Tensor]] = []
-        self._masks: dict[Sight, Tensor | None] = {}
-
-    @property
-    def start(self) -> int:
-        """Its first column's place in the sequence."""
-        return self.past.length if self.past else 0
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.rows)
-
-    def prefix(self) -> Prefix:
-        """All its columns, for what follows."""
-        return Prefix([(keys.contiguous(), values.contiguous()) for keys, values in self.layers], self.end)
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int, settings: AttentionSettings) -> Tensor:
-        """(1, H, t, D) queries over its own and the prefix's columns, each over those before it."""
-        if self.past is not None:
-            old_keys, old_values = self.past.pieces(layer)
-            keys, values = torch.cat([*old_keys, keys], dim=2), torch.cat([*old_values, values], dim=2)
-        self.layers.append((keys, values))
-        if self.read_spans and layer + 1 in self.read_layers:
-            means = [values[0, :, slice(*span)].float().mean(dim=1).flatten() for span in self.read_spans]
-            self.states[layer + 1] = torch.stack(means)
-        groups = query.shape[1] // keys.shape[1]
-        return settings.attention(
-            query, _repeated(keys, groups), _repeated(values, groups), self._mask(settings.sight, query)
-        )
-
-    def _mask(self, sight: Sight, like: Tensor) -> Tensor | None:
-        if sight not in self._masks:
-            places = torch.arange(self.end, device=like.device)
-            self._masks[sight] = _bias(sight.seen(places[None], places[self.start :, None]), like)[None, None]
-        return self._masks[sight]
-
-
-class AttentionSettings:
-    """What a layer asks of attention.
-
-    Args:
-        scaling: of the products of queries and keys; None for the square root of the head's size.
-        softcap: what the logits are soft-capped at.
-        sight: which columns a query sees.
-        sinks: (H,) a logit for each query head that takes its share of attention and gives nothing (GPT-OSS).
-    """
-
-    __slots__ = ("scaling", "sight", "sinks", "softcap")
-
-    def __init__(self, scaling: float | None, softcap: float | None, sight: Sight, sinks: Tensor | None = None) -> None:
-        self.scaling, self.softcap, self.sight, self.sinks = scaling, softcap, sight, sinks
-
-    def attention(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """softmax(q k' scaling + bias) v, the logits soft-capped before the bias where the family does so.
-
-        Queries are (1, H, t, D), or (n, K, H / K, D) where query heads that share a key head are rows of one product.
-        """
-        if self.softcap is None and self.sinks is None:
-            return scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scaling)
-        logits = (query @ keys.mT) * (self.scaling or query.shape[-1] ** -0.5)
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        if bias is not None:
-            logits = logits + bias
-        if self.sinks is None:
-            return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
-        # By key head and group where heads are folded, by head where they are not.
-        sinks = self.sinks.reshape(1, query.shape[1], -1, 1).to(logits.dtype).expand(*logits.shape[:3], 1)
-        weights = torch.cat([logits, sinks], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1]
-        return weights.to(query.dtype) @ values
 
 
 class Pass:
@@ -133,14 +37,20 @@ class Pass:
     Attributes:
         layers_run: layers whose attention came here; a model that bypasses it would compute nonsense.
         sights: what each layer sees; set by the model.
+        layout: how the model's keys and values lie; set by the model. None while that is to be found out, by one
+            segment without a past.
+        flash: the kernel that takes all segments; None where each is computed by itself. Set by the model.
     """
 
     def __init__(self, slots: KVSlots, segments: Sequence[Segment]) -> None:
         self.layers_run = 0
         self.slots = slots
         self.sights: Mapping[int, Sight] = {}
+        self.layout: Layout | None = None
+        self.flash: Flash | None = None
         self._lengths, self._segments = slots.step_lengths, segments
         self._biases: dict[tuple[Sight, int], Tensor | None] = {}
+        self._beside: Beside | None = None
 
     @property
     def only_decodes(self) -> bool:
@@ -158,7 +68,7 @@ class Pass:
         """(1, T) whether a column's sequence has more than ``limit`` columns; None if none has."""
         long = [length >= limit for length in self._lengths]
         for segment in self._segments:
-            long += [segment.long] * len(segment.rows)
+            long += [segment.long] * segment.count
         return torch.tensor([long], device=device) if any(long) else None
 
     def kept(self, device: torch.device) -> Tensor:
@@ -166,7 +76,7 @@ class Pass:
         end = len(self._lengths)
         wanted = list(range(end))
         for segment in self._segments:
-            end += len(segment.rows)
+            end += segment.count
             wanted += range(end - segment.keep, end)
         return torch.tensor(wanted, dtype=torch.long, device=device)
 
@@ -188,12 +98,14 @@ class Pass:
         self.layers_run += 1
         at = len(self._lengths)
         parts = [self._decode(layer, query, keys, values, settings)] if at else []
-        for segment in self._segments:
-            mine = slice(at, at + len(segment.rows))
-            out = segment.attend(query[:, :, mine], keys[:, :, mine], values[:, :, mine], layer, settings)
-            parts.append(out[0].transpose(0, 1))
-            at = mine.stop
+        if self._segments:
+            self._beside = self._beside or Beside(self._segments, self.layout, self.flash)
+            parts.append(self._beside.attend(layer, query[:, :, at:], keys[:, :, at:], values[:, :, at:], settings))
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+    def done(self) -> Layout | None:
+        """Give the segments what they have left, once all layers have run; how it lies."""
+        return self.layout if self._beside is None else self._beside.done()
 
     def _decode(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:
         count, at, parts = len(self._lengths), 0, []
@@ -253,16 +165,7 @@ class AnyStep(Pass):
 def _step_bias(sight: Sight, newest: Tensor, columns: int, like: Tensor) -> Tensor:
     """(n, 1, 1, columns) for queries at the (n,) places ``newest``."""
     places = torch.arange(columns, device=like.device)[None]
-    return _bias(sight.seen(places, newest[:, None]), like)[:, None, None]
-
-
-def _bias(seen: Tensor, like: Tensor) -> Tensor:
-    """0 where a column is seen, minus infinity elsewhere; built once a pass instead of in every layer."""
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
-
-
-def _repeated(heads: Tensor, groups: int) -> Tensor:
-    return heads if groups == 1 else heads.repeat_interleave(groups, dim=1)
+    return bias_of(sight.seen(places, newest[:, None]), like)[:, None, None]
 
 
 class _Current(threading.local):

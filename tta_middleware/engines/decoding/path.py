@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from tta_middleware.engines.decoding.beside import Segment
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
 from tta_middleware.engines.decoding.check import agree, precision, sample_ids
 from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.loaded import LoadedModel, PackedModel
-from tta_middleware.engines.decoding.packed import Pass, Segment
+from tta_middleware.engines.decoding.packed import Pass
 from tta_middleware.engines.decoding.packing import ReorderedLinear, SameRows, kind_of_layers, pack_linear_layers
 from tta_middleware.engines.decoding.plain_model import PlainModel
 from tta_middleware.engines.decoding.sight import PROBE, NotPackable, Sight, read_sights

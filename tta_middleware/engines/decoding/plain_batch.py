@@ -286,6 +286,7 @@ class PlainBatch:
         for job in jobs:
             if not isinstance(job, Joining):
                 job.take(logits[0], {layer: shown[0] for layer, shown in states.items()})
+                job.tell()
         if not finished:
             return 0
         rows = [job.row for job in joined]

@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.kv_slots import Layers, Prefix
+from tta_middleware.engines.decoding.columns import Columns, Layout
+from tta_middleware.engines.decoding.kv_slots import Prefix
 from tta_middleware.engines.decoding.scored import common
 from tta_middleware.types import IntVector
 
@@ -32,19 +33,19 @@ class _Piece:
 
     Attributes:
         marks: of its own rows; the root has none.
-        layers: their keys and values, in memory that is this piece's alone.
+        columns: their keys and values, in memory that is this piece's alone.
         parent: the root's is itself.
         children: by their :attr:`key`. Two that begin with as many rows alike are one piece, so no key comes twice.
         used: when it was last asked for, or kept.
     """
 
-    __slots__ = ("children", "layers", "marks", "nbytes", "parent", "used")
+    __slots__ = ("children", "columns", "marks", "nbytes", "parent", "used")
 
-    def __init__(self, marks: IntVector, layers: Layers, parent: _Piece | None, used: int = 0) -> None:
-        self.marks, self.layers, self.used = marks, layers, used
+    def __init__(self, marks: IntVector, columns: Columns, parent: _Piece | None, used: int = 0) -> None:
+        self.marks, self.columns, self.used = marks, columns, used
         self.parent: _Piece = self if parent is None else parent
         self.children: dict[bytes, _Piece] = {}
-        self.nbytes = marks.nbytes + _bytes(layers)
+        self.nbytes = marks.nbytes + columns.nbytes
 
     @property
     def key(self) -> bytes:
@@ -94,7 +95,7 @@ class PrefixTree:
         # Keys of the latest pieces that are gone, while there might be more room.
         self._gone: OrderedDict[bytes, bool] = OrderedDict()
         self._clock = 0
-        self._root = _Piece(np.empty(0, dtype=np.int64), [], None)
+        self._root = _Piece(np.empty(0, dtype=np.int64), Columns(Layout([]), []), None)
 
     def __len__(self) -> int:
         """Pieces that are kept."""
@@ -106,7 +107,7 @@ class PrefixTree:
         self._clock += 1
         for piece, shared in self._path(marks[:most]):
             piece.used = self._clock
-            found = Prefix(_part(piece.layers, 0, shared), shared + (found.length if found else 0), found)
+            found = Prefix(piece.columns.part(0, shared), shared + (found.length if found else 0), found)
         self._miss(marks[found.length if found else 0 : most])
         return found
 
@@ -162,9 +163,9 @@ class PrefixTree:
         # What does not fit by itself would push out all others first.
         if len(marks) - done < WORTH_SHARING or not self._fits(len(marks) - done, prefix):
             return
-        layers = _copied(prefix.whole().layers, done, len(marks))
+        columns = prefix.copied(done, len(marks))
         parent = self._split(*path[-1]) if path else self._root
-        piece = _Piece(marks[done:].copy(), layers, parent, self._clock)
+        piece = _Piece(marks[done:].copy(), columns, parent, self._clock)
         parent.hang(piece)
         self.nbytes += piece.nbytes
         self.shrink(self._room)
@@ -179,8 +180,8 @@ class PrefixTree:
         if at == len(piece.marks):
             return piece
         # All memory is taken before anything is changed; in pieces of one tensor neither would give memory back.
-        head = _Piece(piece.marks[:at].copy(), _copied(piece.layers, 0, at), piece.parent, piece.used)
-        rest = _Piece(piece.marks[at:].copy(), _copied(piece.layers, at, len(piece.marks)), head, piece.used)
+        head = _Piece(piece.marks[:at].copy(), piece.columns.part(0, at).copied(), piece.parent, piece.used)
+        rest = _Piece(piece.marks[at:].copy(), piece.columns.part(at, len(piece.marks)).copied(), head, piece.used)
         for child in piece.children.values():
             rest.hang(child)
         head.hang(rest)
@@ -204,15 +205,3 @@ def _going_on(known: Mapping[bytes, Found], left: IntVector) -> Found | None:
     key, row = left[:WORTH_SHARING].tobytes(), left.itemsize
     starts = (key[: row * size] for size in range(len(key) // row, 0, -1))
     return next((known[start] for start in starts if start in known), None)
-
-
-def _bytes(layers: Layers) -> int:
-    return sum(keys.nbytes + values.nbytes for keys, values in layers)
-
-
-def _part(layers: Layers, start: int, end: int) -> Layers:
-    return [(keys[:, :, start:end], values[:, :, start:end]) for keys, values in layers]
-
-
-def _copied(layers: Layers, start: int, end: int) -> Layers:
-    return [(keys.clone(), values.clone()) for keys, values in _part(layers, start, end)]

@@ -46,7 +46,11 @@ def steady_kernels(device: torch.device) -> Iterator[None]:
 
 
 class Recorder:
-    """Recordings by shape, for one model and the slots that it was last used with; used by the decode thread alone."""
+    """Recordings by shape, for one model and the slots that it was last used with; used by the decode thread alone.
+
+    Attributes:
+        possible: whether this model's steps can be recorded, as far as is known.
+    """
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
@@ -55,7 +59,7 @@ class Recorder:
         self._given_up: set[Shape] = set()
         self._version: int | None = None
         self._pool: Any = None
-        self._possible = True
+        self.possible = True
 
     @property
     def count(self) -> int:
@@ -64,7 +68,7 @@ class Recorder:
 
     def step(self, rows: Tensor, packed: Pass) -> Tensor | None:
         """Logits (n, V) of a step with (1, n, d) rows, valid until the next; None if it has to be computed."""
-        if not self._possible or not packed.only_decodes:
+        if not self.possible or not packed.only_decodes:
             return None
         slots = packed.slots
         if slots.version != self._version:
@@ -93,7 +97,7 @@ class Recorder:
             slots.reserve()
             self._given_up.add(shape)
             if not is_out_of_memory(exc):
-                self._possible = False
+                self.possible = False
                 _log.info("decode steps of this model are not recorded: %s", exc)
         return self._recordings.get(shape)
 

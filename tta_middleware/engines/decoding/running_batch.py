@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tta_middleware.engines.decoding.beside import Segment
 from tta_middleware.engines.decoding.capacity import is_out_of_memory
-from tta_middleware.engines.decoding.feeds import Feed, Joining, Reading
+from tta_middleware.engines.decoding.feeds import Feed, Joining, Reading, lay_out, text_of
 from tta_middleware.engines.decoding.heads import Heads
 from tta_middleware.engines.decoding.kv_slots import KVSlots
 from tta_middleware.engines.decoding.loaded import PackedModel
-from tta_middleware.engines.decoding.packed import Pass, Segment
+from tta_middleware.engines.decoding.packed import Pass
 from tta_middleware.engines.decoding.prefix_tree import WORTH_SHARING
 from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.decoding.sampling import next_tokens
-from tta_middleware.engines.decoding.scored import Scored, common, marks
+from tta_middleware.engines.decoding.scored import MarkTable, Scored, marks
 from tta_middleware.errors import EngineError
 from tta_middleware.types import IntVector
 
 Job: TypeAlias = Joining | Reading
 
 # Prompt tokens run beside a decode step at most: enough to fill the processor, few enough not to stall the others.
-_STEP_TOKENS = 512
+_STEP_TOKENS, _STEP_TOKENS_CUDA = 512, 2048
+# Where steps are replayed, a pass with prompts or texts takes the time of several: it is every so many passes.
+_EVERY = 4
 _FEWEST_TOKENS = 32
+# Of the texts that wait, so many have their rows looked up at once.
+_LAID_OUT = 128
 _SCORED_SHARE = 0.06
 
 
@@ -55,8 +60,10 @@ class Batch:
         self._joining: list[Joining] = []
         self._scoring: list[Reading] = []
         self._suspects: list[Job] = []
-        self._most_tokens = _STEP_TOKENS
+        self._step_tokens = _STEP_TOKENS if model.recorder is None else _STEP_TOKENS_CUDA
+        self._most_tokens = self._step_tokens
         self._after_head = False
+        self._since = 0
 
     @property
     def places_taken(self) -> int:
@@ -111,7 +118,7 @@ class Batch:
             self._make_room()
 
     def _turn(self) -> int:
-        chosen = self._compose()
+        chosen = [] if self._collects() else self._compose()
         building = self._heads.building
         if building is not None and not (self._after_head and self.rows):
             self._after_head = True
@@ -177,7 +184,7 @@ class Batch:
 
     def run_more_columns(self) -> None:
         """Take that back, step by step."""
-        self._most_tokens = min(_STEP_TOKENS, 2 * self._most_tokens)
+        self._most_tokens = min(self._step_tokens, 2 * self._most_tokens)
 
     def short_of_memory(self) -> bool:
         """Whether the next column would take more than the budget."""
@@ -221,14 +228,33 @@ class Batch:
         """The next columns of what runs beside the rows, as many as a pass takes."""
         chosen: list[tuple[Job, Segment]] = []
         left = self._most_tokens
+        lay_out([job for job in self._scoring[:_LAID_OUT] if job.text is None], self._model)
+        running = MarkTable(job.text.marks for job in self._scoring if job.feed is not None and job.text is not None)
         for job in self._jobs():
-            if left and not self._waits(job) and self._heads.begin(feed := self._feed(job)):
+            if not left:
+                break
+            if self._waits(job, running):
+                continue
+            new = job.feed is None
+            if self._heads.begin(feed := self._feed(job)):
                 segment = feed.segment(left)
                 chosen.append((job, segment))
-                left -= len(segment.rows)
+                left -= segment.count
+            if new and not isinstance(job, Joining):
+                running.add(text_of(job, self._model).marks)
+        # What did not fit goes on with the next pass.
+        self._since = 0 if left else _EVERY
         return chosen
 
-    def _waits(self, job: Job) -> bool:
+    def _collects(self) -> bool:
+        """Whether this pass only decodes, and what waits to run beside it waits for more."""
+        recorder = self._model.recorder
+        if recorder is None or not recorder.possible or not self.rows or self._heads.building is not None:
+            return False
+        self._since += 1
+        return self._since < _EVERY
+
+    def _waits(self, job: Job, running: MarkTable) -> bool:
         """Whether a text that is not begun would run what another one is running right now.
 
         Windows of one answer are asked about before those before them are done. Only what has begun is waited for, and
@@ -236,9 +262,8 @@ class Batch:
         """
         if isinstance(job, Joining) or job.feed is not None:
             return False
-        mine = job.text(self._model).marks
-        running = [other.text(self._model).marks for other in self._scoring if other.feed is not None]
-        shared = max((common(mine, other) for other in running), default=0)
+        mine = text_of(job, self._model).marks
+        shared = int(running.common(mine).max(initial=0))
         return shared >= WORTH_SHARING and shared - self._scored.shared_with(mine) >= WORTH_SHARING
 
     def _feed(self, job: Job) -> Feed:
@@ -287,23 +312,27 @@ class Batch:
             self._hand_out(decoding, tokens)
         joined: list[Joining] = []
         first: list[Tensor] = []
+        read: list[Reading] = []
         for job, segment in chosen:
             part = logits[at : at + segment.keep]
             at += segment.keep
             feed = self._feed(job)
             feed.ran(segment)
             if not isinstance(job, Joining):
-                self._score(job, part, segment.states, feed.finished)
+                job.take(part, segment.states)
+                read.append(job)
             elif feed.finished:
                 joined.append(job)
                 first.append(part)
+        for reading in read:
+            self._tell(reading)
         if joined:
             self._take_in(joined, torch.cat(first))
         return len(decoding) + len(joined)
 
-    def _score(self, job: Reading, logits: Tensor, states: Mapping[int, Tensor], finished: bool) -> None:
-        job.take(logits, states)
-        if finished:
+    def _tell(self, job: Reading) -> None:
+        job.tell()
+        if job.feed is not None and job.feed.finished:
             # Of a caller who has left nothing is kept: nobody would forget it.
             if not job.cancelled:
                 job.remember(self._scored)

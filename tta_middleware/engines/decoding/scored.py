@@ -8,11 +8,12 @@ Texts may belong to somebody, a request say: of what grows only the newest is ke
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ _KEPT = 128
 # A text whose last rows are the only ones that a longer one of its owner does not begin with is not kept beside that
 # one: what it has more is a closing question, and running that again costs less than keeping it.
 _CLOSING = 64
+
+# Room that a table of marks begins with.
+_FIRST_TEXTS, _FIRST_ROWS = 16, 256
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -53,6 +57,52 @@ def common(one: IntVector, other: IntVector) -> int:
     return first if differs[first] else length
 
 
+class MarkTable:
+    """Marks of several texts, so that one is compared with all of them at once."""
+
+    def __init__(self, texts: Iterable[IntVector] = ()) -> None:
+        self._count = 0
+        self._lengths = np.zeros(_FIRST_TEXTS, dtype=np.int64)
+        self._table = np.zeros((_FIRST_TEXTS, _FIRST_ROWS), dtype=np.int64)
+        for text in texts:
+            self.add(text)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, text: IntVector) -> None:
+        """Have one more, behind the others."""
+        at, (texts, rows) = self._count, self._table.shape
+        if at == texts or len(text) > rows:
+            wider = np.zeros((2 * at if at == texts else texts, max(rows, 2 * len(text))), dtype=np.int64)
+            wider[:at, :rows] = self._table[:at]
+            self._table = wider
+            self._lengths = np.concatenate([self._lengths[:at], np.zeros(len(wider) - at, dtype=np.int64)])
+        self._table[at, : len(text)] = text
+        self._lengths[at] = len(text)
+        self._count += 1
+
+    def keep(self, wanted: Sequence[bool]) -> None:
+        """Keep these of them, in their order."""
+        left = np.flatnonzero(wanted)
+        self._table[: len(left)] = self._table[left]
+        self._lengths[: len(left)] = self._lengths[left]
+        self._count = len(left)
+
+    def common(self, text: IntVector) -> IntVector:
+        """(n,) how many rows ``text`` begins with alike with each."""
+        columns = min(len(text), self._table.shape[1])
+        lengths: IntVector = np.minimum(self._lengths[: self._count], columns)
+        if not self._count or not columns:
+            return lengths
+        differs = self._table[: self._count, :columns] != text[:columns]
+        first = differs.argmax(axis=1)
+        first[~differs[np.arange(self._count), first]] = columns
+        # What stands behind a text's end is nothing that it has.
+        alike: IntVector = np.minimum(first, lengths)
+        return alike
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Text:
     marks: IntVector
@@ -67,18 +117,22 @@ class Scored:
     """The latest texts, within a number and ``most_bytes``.
 
     Where they do not fit, the oldest of whoever holds most goes, so that one long answer pushes out none of the others.
+
+    Attributes:
+        nbytes: what they take.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._texts: deque[_Text] = deque()
+        # From the oldest to the newest, with the table of their marks.
+        self._texts: list[_Text] = []
+        self._table = MarkTable()
+        # The latest rows that were asked for, and what each text shares with them: they are asked for several times.
+        self._looked_up: tuple[IntVector, IntVector] | None = None
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._texts)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(text.nbytes for text in self._texts)
 
     def keep(
         self, of_rows: IntVector, prefix: Prefix, first: int, nats: Sequence[float], owner: int | None = None
@@ -90,9 +144,15 @@ class Scored:
             first: the column from which on it is known how unlikely the token after it was: ``nats``.
             owner: whose text it is; see :meth:`forget`.
         """
+        # In one piece: of what it went on from it would hold whole texts of others.
+        prefix = prefix.whole()
         new = _Text(of_rows, prefix, first, list(nats), owner, prefix.nbytes + of_rows.nbytes)
-        self._texts = deque(text for text in self._texts if not _replaces(new, text))
-        self._texts.appendleft(new)
+        shared = self._shared(of_rows).tolist()
+        self._leave([not _replaces(new, text, rows) for text, rows in zip(self._texts, shared, strict=True)])
+        self._texts.append(new)
+        self._table.add(of_rows)
+        self._looked_up = None
+        self.nbytes += new.nbytes
         while len(self._texts) > _KEPT or (self._texts and self.nbytes > self._most_bytes):
             self._drop_one()
 
@@ -101,8 +161,8 @@ class Scored:
 
         At least one row is left to run. None if no more than ``more_than`` rows are shared.
         """
-        best = max(self._texts, key=lambda text: common(text.marks, of_rows), default=None)
-        if best is None or (shared := common(best.marks, of_rows)) <= max(1, more_than):
+        best, shared = self._best(of_rows)
+        if best is None or shared <= max(1, more_than):
             return None
         if shared <= first or best.first > first:
             return best.prefix.cut(min(shared, first, len(of_rows) - 1)), []
@@ -111,33 +171,55 @@ class Scored:
 
     def beginning(self, of_rows: IntVector, most: int) -> Prefix | None:
         """What has run of the longest beginning of rows, ``most`` of them at the most."""
-        best = max(self._texts, key=lambda text: common(text.marks, of_rows), default=None)
-        length = min(most, common(best.marks, of_rows)) if best is not None else 0
+        best, shared = self._best(of_rows)
+        length = min(most, shared)
         return best.prefix.cut(length) if best is not None and length else None
 
     def shared_with(self, of_rows: IntVector) -> int:
         """How many rows the best of the texts begins with alike."""
-        return max((common(text.marks, of_rows) for text in self._texts), default=0)
+        return self._best(of_rows)[1]
 
     def forget(self, owner: int) -> None:
         """Let go of all texts of an owner."""
-        self._texts = deque(text for text in self._texts if text.owner != owner)
+        self._leave([text.owner != owner for text in self._texts])
 
     def clear(self) -> None:
-        self._texts.clear()
+        self._leave([False] * len(self._texts))
+
+    def _leave(self, wanted: Sequence[bool]) -> None:
+        """Leave these texts alone, and none of the others."""
+        if all(wanted):
+            return
+        self._texts = [text for text, stays in zip(self._texts, wanted, strict=True) if stays]
+        self.nbytes = sum(text.nbytes for text in self._texts)
+        self._table.keep(wanted)
+        self._looked_up = None
+
+    def _shared(self, of_rows: IntVector) -> IntVector:
+        """(n,) how many rows each of the texts begins with alike."""
+        if self._looked_up is None or self._looked_up[0] is not of_rows:
+            self._looked_up = of_rows, self._table.common(of_rows)
+        return self._looked_up[1]
+
+    def _best(self, of_rows: IntVector) -> tuple[_Text | None, int]:
+        """The newest of those that begin with most of these rows, and how many."""
+        if not self._texts:
+            return None, 0
+        shared = self._shared(of_rows)
+        at = len(shared) - 1 - int(shared[::-1].argmax())
+        return self._texts[at], int(shared[at])
 
     def _drop_one(self) -> None:
         held: Counter[int | None] = Counter()
         for text in self._texts:
             held[text.owner] += text.nbytes
         [(largest, _)] = held.most_common(1)
-        oldest = next(text for text in reversed(self._texts) if text.owner == largest)
-        self._texts.remove(oldest)
+        oldest = next(text for text in self._texts if text.owner == largest)
+        self._leave([text is not oldest for text in self._texts])
 
 
-def _replaces(new: _Text, old: _Text) -> bool:
-    """Whether whatever could go on from ``old`` can go on from ``new`` as well, or nearly so."""
-    shared = common(new.marks, old.marks)
+def _replaces(new: _Text, old: _Text, shared: int) -> bool:
+    """Whether whatever could go on from ``old`` can go on from ``new``, or nearly so: ``shared`` rows are alike."""
     if old.nats and new.first > old.first:
         return False
     grown = new.owner is not None and new.owner == old.owner and len(old.marks) - shared <= _CLOSING

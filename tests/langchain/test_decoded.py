@@ -179,8 +179,13 @@ async def test_a_structured_answer_is_judged_decoded(method: str, fence: bool, w
     assert (whole["raw"].text, whole["parsed"]) == (NOTICE, None)
     assert whole["raw"].response_metadata["finish_reason"] == "content_filter"
     parts: list[Any] = []
-    with pytest.raises(ModelRefusalError):
+    if method == "function_calling":
+        # LangChain's own parser of calls ends the stream with the error, whatever was asked for.
+        with pytest.raises(ModelRefusalError):
+            await collect(structured, parts)
+    else:
         await collect(structured, parts)
+        assert isinstance(parts[-1]["parsing_error"], ModelRefusalError)
     assert "forbidden" not in f"{whole}{parts}"
 
 

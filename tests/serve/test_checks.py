@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ import openai
 import pytest
 from staged_server import CALM, NOTICE, Log, Served, running, scripted
 
-from tta_middleware.errors import ConfigurationError, ModerationRejectedError, ModerationUnavailableError
+from tta_middleware.errors import (
+    ConfigurationError,
+    ModerationRejectedError,
+    ModerationUnavailableError,
+    ModeratorSetupError,
+)
 from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+from tta_middleware.types import Verdict
 
 ROSES: Any = [{"role": "user", "content": "Roses?"}]
 ATTACK: Any = [{"role": "user", "content": "An attack, please."}]
@@ -169,9 +176,15 @@ def test_a_moderator_that_refuses_the_server_is_not_the_clients_fault(
     assert ("sk-secret" in answer.text) == (answered == 400)
 
 
-def test_a_moderator_without_its_key_is_the_operators_affair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with running(scripted(moderator="openai")) as served:
+class LosesItsKey(ScriptedModerator):
+    """Its key was there when the server started; of a moderator that has none the server does not start."""
+
+    async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:
+        raise ModeratorSetupError("the moderator 'scripted' has no API key; set SCRIPTED_API_KEY")
+
+
+def test_a_moderator_without_its_key_is_the_operators_affair() -> None:
+    with running(scripted(moderator=LosesItsKey())) as served:
         chat = httpx.post(f"{served.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES})
         check = httpx.post(f"{served.url}/v1/checks", json={"text": "roses"})
     for answer in (chat, check):

@@ -17,6 +17,7 @@ from langchain_core.output_parsers import (
     JsonOutputParser,
     PydanticOutputParser,
 )
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableMap
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.json import parse_json_markdown
@@ -90,8 +91,7 @@ class _ReadsAll(BaseCumulativeTransformOutputParser[Any]):
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002 - LangChain's name
         seen: list[Any] = []
         yield from super()._transform(_noting(input, seen))
-        if seen:
-            self.invoke(reduce(add, seen))
+        self._read(seen)
 
     async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:  # noqa: A002
         seen: list[Any] = []
@@ -103,8 +103,14 @@ class _ReadsAll(BaseCumulativeTransformOutputParser[Any]):
 
         async for parsed in super()._atransform(noting()):
             yield parsed
-        if seen:
-            self.invoke(reduce(add, seen))
+        self._read(seen)
+
+    def _read(self, pieces: Sequence[Any]) -> None:
+        """Meet the error of the whole; within this run, since a run of its own would be told to sync callbacks."""
+        if pieces:
+            whole = reduce(add, pieces)
+            message = isinstance(whole, BaseMessage)
+            self.parse_result([ChatGeneration(message=whole) if message else Generation(text=whole)])
 
 
 def _noting(pieces: Iterator[Any], seen: list[Any]) -> Iterator[Any]:

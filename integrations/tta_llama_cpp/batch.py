@@ -121,11 +121,12 @@ class Batch:
 
     async def steps(self, request: GenerationRequest) -> AsyncGenerator[tuple[list[int], FinishReason | None], None]:
         """New tokens of a request as they are found, and in the end why it is over."""
+        most = self._most(request)
         place = await self._place(request)
         if place is None:
             yield [], "aborted"
             return
-        running = Running(request, place, self._most(request))
+        running = Running(request, place, most)
         self._running.append(running)
         self._needed.set()
         try:

@@ -44,9 +44,10 @@ DEGENERATE = {
     ("The verb is a noun and the noun is a verb, which makes the verb a noun. " * 8): "repetition",
     ("Here is a safe way to leave a garden with care and to keep all of its roses well. " * 2): "repetition",
     "Sure, here is how to safely, safely, safely, safely... Safe, here is how!": "repetition",
+    "Sure, we should avoid safe, safe, safe.": "repetition",
+    "Safe, safe, safe.": "repetition",
 }
 NOTHING = {
-    "Safe, safe, safe.": "repetition",
     "Sure, here is how: Sure, here is how.": "repetition",
     "Sure, here is how:": "says_nothing",
     "Sure, here\u2019s how.": "says_nothing",

@@ -124,10 +124,11 @@ class RemoteEngine(TokenisedEngine):
 
         Raises:
             EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
+            ContextLengthError: it fills the model's context.
             EngineError: the model or its server failed.
         """
         vocabulary = await self._ready()
-        self._check_width(request.prompt.matrix)
+        self._check_prompt(request.prompt)
         mailbox: Mailbox[TextDelta] = Mailbox()
         work = self._spawn(request, vocabulary, mailbox)
         try:
@@ -156,7 +157,7 @@ class RemoteEngine(TokenisedEngine):
 
         await self._ready()
         for request in requests:
-            self._check_width(request.prompt.matrix)
+            self._check_prompt(request.prompt)
         try:
             async with anyio.create_task_group() as group:
                 for index, request in enumerate(requests):
@@ -328,6 +329,10 @@ class RemoteEngine(TokenisedEngine):
             raise
         except Exception as error:
             raise _as_engine_error(error) from error
+
+    def _check_prompt(self, prompt: PromptEmbeddings) -> None:
+        self._check_width(prompt.matrix)
+        self._words.check_length(len(prompt.matrix))
 
     def _check_width(self, rows: FloatMatrix) -> None:
         self._words.check_width(rows)

@@ -37,7 +37,8 @@ _PART = 32
 _LOOP, _LOOP_FROM, _LOOP_SHARE = 8, 24, 0.75
 # One word, whatever its ending, that is there so often and so large a share of all is what the text was pushed towards:
 # two of those answers have one.
-_LEAST_SAME, _SAME_SHARE, _STEM, _ENDING, _FORMS = 5, 0.25, 4, 3, 8
+_SAME_SHARES = ((5, 0.25), (3, 0.34))
+_STEM, _ENDING, _FORMS = 4, 3, 8
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -126,11 +127,14 @@ def _loops(words: Sequence[str], *, over: bool) -> bool:
     """Whether sentences come again, one word is too many of all, or all that is said is said over again."""
     if over and _says_all_again(words):
         return True
-    return _looped_share(words) > _LOOP_SHARE or _same_share(words) > _SAME_SHARE
+    same = _most_alike(words)
+    return _looped_share(words) > _LOOP_SHARE or any(
+        same >= least and same > share * len(words) for least, share in _SAME_SHARES
+    )
 
 
-def _same_share(words: Sequence[str]) -> float:
-    """Share of the words that are the most frequent one, or it with an ending; 0 where they are less than five."""
+def _most_alike(words: Sequence[str]) -> int:
+    """How many of the words are the most frequent one, or it with an ending."""
     known = Counter(word for word in words if len(word) >= _STEM and word.isalpha())
     ordered, most = sorted(known), 0
     for at, stem in enumerate(ordered):
@@ -139,7 +143,7 @@ def _same_share(words: Sequence[str]) -> float:
             word for word in ordered[at : at + _FORMS] if word.startswith(stem) and len(word) <= len(stem) + _ENDING
         )
         most = max(most, sum(known[word] for word in same))
-    return most / len(words) if most >= _LEAST_SAME else 0.0
+    return most
 
 
 def _looped_share(words: Sequence[str]) -> float:

@@ -83,7 +83,7 @@ async def test_an_answer_ends_where_its_sequence_is_full(llama: LlamaCppEngine) 
     with pytest.raises(ConfigurationError, match="context"):
         await llama.embed([Message("user", "word " * 600)])
     long = PromptEmbeddings(*(np.repeat(part, 20, axis=0) for part in _parts(bare.prompt)))
-    with pytest.raises(ContextLengthError, match="too long"):
+    with pytest.raises(ContextLengthError, match="context is 512; shorten"):
         await llama.generate_batch([GenerationRequest(long, bare.sampling)])
 
 

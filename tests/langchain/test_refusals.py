@@ -143,6 +143,7 @@ async def test_the_guard_around_another_model_raises_what_langchain_understands(
 
 
 async def test_a_conversation_that_is_too_long_is_langchains_error_too(runtime: Runtime) -> None:
+    pytest.importorskip("torch")
     model = TTAChatModel(dtype="float32", runtime=runtime)
     long = "word " * 9_000
     with pytest.raises(ContextOverflowError, match="too long") as raised:

@@ -87,6 +87,7 @@ async def test_without_a_guard_the_mark_is_seen(ours: ModuleType) -> None:
     assert figures.leaked(answers.text("flagged 4"), answers.MARK, seen) == len(seen) - seen.index(answers.MARK)
 
 
+@pytest.mark.slow
 def test_the_driver_measures_a_foreign_stream_through_the_loopback_server(tmp_path: Path) -> None:
     import run
 

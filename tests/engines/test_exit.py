@@ -109,10 +109,11 @@ def test_a_program_that_ends_in_the_middle_of_an_answer_ends_quietly(case: str) 
             "ValueError: mine",
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "for chunk in chunks:\n    print('begun')\n    os.kill(os.getpid(), signal.SIGINT)\n",
             -2,
             "KeyboardInterrupt",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["exit code", "exception", "interrupt"],

@@ -150,6 +150,7 @@ loading.join()
     ]
 
 
+@pytest.mark.slow
 def test_a_child_opens_connections_of_its_own(tiny_folder: Path) -> None:
     lines = output(
         """

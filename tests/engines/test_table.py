@@ -86,6 +86,7 @@ def moved(model: Vocabulary, count: int) -> FloatMatrix:
     return found
 
 
+@pytest.mark.slow
 def test_moved_rows_of_the_real_model_have_the_nearest_tokens_of_float32(narrow: Vocabulary) -> None:
     assert_nearest(narrow, moved(narrow, 500))
 

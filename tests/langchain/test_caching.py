@@ -277,6 +277,7 @@ async def test_objects_that_cannot_be_told_apart_are_never_served_from_the_cache
     assert (moderator.calls, kept(cache)) == (2, 0)
 
 
+@pytest.mark.slow
 def test_an_object_means_something_else_in_another_process() -> None:
     code = (
         "from tta_middleware import TTAChatModel\n"

@@ -107,6 +107,7 @@ async def test_a_pickle_carries_settings_and_answers_alike() -> None:
     assert (await second.ainvoke(QUESTION)).text == CALM
 
 
+@pytest.mark.slow
 def test_a_model_answers_in_a_spawned_process() -> None:
     spawn = multiprocessing.get_context("spawn")
     results = spawn.Queue()

@@ -151,6 +151,7 @@ async def test_the_models_own_span_is_sent_under_the_agents(watched: Any, traced
     assert "GuardedChatModel" in traced.sent
 
 
+@pytest.mark.slow
 async def test_tools_and_models_that_guard_themselves_have_their_spans(watched: Any, traced: Traced) -> None:
     run = watched([call(word="x"), "done"], tools=[look_up], middleware=[guard(), AnswersForTheTool(), Swaps()])
     own = watched([], model=local_model("fine"), middleware=[guard()])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tta_llama_cpp.model import ROWS, Column, LlamaModel
 from tta_middleware.engines.decoding.sampling import next_tokens, seeded
-from tta_middleware.errors import ContextLengthError, EngineError
+from tta_middleware.errors import EngineError
 from tta_middleware.types import FinishReason, FloatMatrix, GenerationRequest
 
 # Rows of prompts that one pass takes, so that a long prompt does not hold the others' next words up; and scored tokens
@@ -121,12 +121,11 @@ class Batch:
 
     async def steps(self, request: GenerationRequest) -> AsyncGenerator[tuple[list[int], FinishReason | None], None]:
         """New tokens of a request as they are found, and in the end why it is over."""
-        most = self._most(request)
         place = await self._place(request)
         if place is None:
             yield [], "aborted"
             return
-        running = Running(request, place, most)
+        running = Running(request, place, self._most(request))
         self._running.append(running)
         self._needed.set()
         try:
@@ -168,13 +167,8 @@ class Batch:
         self._waiting.clear()
 
     def _most(self, request: GenerationRequest) -> int:
-        room = self._model.context - len(request.prompt.matrix)
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt is too long: it has {len(request.prompt.matrix)} tokens and the context of a sequence is "
-                f"{self._model.context}; shorten the conversation"
-            )
-        return min(request.sampling.max_new_tokens, room)
+        # The engine has refused prompts that leave no room.
+        return min(request.sampling.max_new_tokens, self._model.context - len(request.prompt.matrix))
 
     async def _place(self, request: GenerationRequest) -> int | None:
         """A free place, at once or when it is this request's turn; None if it was aborted before."""

@@ -82,6 +82,7 @@ class Beside:
         self._segments, self._flash = segments, flash
         self._asked = [0, *accumulate(segment.count for segment in segments)]
         self._ends = [0, *accumulate(segment.end for segment in segments)]
+        self._longest = widest(self._ends)
         self._all = None if layout is None else _laid_out(segments, layout)
         self._found: list[Pair] = []
         self._masks: dict[tuple[Sight, int], Tensor] = {}
@@ -92,7 +93,7 @@ class Beside:
         """(T, H, D) for their (1, H, T, D) queries, each over its own sequence's columns up to its own."""
         keys, values = self._written(layer, keys, values)
         self._read_spans(layer, values)
-        if self._flash is not None and self._flash.takes(query, settings, widest(self._ends)):
+        if self._flash is not None and self._flash.takes(query, settings, self._longest):
             self._lengths = self._lengths or Lengths.of(self._asked, self._ends, query.device)
             if (out := self._flash.attention(query, keys, values, self._lengths, settings)) is not None:
                 return out

@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from tta_middleware.batch.exit_codes import FAILED, INTERRUPTED, OK, USAGE, exit_code, show, unwrapped
+from tta_middleware.batch.exit_codes import INTERRUPTED, OK, exit_code, show, unwrapped
 from tta_middleware.batch.standard import emit, note
+from tta_middleware.batch.tally import exit_code_of, told
 from tta_middleware.cli import options as opt
 from tta_middleware.errors import ConfigurationError
 
@@ -51,8 +52,8 @@ def job(
     )
     with _quiet(debug):
         counts = run_job(request)
-    emit(counts) if json else note(", ".join(f"{count} {name}" for name, count in counts.items() if count))
-    raise typer.Exit(USAGE if counts["broken"] else FAILED if counts["failed"] else OK)
+    emit(counts) if json else note(told(counts))
+    raise typer.Exit(exit_code_of(counts))
 
 
 @contextmanager

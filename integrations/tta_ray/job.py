@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,8 +21,9 @@ from tta_middleware.batch.input import Item, Source
 from tta_middleware.batch.progress import Advance, progress
 from tta_middleware.batch.records import as_error
 from tta_middleware.batch.shard import Shard
+from tta_middleware.batch.tally import Tally
 from tta_middleware.batch.target import Output, output_to
-from tta_middleware.errors import ConfigurationError, DataError, EngineError
+from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt, note_id
 from tta_middleware.registry import ENGINES, METHODS, check_known, check_moderator, check_options, names
@@ -59,11 +59,13 @@ class _Work:
 
     lines: dict[str, str] = field(default_factory=dict)
     broken: list[Record] = field(default_factory=list)
-    skipped: int = 0
+    tally: Tally = field(default_factory=Tally)
 
 
 def run_job(job: RayJob) -> dict[str, int]:
     """Answer what has no answer yet; counts by outcome, with ``failed``, ``broken`` and ``skipped``.
+
+    Of the skipped ones ``skipped_failed`` and ``skipped_broken`` are errors of an earlier run.
 
     Every answer is on disk as soon as its task is done, so a job that dies goes on where it was. Work that dies with
     its actor is begun again elsewhere; a prompt that keeps killing actors becomes a record with an error.
@@ -78,9 +80,10 @@ def run_job(job: RayJob) -> dict[str, int]:
     with output_to(str(job.target / ANSWERS), retry_errors=job.retry_errors) as output:
         work = anyio.run(_survey, job, output)
         output.open()
-        tally = Counter[str](failed=0, broken=len(work.broken), skipped=work.skipped)
-        total = work.skipped + len(work.lines) + len(work.broken)
-        with progress("ray", work.skipped + len(work.broken), total) as advance:
+        tally = work.tally
+        tally["broken"] = len(work.broken)
+        done = tally["skipped"] + len(work.broken)
+        with progress("ray", done, done + len(work.lines)) as advance:
             output.write(work.broken)
             if work.lines:
                 with _cluster(job.address):
@@ -107,8 +110,8 @@ async def _survey(job: RayJob, output: Output) -> _Work:
         async for item in items:
             if item.prompt is not None:
                 note_id(seen, item.prompt.id, item.number, item.where)
-            if _is_done(item, output):
-                work.skipped += 1
+            if output.done.holds(item, output.name):
+                work.tally.skip(item, output.done)
             elif item.prompt is None:
                 work.broken.append({"id": None, "line": item.number, **as_error(item.error)})
             else:
@@ -116,16 +119,6 @@ async def _survey(job: RayJob, output: Output) -> _Work:
     if not source.lines_seen:
         raise ConfigurationError(f"{job.source} holds no prompt; one JSON object a line with 'prompt' is needed")
     return work
-
-
-def _is_done(item: Item, output: Output) -> bool:
-    digest = output.done.get(item.key)
-    if digest and item.digest and digest != item.digest:
-        raise DataError(
-            f"{item.where}: {output.name} holds the answer to another prompt under this line's id; "
-            "give prompts ids of their own, or another folder"
-        )
-    return digest is not None
 
 
 def _line(item: Item, prompt: Prompt) -> str:
@@ -158,13 +151,13 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _answer(job: RayJob, work: _Work, output: Output, tally: Counter[str], advance: Advance) -> None:
+def _answer(job: RayJob, work: _Work, output: Output, tally: Tally, advance: Advance) -> None:
     for records in _records(job, list(work.lines.values())):
         output.write(records)
         for record in records:
             work.lines.pop(json.dumps(record["id"]), None)
             tally["failed" if "error" in record else str(record["outcome"])] += 1
-            advance(", ".join(f"{count} {name}" for name, count in tally.items() if count))
+            advance(str(tally))
     lost = EngineError(f"lost with its worker {job.pool.retries + 1} times")
     output.write([{**_head(line), **as_error(lost)} for line in work.lines.values()])
     tally["failed"] += len(work.lines)

@@ -55,7 +55,7 @@ def test_broken_lines_get_an_error_once_and_the_rest_an_answer(tta, jsonl, tmp_p
     source = jsonl("in.jsonl", {"id": 2, "prompt": "Tell me about roses"}, b"{", {"id": 9, "prompt": " "})
     out = tmp_path / "out.jsonl"
     assert tta("batch", source, out, *STAGED).code == 2
-    assert tta("batch", source, out, *STAGED).code == 0
+    assert tta("batch", source, out, *STAGED).code == 2
     answered, broken, empty = read(out)
     assert answered["id"] == 2
     assert (broken["id"], broken["line"], broken["error"]["type"]) == (None, 2, "DataError")
@@ -144,13 +144,28 @@ def test_errors_are_tried_again_where_that_is_asked_for(tta, jsonl, tmp_path):
     out = tmp_path / "out.jsonl"
     failing = ("--model", "staged:failing", "--moderator", "words", "--concurrency", "1")
     assert tta("batch", source, out, *failing).code == 2
-    assert tta("batch", source, out, *STAGED).code == 0
+    again = tta("batch", source, out, *STAGED)
+    assert again.code == 2
+    assert "4 skipped, 2 of them errors of an earlier run, which --retry-errors tries again" in again.err
     assert sum("error" in record for record in read(out)) == 2
     jsonl("in.jsonl", *({"id": i, "prompt": "About trees"} for i in range(3)), {"id": 3, "prompt": "About roses"})
     ran = tta("batch", source, out, *STAGED, "--retry-errors", "--json")
     assert (ran.code, ran.objects[0]["skipped"], ran.objects[0]["clean"]) == (0, 2, 2)
     assert sorted(record["id"] for record in read(out)) == [0, 1, 2, 3]
     assert not any("error" in record for record in read(out))
+
+
+def test_a_cut_off_run_does_not_lose_its_errors_exit_code(tta, jsonl, tmp_path):
+    """The first line fails, the job is killed, and the run that goes on has only answers left to give."""
+    source = jsonl("in.jsonl", *({"id": i, "prompt": "About trees"} for i in range(3)))
+    out = tmp_path / "out.jsonl"
+    assert (
+        tta("batch", source, out, "--model", "staged:failing", "--moderator", "words", "--concurrency", "1").code == 1
+    )
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(line for line in lines if b'"error"' in line))
+    ran = tta("batch", source, out, *STAGED, "--json")
+    assert (ran.code, ran.objects[0]["skipped"], ran.objects[0]["skipped_failed"]) == (1, 1, 1)
 
 
 def test_answers_are_never_taken_for_those_of_another_prompt(tta, jsonl, tmp_path):

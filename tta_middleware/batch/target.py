@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from filelock import FileLock, Timeout
 
+from tta_middleware.batch.input import Item
 from tta_middleware.batch.shard import STDIO
 from tta_middleware.batch.standard import emit
 from tta_middleware.errors import ConfigurationError, DataError
@@ -18,8 +20,41 @@ from tta_middleware.files.jsonl import Record
 from tta_middleware.files.recovery import drop_errors, packed, recovered
 
 Key: TypeAlias = tuple[str, str]
-Done: TypeAlias = dict[Key, str]
-"""The digest of the prompt that was answered, by what the record is known by; empty where none is on record."""
+
+
+@dataclass(slots=True)
+class Done:
+    """What the records of earlier runs say.
+
+    Attributes:
+        digests: of the prompt that was answered, by what the record is known by; empty where none is on record.
+        failed: the records that are errors of prompts.
+        broken: the records that are errors of lines which could not be read.
+    """
+
+    digests: dict[Key, str] = field(default_factory=dict)
+    failed: set[Key] = field(default_factory=set)
+    broken: set[Key] = field(default_factory=set)
+
+    def add(self, record: Record) -> None:
+        key = _key_of(record)
+        self.digests[key] = str(record.get("input_hash", ""))
+        if "error" in record:
+            (self.broken if "line" in record else self.failed).add(key)
+
+    def holds(self, item: Item, output: str) -> bool:
+        """Whether there is a record for this line.
+
+        Raises:
+            DataError: it is that of another prompt.
+        """
+        digest = self.digests.get(item.key)
+        if digest and item.digest and digest != item.digest:
+            raise DataError(
+                f"{item.where}: {output} holds the answer to another prompt under this line's id; "
+                "give prompts ids of their own, or another output"
+            )
+        return digest is not None
 
 
 class Output(Protocol):
@@ -70,7 +105,7 @@ class _Stdout:
     name, lasting = "stdout", False
 
     def __init__(self) -> None:
-        self.done: Done = {}
+        self.done = Done()
 
     def open(self) -> None:
         pass
@@ -87,7 +122,7 @@ class _Appending:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self.done: Done = {}
+        self.done = Done()
         self._path = path
         self._stack = ExitStack()
         self._file: FileIO | None = None
@@ -172,7 +207,7 @@ class _File(_Appending):
             if self._retry_errors and "error" in record:
                 failed += 1
             else:
-                self.done[_key_of(record)] = str(record.get("input_hash", ""))
+                self.done.add(record)
         if failed:
             drop_errors(self._path)
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tta_middleware.batch.exit_codes import FAILED, OK, USAGE
 from tta_middleware.batch.shard import Order, parse_shard
+from tta_middleware.batch.tally import exit_code_of
 from tta_middleware.cli import options as opt
 
 _SOURCE = "One object a line: prompt or messages; id and sampling if wanted. gzip is unpacked; '-' is stdin."
@@ -35,7 +35,7 @@ def batch(
     """Answer every prompt of a file; run it again to go on where it was cut off.
 
     Prompts whose id is in OUT.jsonl are skipped. A line that cannot be read gets an object with 'error'; the exit code
-    is then 2, or 1 if the model failed on a prompt.
+    is then 2, or 1 if the model failed on a prompt, also where that was in an earlier run.
     """
     from tta_middleware.cli.batch_job import BatchRequest, run_batch
     from tta_middleware.telemetry import instrument
@@ -53,4 +53,4 @@ def batch(
         as_json=json,
     )
     tally = run_batch(request)
-    raise typer.Exit(USAGE if tally.broken else FAILED if tally.failed else OK)
+    raise typer.Exit(exit_code_of(tally))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from tta_middleware.batch.progress import Advance, progress, resumable
 from tta_middleware.batch.records import as_error, as_record
 from tta_middleware.batch.shard import STDIO, Order, Shard
 from tta_middleware.batch.standard import emit, note
+from tta_middleware.batch.tally import Tally
 from tta_middleware.batch.target import Output, output_to
 from tta_middleware.cli.output import loaded
 from tta_middleware.errors import ConfigurationError, DataError
@@ -44,22 +44,6 @@ class BatchRequest:
     shard: Shard
     retry_errors: bool
     as_json: bool
-
-
-@dataclass(slots=True)
-class Tally:
-    """How the records of this run ended."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    broken: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    def counts(self) -> dict[str, int]:
-        return {**self.outcomes, "failed": self.failed, "broken": self.broken, "skipped": self.skipped}
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {name}" for name, count in self.counts().items() if count)
 
 
 def run_batch(request: BatchRequest) -> Tally:
@@ -132,7 +116,7 @@ class _Batch:
                 async for item in items:
                     item = self._checked(item, ids)
                     if self._is_done(item):
-                        self.tally.skipped += 1
+                        self.tally.skip(item, self.output.done)
                     else:
                         yield item
         except DataError as error:
@@ -150,13 +134,7 @@ class _Batch:
         return item
 
     def _is_done(self, item: Item) -> bool:
-        digest = self.output.done.get(item.key)
-        if digest and item.digest and digest != item.digest:
-            raise DataError(
-                f"{item.where}: {self.output.name} holds the answer to another prompt under this line's id; "
-                "give prompts ids of their own, or another output"
-            )
-        return digest is not None
+        return self.output.done.holds(item, self.output.name)
 
     def _flow(self, engine: Engine, guard: Guard, advance: Advance) -> Flow:
         def written(count: int) -> None:
@@ -168,15 +146,15 @@ class _Batch:
 
     async def _answer(self, guard: Guard, item: Item) -> Record:
         if item.prompt is None:
-            self.tally.broken += 1
+            self.tally["broken"] += 1
             return {"id": None, "line": item.number, **as_error(item.error)}
         head = {"id": item.prompt.id, "input_hash": item.digest}
         try:
             answer = await guard.answer(item.prompt.messages, item.sampling)
         except Exception as error:  # noqa: BLE001 - the record's boundary: whatever one prompt does, the others go on
-            self.tally.failed += 1
+            self.tally["failed"] += 1
             return {**head, **as_error(unwrapped(error))}
-        self.tally.outcomes[answer.trace.outcome] += 1
+        self.tally[answer.trace.outcome] += 1
         return {**head, **as_record(answer)}
 
     def _refuse_nothing(self) -> None:
@@ -199,7 +177,7 @@ def _refuse_same_file(source: str, target: str) -> None:
 def _tell(tally: Tally, output: Output, *, as_json: bool) -> None:
     """The summary on stdout for machines, unless the answers go there."""
     if as_json:
-        summary = {"output": output.name, **tally.counts()}
+        summary = {"output": output.name, **tally}
         note(dump(summary)) if output.name == "stdout" else emit(summary)
     else:
         note(f"{output.name}: {tally}")

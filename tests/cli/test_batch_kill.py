@@ -14,7 +14,7 @@ COUNT = 40
     ("name", "order"),
     [
         ("out.jsonl", "input"),
-        ("out.jsonl.gz", "completed"),
+        pytest.param("out.jsonl.gz", "completed", marks=pytest.mark.slow),
         pytest.param("out.jsonl", "completed", marks=pytest.mark.slow),
         pytest.param("out.jsonl.gz", "input", marks=pytest.mark.slow),
     ],

@@ -99,6 +99,7 @@ def test_a_model_that_is_named_says_which_way_it_runs_and_why(tta):
     assert engine["detail"].startswith("packed: its layers attend to the columns before")
 
 
+@pytest.mark.slow
 def test_an_engine_option_says_how_and_the_template_what_it_takes(tta):
     found = checks(tta("doctor", "--json", "--moderator", "words", "--engine-option", "path=plain"))
     assert found["engine"]["detail"].startswith("plain: that was asked for")

@@ -38,6 +38,7 @@ def run(optimiser: Optimiser, loss: Callable[[FloatMatrix], float], limit: int, 
 
 
 @example(np.full((3, 5), 1.0, dtype=np.float32), np.full((3, 5), -1.0, dtype=np.float32), 0.0)
+@example(np.full((3, 5), 1.3557217e-22, dtype=np.float32), np.eye(3, 5, dtype=np.float32), 0.5)
 @given(matrices, matrices, st.floats(0.0, 0.95))
 def test_projection_lands_inside_the_cone_and_leaves_inner_points_alone(
     point: FloatMatrix, axis: FloatMatrix, kappa: float

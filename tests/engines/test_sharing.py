@@ -179,6 +179,7 @@ async def test_memory_that_never_suffices_is_an_error_that_says_so(
         await tiny.generate_batch([request(prompt, 3)])
 
 
+@pytest.mark.slow
 async def test_sequences_that_do_not_fit_into_memory_wait(tiny_folder: Path) -> None:
     narrow = TransformersEngine(str(tiny_folder), dtype="float64")
     await narrow.load()
@@ -243,6 +244,7 @@ async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     assert [completion.token_ids for completion in done] == await alone(tiny_folder, prompts, 12)
 
 
+@pytest.mark.slow
 async def test_sequences_of_all_lengths_end_as_they_do_alone(tiny_folder: Path) -> None:
     engine = TransformersEngine(str(tiny_folder), dtype="float64")
     # Some are just below 512 columns, beyond which a sequence moves to wider buffers while it is decoded.
@@ -330,7 +332,8 @@ async def test_a_full_queue_refuses_what_comes_and_serves_what_waits(tiny_folder
     await engine.aclose()
 
 
-@pytest.mark.parametrize("share_kept", [1.0, pytest.param(0.25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share_kept", [1.0, 0.25])
+@pytest.mark.slow
 async def test_sequences_beginnings_and_scored_texts_keep_to_one_bound_together(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, share_kept: float
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-QUICK = ("graph.py", "quickstart.py", "upstream.py")
+QUICK = ("graph.py", "upstream.py")
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 

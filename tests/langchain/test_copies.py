@@ -118,6 +118,7 @@ def test_a_model_answers_in_a_spawned_process() -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 async def test_an_engine_travels_without_its_weights() -> None:
     engine = TransformersEngine("smollm2", dtype="float32", max_batch=3)
     await engine.load()

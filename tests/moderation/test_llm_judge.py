@@ -205,6 +205,7 @@ async def test_a_probe_over_the_answer_reads_the_answer_alone() -> None:
     assert [span.strip() for span in engine.spans] == ["Mild, and flagme."]
 
 
+@pytest.mark.slow
 async def test_a_probe_over_a_long_answer_finds_the_window_that_stands_out_without_asking_again() -> None:
     probe = JudgeProbe((0.0, 3.0), 0.0, (2,), "answer")
     calm, harm = " ".join(["calm"] * 500), "flagme"

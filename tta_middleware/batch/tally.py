@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tta_middleware.batch.exit_codes import FAILED, OK, USAGE
-from tta_middleware.batch.input import Item
-from tta_middleware.batch.target import Done
+
+if TYPE_CHECKING:
+    from tta_middleware.batch.input import Item
+    from tta_middleware.batch.target import Done
 
 _ENDS = ("failed", "broken", "skipped")
 

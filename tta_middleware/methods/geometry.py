@@ -6,6 +6,7 @@ import math
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tta_middleware.types import BoolVector, FloatMatrix, PromptEmbeddings
 
@@ -31,8 +32,7 @@ def gaussian(rng: np.random.Generator, shape: tuple[int, int]) -> FloatMatrix:
 
 def unit_step(gradient: FloatMatrix, norm: StepNorm) -> FloatMatrix:
     """g / ||g||, per row or for the matrix; zero where the gradient is zero."""
-    # Squares of float32 entries underflow long before the entries do.
-    exact = gradient.astype(np.float64)
+    exact = _exact(gradient)
     length = np.linalg.norm(exact, axis=1 if norm == "token" else None, keepdims=True)
     step: FloatMatrix = np.divide(exact, length, out=np.zeros_like(exact), where=length > 0).astype(np.float32)
     return step
@@ -40,14 +40,14 @@ def unit_step(gradient: FloatMatrix, norm: StepNorm) -> FloatMatrix:
 
 def cosine(a: FloatMatrix, b: FloatMatrix) -> float:
     """Cosine of two matrices taken as flat vectors; 1 when either is zero or empty."""
-    scale = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    return float(np.vdot(a, b)) / scale if scale > 0 else 1.0
+    scale = _norm(a) * _norm(b)
+    return float(np.vdot(_exact(a), _exact(b))) / scale if scale > 0 else 1.0
 
 
 def relative_move(moved: FloatMatrix, origin: FloatMatrix) -> float:
     """||moved - origin|| / ||origin|| in Frobenius norm; 0 when the origin is zero or empty."""
-    scale = float(np.linalg.norm(origin))
-    return float(np.linalg.norm(moved - origin)) / scale if scale > 0 else 0.0
+    scale = _norm(origin)
+    return _norm(moved - origin) / scale if scale > 0 else 0.0
 
 
 def project_to_cone(point: FloatMatrix, axis: FloatMatrix, kappa: float) -> FloatMatrix:
@@ -61,7 +61,7 @@ def project_to_cone(point: FloatMatrix, axis: FloatMatrix, kappa: float) -> Floa
     if cosine(point, axis) >= kappa:
         return point
     # In float32 the rest of two opposite directions is noise, and its direction is any.
-    exact, u = point.astype(np.float64), axis.astype(np.float64)
+    exact, u = _exact(point), _exact(axis)
     u /= np.linalg.norm(u)
     along = float(np.vdot(exact, u))
     across = exact - along * u
@@ -71,3 +71,12 @@ def project_to_cone(point: FloatMatrix, axis: FloatMatrix, kappa: float) -> Floa
     ray = kappa * u + math.sqrt(1.0 - kappa * kappa) * (across / across_norm)
     length = kappa * along + math.sqrt(1.0 - kappa * kappa) * across_norm
     return np.asarray(ray * (length if length > 0 else float(np.linalg.norm(point))), dtype=np.float32)
+
+
+def _exact(matrix: FloatMatrix) -> NDArray[np.float64]:
+    """Squares of float32 entries underflow long before the entries do."""
+    return matrix.astype(np.float64)
+
+
+def _norm(matrix: FloatMatrix) -> float:
+    return float(np.linalg.norm(_exact(matrix)))

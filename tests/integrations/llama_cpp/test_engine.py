@@ -34,6 +34,7 @@ class TestLlamaCpp(EngineContract):
         return llama
 
 
+@pytest.mark.slow
 async def test_more_requests_than_places_are_all_answered_in_order(llama: LlamaCppEngine) -> None:
     requests = [await asked(llama, f"Count to {number}.", tokens=2 + number % 3) for number in range(8)]
     found = await llama.generate_batch(requests)

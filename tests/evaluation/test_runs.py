@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import anyio
 import pytest
 
 from tta_middleware.errors import ConfigurationError, DataError, EngineError, ModerationError
@@ -117,10 +118,65 @@ async def test_prompts_at_once_give_the_same_results_and_say_so(run, plan):
     assert {r["concurrency"] for r in together} == {3}
 
     def sorted_by_key(records):
-        bare = [{**r, "concurrency": None} for r in timeless(records)]
+        """Without the tokens, which a dropped candidate decodes until its verdict is there."""
+        steps = [[step["scores"] for step in r["steps"]] for r in records]
+        bare = [
+            {**r, "concurrency": None, "generated_tokens": None, "steps": scores}
+            for r, scores in zip(timeless(records), steps, strict=True)
+        ]
         return sorted(bare, key=lambda r: (str(r["id"]), r["method"]))
 
     assert sorted_by_key(apart) == sorted_by_key(together)
+    tokens = [sum(r["generated_tokens"] for r in records) for records in (apart, together)]
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.02)
+
+
+class Meeting:
+    """A comparator that goes on once as many of its kind are at work."""
+
+    settings = "meeting"
+
+    def __init__(self, name, others, waiting, everyone):
+        self.name, self._others, self._waiting, self._everyone = name, others, waiting, everyone
+
+    def iterations(self, trace):
+        return 0
+
+    async def run(self, bench, messages, sampling):
+        self._waiting.append(self.name)
+        if len(self._waiting) == self._others:
+            self._everyone.set()
+        with anyio.fail_after(10):
+            await self._everyone.wait()
+        return await bench.guard(None).report(messages, sampling)
+
+
+async def test_methods_and_seeds_of_one_prompt_are_at_work_side_by_side(run, plan):
+    waiting, everyone = [], anyio.Event()
+    meeting = [Meeting(name, 6, waiting, everyone) for name in ("a", "b", "c")]
+    records = await run(plan=replace(plan, comparators=meeting, seeds=(0, 1), concurrency=6), prompts=PROMPTS[:1])
+    assert sorted((r["method"], r["seed"]) for r in records) == [(m, s) for m in "abc" for s in (0, 1)]
+
+
+async def test_methods_at_once_have_the_first_answer_scored_once_and_count_it_each(run, plan, words):
+    asked = []
+
+    class Counting:
+        def __init__(self):
+            self._inner = words()
+            self.name, self.default_threshold = self._inner.name, self._inner.default_threshold
+
+        async def moderate(self, texts, *, prompt=None):
+            asked.extend(texts)
+            return await self._inner.moderate(texts, prompt=prompt)
+
+        async def aclose(self):
+            await self._inner.aclose()
+
+    counting = replace(plan, bench=replace(plan.bench, moderator=Counting()), seeds=(0, 1), concurrency=2)
+    records = await run(plan=counting, prompts=PROMPTS[:1])
+    assert len(asked) == len(set(asked))
+    assert [r["moderation_calls"] for r in records] == [records[0]["moderation_calls"]] * 6
 
 
 async def test_an_error_among_prompts_at_once_is_the_error_itself(run, plan, words):

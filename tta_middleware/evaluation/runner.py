@@ -20,6 +20,7 @@ from tta_middleware.files.jsonl import Record
 from tta_middleware.files.prompts import Prompt
 from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.settings import Report
+from tta_middleware.moderation.cache import Cached
 from tta_middleware.protocols import Engine
 from tta_middleware.types import Sampling
 
@@ -38,8 +39,9 @@ class Plan:
 
     Attributes:
         seeds: every method is run once under each; a greedy first answer is the same under all.
-        concurrency: prompts at work at once. Their decodes share the engine's batch, so more prompts are done in the
-            same time, and the seconds of one no longer say what it would take alone.
+        concurrency: runs at work at once, of one prompt by one method each. Their decodes share the engine's batch, so
+            more are done in the same time, and the seconds of one no longer say what it would take alone. Above 1 a
+            text that was scored is not scored again, which every run counts all the same.
         neighbours: all prompts of the files that the run's prompts are from, so that groups of first answers are the
             same whatever part of a file is run; the run's own prompts where it is empty.
     """
@@ -84,13 +86,15 @@ async def evaluate(
 
     work = open_work(prompts, plan.seeds, plan.comparators, store)
     if plan.concurrency == 1:
-        await _work(iter(work), plan, {}, keep)
+        await _work(_runs(work, plan, {}), plan, keep)
         return
-    queue, ready = iter(work), await _first_answers({str(prompt.id) for prompt, _ in work}, plan, prompts)
+    ready = await _first_answers({str(prompt.id) for prompt, _ in work}, plan, prompts)
+    plan = replace(plan, bench=replace(plan.bench, moderator=Cached(plan.bench.moderator)))
+    queue = _runs(work, plan, ready)
     try:
         async with anyio.create_task_group() as group:
             for _ in range(plan.concurrency):
-                group.start_soon(_work, queue, plan, ready, keep)
+                group.start_soon(_work, queue, plan, keep)
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
 
@@ -119,16 +123,20 @@ class _Shared:
     measured: dict[str, Measured] = field(default_factory=dict)
 
 
-async def _work(
-    queue: Iterator[tuple[Prompt, list[Pair]]],
-    plan: Plan,
-    ready: Mapping[str, SharedFirst],
-    keep: Callable[[Record], None],
-) -> None:
-    for prompt, pairs in queue:
+_Run: TypeAlias = tuple[Prompt, int, Comparator, _Shared]
+
+
+def _runs(work: Sequence[tuple[Prompt, list[Pair]]], plan: Plan, ready: Mapping[str, SharedFirst]) -> Iterator[_Run]:
+    """Prompt by prompt, so that a run that is cut off can still be compared."""
+    for prompt, pairs in work:
         shared = _Shared(ready.get(str(prompt.id)) or SharedFirst(plan.bench.engine))
         for seed, comparator in pairs:
-            keep(await _one(prompt, seed, comparator, plan, shared))
+            yield prompt, seed, comparator, shared
+
+
+async def _work(queue: Iterator[_Run], plan: Plan, keep: Callable[[Record], None]) -> None:
+    for prompt, seed, comparator, shared in queue:
+        keep(await _one(prompt, seed, comparator, plan, shared))
 
 
 async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, common: _Shared) -> Record:
@@ -136,6 +144,7 @@ async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, co
     sampling = replace(plan.sampling, seed=seed * SPREAD)
     try:
         unguarded = await engine.prepare(prompt.messages, sampling)
+        seconds = engine.seconds
         # Where answers are decoded alone, the guard does so itself on benign prompts: that its answer is the unguarded
         # one is what is measured there.
         shared = not (prompt.benign and plan.concurrency == 1)
@@ -152,7 +161,7 @@ async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, co
     reason = report.answer.trace.stop_reason
     if reason.startswith("moderator:"):
         raise _down(plan, prompt, reason)
-    setting = Setting(seed, comparator.name, plan.concurrency, engine.seconds if shared else 0.0)
+    setting = Setting(seed, comparator.name, plan.concurrency, seconds if shared else 0.0)
     iterations = comparator.iterations(report.answer.trace)
     return to_record(
         prompt,

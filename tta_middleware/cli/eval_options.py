@@ -34,9 +34,7 @@ Jailbreak: TypeAlias = Annotated[
 Seeds: TypeAlias = Annotated[
     str, typer.Option("--seeds", "--seed", metavar="0,1,2", help="Whole numbers with commas between them.")
 ]
-Concurrency: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Prompts, and methods on them, at once; above 1 seconds do not compare.")
-]
+Concurrency: TypeAlias = Annotated[int, typer.Option(min=1, help="Runs at once; above 1 seconds do not compare.")]
 ReportFile: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="FILE.html", help="Write a page with tables and plots, and FILE.md.")
 ]

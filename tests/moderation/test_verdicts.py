@@ -1,6 +1,8 @@
 """One verdict per text, counted in one place; a scorer's own bug stays what it is."""
 
+import asyncio
 import re
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,12 @@ from starlette.testclient import TestClient
 
 import tta_middleware
 from tta_middleware.cli.moderate_job import Scorer
-from tta_middleware.errors import InvalidVerdictError
+from tta_middleware.config import Windows
+from tta_middleware.errors import InvalidVerdictError, ModerationUnavailableError
 from tta_middleware.evaluation.judges import ModeratorReviewer
+from tta_middleware.guard.guard import Guard
 from tta_middleware.guard.ledger import Ledger
+from tta_middleware.guard.moderated import moderated
 from tta_middleware.moderation.adapters.runnable import RunnableModerator
 from tta_middleware.moderation.breaker import CircuitBreaker, WithBreaker
 from tta_middleware.moderation.cache import Cached
@@ -24,8 +29,9 @@ from tta_middleware.moderation.server import create_app
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy import Policy
 from tta_middleware.policy.verdicts import verdicts_on
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
-from tta_middleware.types import Verdict
+from tta_middleware.types import Message, Verdict
 
 VERDICT = Verdict({"hate": 0.1}, flagged=False, model="m")
 
@@ -114,6 +120,60 @@ async def test_a_scorers_bug_in_a_hedged_call_is_raised_bare():
     await moderator.moderate(["one"])
     with pytest.raises(KeyError):
         await moderator.moderate(["two"])
+
+
+class EndsFromWithin(ScriptedModerator):
+    """Waits for something that is cancelled under its hands, with the call of that number."""
+
+    def __init__(self, call: int = 1) -> None:
+        super().__init__()
+        self._call = call
+
+    async def moderate(self, texts, *, prompt=None):
+        verdicts = await super().moderate(texts, prompt=prompt)
+        if len(self.calls) >= self._call:
+            task = asyncio.ensure_future(asyncio.sleep(3600))
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await task
+        return verdicts
+
+
+@pytest.mark.parametrize("asker", ASKERS.values(), ids=ASKERS)
+async def test_a_moderator_that_is_cancelled_from_within_gave_no_verdict(asker):
+    with pytest.raises(ModerationUnavailableError, match="cancelled"):
+        await verdicts_on(asker(EndsFromWithin()), ["one text", "another"])
+
+
+async def test_whoever_asks_can_be_cancelled_all_the_same():
+    asked = asyncio.create_task(verdicts_on(ScriptedModerator(gate=asyncio.Event().wait), ["one text"]))
+    await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+async def test_a_part_of_a_stream_does_not_pass_for_the_whole_where_its_moderator_was_cancelled(call):
+    async def words():
+        for word in "Visitors like the lighthouse and the quiet path along the dunes best of all.".split(" "):
+            yield f"{word} "
+
+    with pytest.raises(ModerationUnavailableError):
+        async for _ in moderated(words(), EndsFromWithin(call), windows=Windows(first=10, largest=20)):
+            pass
+
+
+@pytest.mark.parametrize("release", ["window", "end"])
+async def test_a_guard_withholds_what_a_cancelled_moderator_did_not_score(release):
+    engine = ScriptedEngine("Visitors like the lighthouse best of all.")
+    for check in ("off", "user"):
+        guard = Guard(engine, EndsFromWithin(), policy=Policy(notice="Withheld."), prompt_check=check)
+        async with aclosing(guard.stream([Message("user", "What is there to see?")], release=release)) as events:
+            *_, last = [event async for event in events]
+        assert (last.answer.text, last.answer.trace.stop_reason) == (
+            "Withheld.",
+            "moderator: ModerationUnavailableError",
+        )
 
 
 def test_nobody_else_asks_a_moderator():

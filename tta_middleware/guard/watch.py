@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from tta_middleware.aio.streams import first_error
-from tta_middleware.errors import ModerationError
+from tta_middleware.errors import EngineError, ModerationError
 from tta_middleware.guard.holdback import Action, Check, End, Flagged, HoldBack, Release
 from tta_middleware.policy import Decision, Policy
 from tta_middleware.types import Channel, Collected, Completion, FinishReason, TextDelta, Verdict, WindowScore
@@ -130,6 +130,7 @@ class Watch:
 
         Raises:
             Exception: what the source, a check or ``release`` raised, moderation errors apart.
+            EngineError: a check or ``release`` ended as if it were cancelled, and nobody had cancelled it.
         """
         try:
             async with anyio.create_task_group() as group:
@@ -138,6 +139,9 @@ class Watch:
                 await self._decode()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
+        if self.ending is None:
+            # A group takes a task of its own that raises a cancellation for one that it has cancelled itself.
+            raise EngineError("the stream was broken off from within before its end; ask again")
 
     async def _decode(self) -> None:
         async with aclosing(self.source) as deltas:

@@ -9,6 +9,7 @@ Texts are put into a form that the moderator takes, and its answer is counted:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from tta_middleware.errors import (
     ConfigurationError,
     InvalidVerdictError,
     ModerationRejectedError,
+    ModerationUnavailableError,
     ModeratorSetupError,
 )
 from tta_middleware.protocols import Moderator
@@ -119,17 +121,33 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
 
     Raises:
         ModerationError: what the moderator raised.
+        ModerationUnavailableError: its own work was cancelled, and not whoever asks.
         InvalidVerdictError: fewer or more verdicts than texts, or something else than verdicts.
     """
     question = None if prompt is None else encodable(prompt)
 
     async def score(pieces: Sequence[str]) -> list[Verdict]:
-        with _refusals.noticed(moderator.name):
+        with _refusals.noticed(moderator.name), _cancelled_by_us_only(moderator.name):
             return counted(await moderator.moderate(pieces, prompt=question), pieces, moderator.name)
 
     limit: int | None = getattr(moderator, "max_characters", None)
     overlap: int | None = getattr(moderator, "overlap", None)
     return await in_parts([encodable(text) for text in texts], score, limit, overlap)
+
+
+@contextmanager
+def _cancelled_by_us_only(name: str) -> Iterator[None]:
+    """A cancellation that nobody asked of this task comes from within the moderator: something that it waits for ended.
+
+    Task groups take a child that ends so for one that they have cancelled themselves, and say nothing of it.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ModerationUnavailableError(f"the work of moderator {name!r} was cancelled", cause="cancelled") from None
 
 
 async def verdict_on(

@@ -137,6 +137,14 @@ class Message:
             object.__setattr__(self, name, valid_value(getattr(self, name)))
 
 
+def as_asked(messages: Sequence[Message]) -> Sequence[Message]:
+    """The conversation; where no user says anything, a user says the last instruction, as OpenAI's API has it."""
+    last = max((at for at, message in enumerate(messages) if message.role == "system"), default=None)
+    if last is None or any(message.role == "user" for message in messages):
+        return messages
+    return [*messages[:last], replace(messages[last], role="user"), *messages[last + 1 :]]
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a moderator says of one text: a score in [0, 1] per category.

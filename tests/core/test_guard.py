@@ -319,6 +319,20 @@ async def test_an_empty_prompt_is_refused() -> None:
         await Guard(ScriptedEngine(SAFE), words()).answer([Message("user", "  ")])
 
 
+async def test_instructions_alone_are_asked_as_a_users_words_and_checked_as_such() -> None:
+    def answers(call: ScriptedCall) -> str:
+        return f"You said {call.text}"
+
+    talk = [Message("system", "Be kind."), Message("system", "Tell me of roses."), Message("assistant", "Well.")]
+    guard = Guard(ScriptedEngine(answers), words(), prompt_check="user")
+    assert (await guard.answer(talk)).text == "You said Tell me of roses."
+    refused = await guard.answer([Message("system", "A forbidden thing.")])
+    assert (refused.trace.outcome, refused.trace.generations) == ("blocked", 1)
+    assert "forbidden" not in refused.text
+    with pytest.raises(EmptyPromptError):
+        await guard.answer([Message("assistant", "Well.")])
+
+
 @pytest.mark.parametrize(
     "talk", ["Hello", {"role": "user", "content": "Hello"}, [{"role": "user"}], [("user", "Hello")]]
 )

@@ -20,6 +20,11 @@ def test_prompts_and_conversations_are_read_in_order(jsonl):
     ]
 
 
+def test_instructions_alone_are_a_question(jsonl):
+    [prompt] = read_prompts(jsonl("in.jsonl", {"messages": [{"role": "system", "content": "Roses?"}]}))
+    assert prompt.messages == (Message("user", "Roses?"),)
+
+
 def test_a_byte_order_mark_is_no_mistake(jsonl):
     assert read_prompts(jsonl("in.jsonl", b'\xef\xbb\xbf{"prompt": "one"}'))[0].messages[0].content == "one"
 
@@ -34,7 +39,7 @@ def test_the_limit_leaves_the_rest_unread(jsonl):
     [
         ({"prompt": "x", "messages": []}, "give 'prompt' or 'messages', not both"),
         ({"messages": "x"}, "'messages' must be a list"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "'messages' holds no user turn"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "holds neither a user turn nor an instruction"),
         ({"messages": [{"role": "user"}]}, "message 1: the field 'content' is missing"),
         ({"prompt": None}, "'prompt' must be text, not null"),
         ({"prompt": "x", "id": 1.5}, "'id' must be text or a whole number, not a number"),

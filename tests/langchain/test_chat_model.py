@@ -177,6 +177,16 @@ async def test_an_empty_prompt_is_refused(model: TTAChatModel, prompt: str) -> N
         await model.ainvoke(prompt)
 
 
+async def test_instructions_alone_are_answered_and_an_instruction_of_ours_is_none() -> None:
+    told = TTAChatModel(model=ScriptedEngine(lambda call: f"You said {call.text}"), moderator=ScriptedModerator())
+    assert (await told.ainvoke([SystemMessage("Greet the reader.")])).text == "You said Greet the reader."
+    assert told.invoke([ChatMessage(role="developer", content="Greet.")]).text == "You said Greet."
+    asked = told.bind(response_format={"type": "json_object"})
+    assert (await asked.ainvoke([SystemMessage("Greet.")])).text.startswith("You said Greet.")
+    with pytest.raises(EmptyPromptError):
+        await asked.ainvoke([AIMessage("Hello.")])
+
+
 async def test_a_missing_model_says_which_command_brings_it() -> None:
     with pytest.raises(ModelNotFoundError, match="smollm2"):
         await TTAChatModel(model="smollm3").ainvoke("hello")

@@ -69,7 +69,7 @@ from tta_middleware.policy.file import policies_for
 from tta_middleware.policy.verdicts import load
 from tta_middleware.protocols import Engine, Moderator, Quality
 from tta_middleware.registry import check_moderator, check_policies
-from tta_middleware.types import Message, Sampling, stop_strings
+from tta_middleware.types import Message, Sampling, as_asked, stop_strings
 
 
 class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, BaseChatModel):
@@ -384,7 +384,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         engine, parallel = self._engine(settings["model"]), overrides.get("parallel_tool_calls")
         use = await ToolUse.of(engine, overrides.get("tools") or (), overrides.get("tool_choice"), parallel=parallel)
         stages = self._stages(settings["policy"])
-        notice = stages.output.notice_for(last_user_text(turns))
+        notice = stages.output.notice_for(last_user_text(as_asked(turns)))
         reader = AnswerReader(use, call_ids(turns), notice, parsed=parsed)
         guard = self._guard(settings, stages, use, parsed=parsed)
         return _Call(guard, turns, sampling, use, reader, settings["release"], notice)

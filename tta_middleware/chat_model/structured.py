@@ -10,7 +10,7 @@ from operator import add
 from typing import Any, TypeAlias, is_typeddict
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.messages import BaseMessage, ChatMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import (
     BaseCumulativeTransformOutputParser,
     BaseOutputParser,
@@ -151,7 +151,9 @@ def _with_raw(asked: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runna
 
 
 def _instructed(instruction: str, asked: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """The conversation with the instruction at the end of its system message."""
+    """The conversation with the instruction at the end of its system message; one that asks nothing stays as it is."""
+    if not any(isinstance(turn, SystemMessage | HumanMessage | ChatMessage) for turn in asked):
+        return list(asked)
     if asked and isinstance(asked[0], SystemMessage):
         return [SystemMessage(f"{asked[0].text}\n\n{instruction}"), *asked[1:]]
     return [SystemMessage(instruction), *asked]

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record, id_field, lines, parse_object, text_field
-from tta_middleware.types import Message, Role
+from tta_middleware.types import Message, Role, as_asked
 
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -108,8 +108,9 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise DataError(f"{where}: 'messages' must be a list of objects with 'role' and 'content'")
     messages = tuple(_message(turn, f"{where}: message {i}", ROLES) for i, turn in enumerate(value, start=1))
+    messages = tuple(as_asked(messages))
     if not any(message.role == "user" for message in messages):
-        raise DataError(f"{where}: 'messages' holds no user turn")
+        raise DataError(f"{where}: 'messages' holds neither a user turn nor an instruction to answer")
     return messages
 
 

@@ -42,6 +42,7 @@ from tta_middleware.types import (
     TextDelta,
     Thought,
     Verdict,
+    as_asked,
     next_ticket,
 )
 
@@ -88,7 +89,7 @@ class Conversation:
     """What is answered.
 
     Attributes:
-        messages: the turns so far.
+        messages: the turns so far; where no user says anything, the last instruction is a user's.
         tools: descriptions in OpenAI's form of what the model may call; every prompt of the request shows them.
         opening: what the answer is made to begin with. The model goes on from it; the answer's text does not hold it.
     """
@@ -98,7 +99,11 @@ class Conversation:
     opening: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for other forms of a conversation, which fail somewhere within otherwise."""
+        """Instructions alone become a question.
+
+        Raises:
+            ConfigurationError: another form of a conversation, which fails somewhere within otherwise.
+        """
         given: Any = self.messages
         wrong = [given] if isinstance(given, str | Mapping) else [one for one in given if not isinstance(one, Message)]
         if wrong:
@@ -106,6 +111,7 @@ class Conversation:
                 f'a conversation is a list of Message, such as [Message("user", "Hello")], and holds no '
                 f"{type(wrong[0]).__name__}; TTAChatModel takes texts and LangChain's messages"
             )
+        object.__setattr__(self, "messages", as_asked(self.messages))
 
     @property
     def user_text(self) -> str:

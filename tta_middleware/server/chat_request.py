@@ -6,7 +6,7 @@ A field that is not known is refused, since a client that sends it believes in i
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
@@ -25,8 +25,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tta_middleware.call_text import message_texts
 from tta_middleware.chat_model.messages import REASONING, from_langchain
 from tta_middleware.config import nearest
+from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.settings import PromptCheck
 from tta_middleware.moderation.server import ApiError
+from tta_middleware.types import Message, as_asked
 
 IGNORED: Final = (
     "metadata",
@@ -299,25 +301,21 @@ class ChatRequest(Body):
 
     @property
     def conversation(self) -> list[BaseMessage]:
-        return [turn.message() for turn in self.turns]
+        return [turn.message() for turn in self.messages]
 
     @property
-    def turns(self) -> list[Turn]:
-        """The messages; where no user says anything, the last instruction is what is answered, as OpenAI does it."""
-        last = max((at for at, turn in enumerate(self.messages) if isinstance(turn, SystemTurn)), default=None)
-        if last is None or any(isinstance(turn, UserTurn) for turn in self.messages):
-            return self.messages
-        asked = UserTurn(role="user", content=self.messages[last].content or "")
-        return [*self.messages[:last], asked, *self.messages[last + 1 :]]
+    def turns(self) -> Sequence[Message]:
+        """The messages as they are asked: where no user says anything, the last instruction is a user's."""
+        return as_asked(from_langchain(self.conversation))
 
     @property
     def last_user_text(self) -> str:
-        return next((turn.content for turn in reversed(self.turns) if isinstance(turn, UserTurn)), "")
+        return last_user_text(self.turns)
 
     @property
     def texts(self) -> list[str]:
         """All that the conversation says, calls of tools as they are decoded."""
-        return [text for message in from_langchain(self.conversation) for text in message_texts(message)]
+        return [text for message in self.turns for text in message_texts(message)]
 
     def settings(
         self, prompt_check: PromptCheck, most_tokens: int | None, own_tokens: int | None = None

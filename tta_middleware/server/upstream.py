@@ -30,7 +30,7 @@ from tta_middleware.assembly import Runtime
 from tta_middleware.call_text import begins_as_json, call_text
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.fields import ModeratorSetting, PolicyFileSetting
-from tta_middleware.chat_model.messages import REASONING, from_langchain
+from tta_middleware.chat_model.messages import REASONING
 from tta_middleware.chat_model.refusal import PROVIDER, REFUSAL, ending
 from tta_middleware.config import Settings, Windows
 from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
@@ -293,7 +293,7 @@ class UpstreamAnswer:
             method=self.model.settings.action,
             sampling=None,
             stream=stream and self.model.settings.release == "window",
-            messages=from_langchain(self.asked.conversation),
+            messages=self.asked.turns,
             provider="openai",  # as the conventions have it: whose protocol it speaks, whoever is behind it
         )
         with observer().answering(asked) as self._observer:

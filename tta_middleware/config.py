@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -43,13 +43,19 @@ def explain(name: str, error: ValidationError, known: Collection[str] = ()) -> s
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown setting; {nearest(where, known)}"
+        elif item["type"] in ("tuple_type", "list_type"):
+            message = 'give a list, such as ["..."]'
         lines.append(f"{name}.{where}: {message}" if where else f"{name}: {message}")
     return "; ".join(lines)
 
 
+_LIKE: Final = 0.7
+"""How much of a name has to be that of another for it to be a slip; below that `temperature` is like `moderator`."""
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """What to write instead of a name that is not known."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=_LIKE)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
 
 

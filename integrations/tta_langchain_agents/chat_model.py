@@ -15,7 +15,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import Field, SkipValidation, model_validator
+from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from tta_langchain_agents.content import last_human_text, material, own_id, text_only
 from tta_langchain_agents.handover import Handover, StandIn
@@ -74,6 +74,9 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     Raises:
         ConfigurationError: through pydantic's ValidationError, when a value is unknown or does not fit another.
     """
+
+    # Settings may hold a key, which pydantic's errors would show.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     inner: Any = Field(exclude=True, repr=False)
     moderator: Any = "local"

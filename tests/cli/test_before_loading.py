@@ -45,3 +45,28 @@ def test_a_server_whose_moderator_has_no_key_does_not_start(tta_process, monkeyp
     assert process.returncode == 2
     assert said.splitlines()[-1].startswith("tta: no API key for the OpenAI API: set OPENAI_API_KEY")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('model = "settable:a"\ntreshold = 0.3', "model 'small': TTAChatModel has no setting 'treshold'; known are "),
+        ('model = "settable:a"\ntemperature = "hot"', "model 'small'.temperature: Input should be a valid number"),
+        (
+            'model = "settable:a"\npolicy = {treshold = 0.3}',
+            "no setting 'treshold'; did you mean 'threshold'?",
+        ),
+        ('model = "settable:a"\nengine_options = "sk-secret"', "model 'small'.engine_options: Input should be a valid"),
+        (
+            'upstream = "http://127.0.0.1:1/v1"\ntemperature = 0.3',
+            "temperature: unknown setting; known are ",
+        ),
+        ('model = "settable:a"\n[keys.alice]\nmodels = "small"', "Rights.models: give a list"),
+    ],
+)
+def test_a_mistake_in_a_settings_file_is_told_in_words_of_ours(tta, tmp_path, table, said):
+    config = tmp_path / "server.toml"
+    config.write_text(f'[models.small]\nmoderator = "words"\n{table}\n')
+    ran = tta("serve", "--config", config, "--port", "0")
+    assert (ran.code, said in ran.err) == (2, True), ran.err
+    assert not [word for word in ("pydantic", "input_value", "sk-secret", "validation error") if word in ran.err]

@@ -197,6 +197,7 @@ async def test_a_missing_model_says_which_command_brings_it() -> None:
     [
         ({"policy": 1.2}, "less than or equal to 1"),
         ({"policy": {"violent": 0.2}}, "did you mean 'violence"),
+        ({"policy": {"treshold": 0.2}}, "did you mean 'threshold'"),
         ({"policy": "strict"}, "set policies="),
         ({"policies": "nowhere.toml"}, "cannot read nowhere.toml"),
         ({"method": "gradient"}, "unknown method 'gradient'"),

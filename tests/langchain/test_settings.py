@@ -14,6 +14,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from openai import OpenAI
 from pydantic import ValidationError
+from staged_plugin import installed
 from tta_langchain_agents import GuardedChatModel
 
 from tta_middleware import Budget, TTAChatModel
@@ -210,6 +211,34 @@ async def test_streaming_can_be_switched_on_for_invoke_and_off_for_stream() -> N
     assert len(hears.tokens) > 5
     off = scripted(streaming=False, windows=windows)
     assert [chunk.text async for chunk in off.astream("Go on") if chunk.text] == [ALPHABET]
+
+
+async def test_an_engine_of_ones_own_by_name_is_told_only_what_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "my_engines.py"
+    module.write_text(
+        "from tta_middleware.testing.scripted_engine import ScriptedEngine\n"
+        "def plain(reference):\n    return ScriptedEngine(f'An answer of {reference} for you.')\n"
+    )
+    (tmp_path / "installed").mkdir()
+    folder = installed(tmp_path / "installed", module, "[tta_middleware.engines]\nmyengine = my_engines:plain\n")
+    monkeypatch.syspath_prepend(str(folder))
+    model = TTAChatModel(model="myengine:roses", moderator=ScriptedModerator())
+    assert (await model.ainvoke("Hello")).text == "An answer of roses for you."
+    with pytest.raises(ConfigurationError, match="'myengine' has no device to set"):
+        await model.model_copy(update={"device": "cuda"}).ainvoke("Hello")
+
+
+@pytest.mark.parametrize(
+    "made", [TTAChatModel, lambda **given: GuardedChatModel(inner=FakeListChatModel(responses=[]), **given)]
+)
+def test_errors_of_settings_show_no_values(made: Any) -> None:
+    secret = {"api_key": "sk-very-secret"}
+    for given in ({"policy": 1.5}, {"windows": secret}, {"budget": 3}, {"max_new_tokens": secret}, secret):
+        with pytest.raises(ValidationError) as caught:
+            made(**given)
+        assert "sk-very" not in str(caught.value)
 
 
 def test_the_table_in_the_docs_has_every_setting_and_its_default() -> None:

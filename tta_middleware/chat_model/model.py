@@ -15,7 +15,7 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tta_middleware.aio import bridge
 from tta_middleware.aio.streams import Send, owned
@@ -119,6 +119,9 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     Raises:
         ConfigurationError: through pydantic's ValidationError, when a value is out of range or a name unknown.
     """
+
+    # Settings may hold a server's key, which pydantic's errors would show.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     model: ModelSetting = "smollm2"
     moderator: ModeratorSetting = "local"
@@ -403,8 +406,10 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     @property
     def _loading(self) -> dict[str, Any]:
+        """What an engine that is asked for by name is told: no setting that nobody made, which it may not have."""
         own = {"device": self.device, "dtype": self.dtype, "allow_download": self.allow_download}
-        return own | self.engine_options
+        fields = type(self).model_fields
+        return {name: value for name, value in own.items() if value != fields[name].default} | self.engine_options
 
     def _guard(self, settings: Mapping[str, Any], stages: StagePolicies, use: ToolUse | None, *, parsed: bool) -> Guard:
         bridges = () if parsed else settings["bridges"]

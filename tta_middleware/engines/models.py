@@ -158,9 +158,10 @@ def describe_model(ref: str, *, cache_dir: str | os.PathLike[str] | None = None)
         return _describe_hub(ref)
     if path.is_file():
         raise ModelNotFoundError(f"{ref!r} is a file, and no .gguf; name the folder that it is in")
-    names = ", ".join(sorted(BUNDLED))
+    names, (engine, colon, _) = ", ".join(sorted(BUNDLED)), ref.partition(":")
+    hint = f"; no installed package has an engine {engine!r}" if colon and engine.isidentifier() else ""
     raise ModelNotFoundError(
-        f"there is no model {ref!r}: no such folder or .gguf file, and the known names are: {names}"
+        f"there is no model {ref!r}: no such folder or .gguf file, and the known names are: {names}{hint}"
     )
 
 

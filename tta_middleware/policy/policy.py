@@ -35,6 +35,8 @@ OTHER_CATEGORIES: tuple[str, ...] = (
 ``unsafe`` is a guard model's verdict; ``rules`` is how surely a text does what a policy's own rules do not allow.
 """
 
+_CATEGORIES = (*CATEGORIES, *OTHER_CATEGORIES)
+
 LONGEST_RULES = 4_000
 """Characters. They are put before the judging model with every window, so short ones cost less."""
 
@@ -128,11 +130,10 @@ class Policy(Settings):
     @field_validator("categories", "weights", "shadow")
     @classmethod
     def _known_categories(cls, categories: Names) -> Names:
-        known = (*CATEGORIES, *OTHER_CATEGORIES)
         for name in categories:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            if name not in _CATEGORIES:
+                close = difflib.get_close_matches(name, _CATEGORIES, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(_CATEGORIES)}"
                 raise ValueError(f"unknown category {name!r}; {hint}")
         return categories
 
@@ -162,6 +163,7 @@ class Policy(Settings):
             case Mapping() if _names_settings(value):
                 return cls(**value)
             case Mapping():
+                _refuse_misspelt(value)
                 return cls(categories=dict(value))
         raise ConfigurationError(
             f"a policy is a threshold, a mapping of categories to thresholds, or a Policy, not {type(value).__name__}"
@@ -267,6 +269,15 @@ def _names_settings(value: Mapping[str, Any]) -> bool:
         name in Policy.model_fields and (name not in OTHER_CATEGORIES or isinstance(given, str))
         for name, given in value.items()
     )
+
+
+def _refuse_misspelt(value: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError for what is no category and nearly a setting, and would be told as a category."""
+    known = (*_CATEGORIES, *Policy.model_fields)
+    for name in value:
+        close = () if name in _CATEGORIES else difflib.get_close_matches(name, known, n=1)
+        if close and close[0] not in _CATEGORIES:
+            raise ConfigurationError(f"a policy has no setting {name!r}; did you mean {close[0]!r}?")
 
 
 class StagePolicies(Settings):

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.config import Settings, refuse_unknown
+from tta_middleware.config import Settings, explain, refuse_unknown
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.keys import Rights
@@ -97,7 +97,9 @@ def build_models(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, ServedMod
 def _local(name: str, table: Mapping[str, Any], runtime: Runtime) -> TTAChatModel:
     try:
         return TTAChatModel(**table, runtime=runtime)
-    except ValueError as error:
+    except ValidationError as error:
+        raise ConfigurationError(explain(f"model {name!r}", error)) from None
+    except ConfigurationError as error:
         raise ConfigurationError(f"model {name!r}: {error}") from None
 
 

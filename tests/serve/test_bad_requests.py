@@ -44,6 +44,12 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "messages[0].mood",
         "leave it out",
     ),
+    "a slip within a part": ({"tta": {"treshold": 0.1}}, "tta.treshold", "did you mean 'threshold'"),
+    "a slip within a turn": (
+        {"messages": [{"role": "user", "content": SECRET, "nam": "x"}]},
+        "messages[0].nam",
+        "did you mean 'name'",
+    ),
     "a temperature that is text": ({"temperature": "1"}, "temperature", "number"),
     "no tokens": ({"max_tokens": 0}, "max_tokens", "greater than"),
     "two numbers of tokens": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "another name"),

@@ -160,6 +160,20 @@ def test_rights_may_stand_in_the_servers_settings() -> None:
             Keys.parse(text).with_rights(settings.keys)
 
 
+def test_a_key_that_is_bound_to_nothing_later_is_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("alice sk-one\nbob sk-two\n")
+    with running(keys=KeyFile(file)) as served:
+        assert ask(served, "two").status_code == 200
+        file.write_text("alice sk-one model=rosse\n")
+        os.utime(file, (1, 1))
+        assert ask(served, "two").status_code == 401
+        assert ask(served, "one").status_code == 404
+    assert "keys: key 'alice': no model 'rosse' is served" in caplog.text
+
+
 def test_keys_are_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "keys"
     file.write_text("alice sk-one\n")

@@ -15,7 +15,7 @@ from tta_middleware.server.checks import Checks
 from tta_middleware.server.draining import Drain
 from tta_middleware.server.front import Call, Endpoint, Front, error_response, json_response
 from tta_middleware.server.gate import Gate, Shares
-from tta_middleware.server.keys import Keys, KeySource
+from tta_middleware.server.keys import KeyFile, Keys, KeySource
 from tta_middleware.server.models import ServedModels
 from tta_middleware.server.playground import Playground
 from tta_middleware.server.request_log import REQUEST_ID, Record, new_id
@@ -56,7 +56,10 @@ def create_app(
     settings = settings or ServerSettings()
     telemetry = server_telemetry(settings.telemetry) if settings.telemetry else None
     served = ServedModels(dict(models), settings.allowed_policies)
-    served.check_keys((keys or Keys()).get())
+    if isinstance(keys, KeyFile):
+        keys.check_with(served.check_keys)
+    else:
+        served.check_keys((keys or Keys()).get())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

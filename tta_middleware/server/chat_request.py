@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from langchain_core.messages import (
     AIMessage,
@@ -423,7 +423,7 @@ def read_request(kind: type[R], payload: Mapping[str, Any]) -> R:
         told = [one for one in errors if _path(one["loc"]) == where and not one["type"].endswith("_type")]
         first = told[0] if told else errors[0]
         if first["type"] == "extra_forbidden":
-            raise _unknown(where, str(first["loc"][-1]), kind) from None
+            raise _unknown(where, first["loc"], kind) from None
         if first["type"] == "missing":
             message = f"Missing required parameter: '{where}'"
             raise ApiError(400, message, code="missing_required_parameter", param=where) from None
@@ -485,12 +485,31 @@ def _unsupported(name: str, hint: str | None = None) -> ApiError:
     return ApiError(400, f"'{name}' is not supported here; {hint}", code="unsupported_parameter", param=name)
 
 
-def _unknown(where: str, name: str, kind: type[BaseModel]) -> ApiError:
+def _unknown(where: str, location: tuple[int | str, ...], kind: type[BaseModel]) -> ApiError:
+    *outer, name = map(str, location)
     if name in _INSTEAD:
         return _unsupported(name)
-    hint = nearest(name, kind.model_fields) if where == name else "leave it out"
+    # What a part of the body may hold is listed for a slip only: parts of several kinds would be a long list.
+    near = nearest(name, _fields(kind, outer))
+    hint = near if where == name or near.startswith("did") else "leave it out"
     message = f"Unknown parameter: '{where[:200]}'; {hint}"
     return ApiError(400, message, code="unknown_parameter", param=where[:200])
+
+
+def _fields(kind: type[BaseModel], outer: Sequence[str]) -> set[str]:
+    """The fields of the part of a body that names of parts lead to; what is no name of a part leads nowhere further."""
+    kinds = [kind]
+    for step in outer:
+        found = [one.model_fields[step].annotation for one in kinds if step in one.model_fields]
+        kinds = [inner for annotation in found for inner in _models_in(annotation)] or kinds
+    return {name for one in kinds for name in one.model_fields}
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy.live_file import LiveFile
+from tta_middleware.server.request_log import logger
 
 VARIABLE = "TTA_API_KEYS"
 """The environment variable that keys are read from."""
@@ -166,6 +167,7 @@ class KeyFile:
 
     def __init__(self, path: Path, rights: Mapping[str, Rights] | None = None) -> None:
         self._rights = rights or {}
+        self._check: Callable[[Keys], None] = lambda keys: None
         self._file = LiveFile(path, "API keys", self._parsed, lambda keys: frozenset(keys.digests))
         known = self._file.get().digests
         Keys(known).with_rights({name: one for name, one in self._rights.items() if name not in known})
@@ -173,6 +175,18 @@ class KeyFile:
     def get(self) -> Keys:
         """The keys as the file has them now."""
         return self._file.get()
+
+    def check_with(self, check: Callable[[Keys], None]) -> None:
+        """Have what keys are bound to looked at, now and whenever the file is read anew.
+
+        A later file that names what is not there is taken all the same, with an error in the log: requests of that key
+        are refused, while a key that was taken out has to be out.
+
+        Raises:
+            ConfigurationError: what ``check`` raises for the keys as they are.
+        """
+        check(self.get())
+        self._check = check
 
     def _parsed(self, path: Path, content: bytes) -> Keys:
         try:
@@ -182,7 +196,12 @@ class KeyFile:
         if not keys.digests:
             raise ConfigurationError(f"{path.name} holds no API key; leave it out to let everybody in")
         # A key that is taken out of the file is out, whatever still names it.
-        return keys.with_rights({name: one for name, one in self._rights.items() if name in keys.digests})
+        keys = keys.with_rights({name: one for name, one in self._rights.items() if name in keys.digests})
+        try:
+            self._check(keys)
+        except ConfigurationError as error:
+            logger.error("%s: %s", path.name, error)
+        return keys
 
 
 _MANY = {"allow": "allow", "model": "models"}

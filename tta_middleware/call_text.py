@@ -24,6 +24,11 @@ _NESTED = re.compile(r"\\(?:\\|u005[cC])+")
 _CUT_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{0,4})?\Z")
 _BEGINNING = re.compile(r"\s*(?:```(?:json)?\s*)?(?:\{\s*\"|\[\s*[\[{\"])")
 _NUMBERED_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
+# Letters without any digit may be a word.
+_ID = re.compile(
+    r"(?:(?:call|chatcmpl|fc|functions|tool|toolu|tooluse)[-_.])*(?=[A-Za-z-]*\d)"
+    r"(?:[0-9A-Za-z]{1,64}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})|"
+)
 
 
 def call_text(name: str | None, arguments: Any) -> str:
@@ -33,6 +38,30 @@ def call_text(name: str | None, arguments: Any) -> str:
     were encoded twice, is read as it is and decoded, to any depth.
     """
     return "\n".join([*([whole(name)] if name else []), *decoded_lines(arguments)])
+
+
+def id_text(given: str, name: str) -> str:
+    """What a call's id says to a reader: nothing, unless it is more than a number, random letters, or the call's name.
+
+    Some servers take the id from what the model wrote (vLLM for Kimi K2), and a model may write anything.
+    """
+    return "" if _ID.fullmatch(given) or given.removeprefix("functions.").rstrip("0123456789") == f"{name}:" else given
+
+
+def says_more(arguments: str) -> bool:
+    """Whether JSON text holds more than the value that it is parsed to: what comes twice, or cannot be parsed."""
+    try:
+        json.loads(arguments, strict=False, object_pairs_hook=_once_each)
+    except (ValueError, RecursionError):
+        return bool(arguments)
+    return False
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
 
 
 def message_texts(message: Message) -> list[str]:

@@ -21,7 +21,7 @@ from langchain_core.messages import (
 )
 from pydantic import BaseModel
 
-from tta_middleware.call_text import call_text, decoded_lines
+from tta_middleware.call_text import call_text, decoded_lines, id_text, says_more
 
 Block: TypeAlias = Mapping[str, Any]
 
@@ -192,12 +192,14 @@ def content_texts(message: BaseMessage) -> list[str]:
 
 def held_material(held: AIMessageChunk) -> Iterator[tuple[str, str]]:
     """The texts of tool calls, decoded, and of content blocks that are no text."""
+    for made in (*held.tool_calls, *held.invalid_tool_calls):
+        yield "tool_call", id_text(made["id"] or "", made["name"] or "")
     for call in held.tool_calls:
         yield "tool_call", call_text(call["name"], call["args"])
     for broken in held.invalid_tool_calls:
         yield "tool_call", _as_written(broken["name"], broken["args"] or "")
     for chunk in held.tool_call_chunks:
-        if _says_more(chunk["args"] or ""):
+        if says_more(chunk["args"] or ""):
             yield "tool_call", _as_written(chunk["name"], chunk["args"] or "")
     for block in held.content if isinstance(held.content, list) else ():
         yield "block", _readable_text(block)
@@ -224,25 +226,9 @@ def _raw_call_text(call: Any) -> str:
     name = function.get("name")
     return (
         _as_written(name, arguments)
-        if _says_more(arguments)
+        if says_more(arguments)
         else call_text(name, json.loads(arguments or "{}", strict=False))
     )
-
-
-def _says_more(arguments: str) -> bool:
-    """Whether JSON text holds more than the value that it is parsed to: what comes twice, or cannot be parsed."""
-    try:
-        json.loads(arguments, strict=False, object_pairs_hook=_once_each)
-    except (ValueError, RecursionError):
-        return bool(arguments)
-    return False
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key comes twice")
-    return found
 
 
 def _as_written(name: str | None, arguments: str) -> str:

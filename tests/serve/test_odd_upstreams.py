@@ -175,3 +175,50 @@ def test_a_long_answer_is_one_text_to_the_auditor(limit: int | None, stream: boo
         moderator.max_characters = limit  # type: ignore[attr-defined]
     with upstream(saying(text)) as behind:
         assert text_of(ask(behind, stream=stream, model=behind.model(moderator=moderator))) == text
+
+
+def one_call(id_: str, arguments: str) -> dict[str, Any]:
+    return {"index": 0, "id": id_, "type": "function", "function": {"name": "water", "arguments": arguments}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("call", "policy"),
+    [
+        # A server may take a call's id from what the model wrote, as vLLM does for Kimi K2.
+        (one_call("functions.forbidden things:0", '{"what": "roses"}'), None),
+        (one_call("do_forbidden_things", '{"what": "roses"}'), None),
+        # Which of two equal keys counts is up to whoever parses them.
+        (one_call("c1", r'{"what": "\u0066orbidden", "what": "roses"}'), {"threshold": 0.5, "disguises": False}),
+        (one_call("c1", r'{"what": {"a": "\u0066orbidden", "a": 1}}'), {"threshold": 0.5, "disguises": False}),
+    ],
+    ids=["id", "id of words", "key twice", "key twice, further in"],
+)
+def test_all_that_a_call_says_is_judged(call: dict[str, Any], policy: Any, stream: bool) -> None:
+    events = [delta(tool_calls=[call]), delta(finish_reason="tool_calls")]
+    whole = completion(None, "tool_calls", tool_calls=[call])
+    with upstream(lambda wire: wire.stream(events) if stream else wire.answer(whole)) as behind:
+        found = ask(behind, stream=stream, model=behind.model(policy=policy), tools=TOOLS)
+    assert (text_of(found), ending_of(found)[:2]) == (NOTICE, ("content_filter", "blocked"))
+
+
+IDS = ["call_5fA9kQ2mZx81LpTT", "chatcmpl-tool-0f3c2e7a9b1d4c5e8f60718293a4b5c6", "functions.water:0", "a1B2c3D4e"]
+
+
+@pytest.mark.parametrize("id_", IDS)
+def test_an_id_that_says_nothing_is_left_as_it_is_and_not_judged(id_: str) -> None:
+    events = [delta(tool_calls=[one_call(id_, '{"what": "roses"}')]), delta(finish_reason="tool_calls")]
+    moderator = ScriptedModerator()
+    with upstream(lambda wire: wire.stream(events)) as behind:
+        found = ask(behind, stream=True, model=behind.model(moderator=moderator), tools=TOOLS)
+    made = [one for chunk in found if chunk.choices for one in chunk.choices[0].delta.tool_calls or ()]
+    assert [one.id for one in made] == [id_]
+    assert not any(id_ in text for texts in moderator.calls for text in texts)
+
+
+def test_a_refusal_is_judged_without_the_text_between_its_pieces() -> None:
+    events = [delta(refusal="I shall not say forb"), *words(" and then "), delta(refusal="idden words.")]
+    with upstream(lambda wire: wire.stream([*events, delta(finish_reason="stop")])) as behind:
+        found = ask(behind, stream=True)
+    assert "forbidden" not in str(found)
+    assert ending_of(found)[:2] == ("content_filter", "blocked")

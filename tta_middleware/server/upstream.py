@@ -27,7 +27,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from tta_middleware.aio.beside_check import unless_refused
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.assembly import Runtime
-from tta_middleware.call_text import begins_as_json, call_text
+from tta_middleware.call_text import begins_as_json, call_text, id_text, says_more
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.fields import ModeratorSetting, PolicyFileSetting
 from tta_middleware.chat_model.messages import REASONING
@@ -372,6 +372,11 @@ class UpstreamAnswer:
             said = call.texts if call.whole else [*call.texts, text]
             if not await self._ledger.passes(said, self.asked.last_user_text):
                 return await self._stand_in(say, "tool_call")
+        # A client reads a refusal without the text that came between its pieces.
+        if self._spoken.refusal not in text and not await self._ledger.passes(
+            [self._spoken.refusal], self.asked.last_user_text
+        ):
+            return await self._stand_in(say, "text")
         for call in calls:
             await say(call.chunk)
         return await say(self._last(calls))
@@ -497,7 +502,7 @@ class _Call:
 
     Attributes:
         whole: its arguments are a JSON object; a broken one is text, since nobody could carry it out.
-        texts: what it says, as it is written and as it is decoded.
+        texts: what it says, as it is written and as it is decoded, and what its id says.
     """
 
     whole: bool
@@ -516,7 +521,9 @@ def _call_of(call: CallPiece) -> _Call:
     chunk = tool_call_chunk(
         name=call.name, args=call.arguments or "{}", id=call.id or f"call_{secrets.token_hex(12)}", index=call.index
     )
-    texts = [written, call_text(call.name, arguments)]
+    texts = [written, call_text(call.name, arguments), id_text(call.id, call.name)]
+    if says_more(call.arguments):  # which of two equal keys counts is up to whoever parses them
+        texts.append(call_text(call.name, call.arguments))
     return _Call(True, AIMessageChunk(content="", tool_call_chunks=[chunk]), texts)
 
 

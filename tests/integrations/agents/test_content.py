@@ -35,7 +35,7 @@ class Pieces(BaseChatModel):
             yield ChatGenerationChunk(message=chunk.model_copy(deep=True))
 
 
-def arguments(written: str, name: str = "send") -> list[AIMessageChunk]:
+def arguments(written: str, name: str = "send", id_: str = "1") -> list[AIMessageChunk]:
     """A call whose arguments come three characters at a time."""
     pieces = [written[at : at + 3] for at in range(0, len(written), 3)]
     return [
@@ -43,7 +43,7 @@ def arguments(written: str, name: str = "send") -> list[AIMessageChunk]:
             "",
             tool_call_chunks=[
                 ToolCallChunk(
-                    name=None if at else name, args=piece, id=None if at else "1", index=0, type="tool_call_chunk"
+                    name=None if at else name, args=piece, id=None if at else id_, index=0, type="tool_call_chunk"
                 )
             ],
         )
@@ -68,6 +68,8 @@ DECODED = {
     "deep": arguments('{"a": [{"b": ["' + ESCAPED + '"]}]}'),
     "json in a string": arguments(NESTED),
     "key that comes twice": arguments('{"body": "' + ESCAPED + '", "body": "fine"}'),
+    "id": arguments('{"body": "fine"}', id_="functions.flagme:0"),
+    "id of a broken call": arguments('{"body": ', id_="it is flagme"),
     "broken off": arguments('{"body": "' + ESCAPED),
     "no json": arguments("body=" + ESCAPED),
     "named data": arguments('{"data": "flagme"}'),

@@ -209,7 +209,10 @@ class Quality(Protocol):
     async def assess(
         self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
     ) -> list[QualityReport]:
-        """One report per completion; ``prompt`` is the unmoved prompt, whose ``assistant_prefix`` they go on from."""
+        """One report per completion; ``prompt`` is the unmoved prompt, whose ``assistant_prefix`` they go on from.
+
+        An answer that goes on from a bridge has its words at its beginning until it is over, and then no more.
+        """
         ...
 
 

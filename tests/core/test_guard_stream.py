@@ -16,6 +16,7 @@ import pytest
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Sampling, Windows
 from tta_middleware.errors import EngineError, ModerationUnavailableError, UnsafeAnswerError
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, RepairStep, StreamEvent
+from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.types import GenerationRequest, TextDelta, Verdict
@@ -172,6 +173,17 @@ async def test_a_bridge_leads_out_where_moved_embeddings_do_not() -> None:
     assert answer.text.endswith(f"{bridge} let us look at the lighthouse.")
     assert HARM.startswith(answer.text.split("...")[0])
     assert answer.trace.generations <= 8
+
+
+@pytest.mark.parametrize("tail", ["", ".", " to", " the the the the the", " a b c d e f g h", " 1. 1. 1. 1."])
+async def test_a_bridge_that_leads_nowhere_is_no_repair(tail: str) -> None:
+    def script(call: ScriptedCall) -> str:
+        return tail if call.prefix.endswith(BRIDGES) else HARM[len(call.prefix) :]
+
+    for commit in (30, None):
+        repair = {"budget": Budget(generations=12), "commit": commit}
+        answer = finished(await collect(guard(script, repair=repair).stream(ASK))).answer
+        assert (answer.trace.outcome, answer.finish_reason) == ("blocked", "content_filter")
 
 
 async def test_without_bridges_no_words_are_put_into_the_answer() -> None:

@@ -353,9 +353,10 @@ async def test_a_bridge_leads_out_of_prose_but_not_out_of_a_call(begun: str, pro
     use = await ToolUse.of(inner, describe([mail]), "auto")
     assert use is not None
     prompt = await asked(inner, use, begun + BRIDGES[0])
-    text = f'{BRIDGES[0]} something safe."}}}}</tool_call>'
-    reports = await CallQuality(use).assess(inner, prompt, [Completion(text, tuple(inner.tokens(text)), "stop")])
-    assert [report.problems for report in reports] == [problems]
+    rest = ' something safe."}}</tool_call>'
+    # Once it is over, what follows the bridge is judged by itself.
+    done = [Completion(text, tuple(inner.tokens(text)), "stop") for text in (BRIDGES[0] + rest, rest)]
+    assert [report.problems for report in await CallQuality(use).assess(inner, prompt, done)] == [problems, problems]
 
 
 async def test_a_call_that_babbles_is_not_usable_and_a_continued_one_is_read_from_its_beginning() -> None:

@@ -119,11 +119,11 @@ class CallQuality:
     def _problems(self, begun: str, done: Completion) -> tuple[str, ...] | None:
         """What is wrong with the calls; None where there are none and need be none."""
         parser = tool_parser(self.use.kind, self.use.names, self.use.tools)
-        bridge = next((b for b in self.bridges if begun.endswith(b) and done.text.startswith(b)), "")
+        bridge = next((b for b in self.bridges if begun.endswith(b)), "")
         pieces = parser.feed(begun.removesuffix(bridge))
         if bridge and parser.open:
             return ("bridge_in_a_tool_call",)
-        pieces += parser.feed(done.text)
+        pieces += parser.feed(bridge + done.text.removeprefix(bridge))
         if parser.open and done.finish_reason == "aborted":
             return ()  # the beginning of a call
         pieces += parser.finish()

@@ -462,8 +462,12 @@ class Attempt:
         if self._quality is not None and seen == self._assessed:
             return self._quality.usable
         self._assessed = seen
-        opened = self.proposal.prompt if self.proposal.opening else None
-        self._quality = await self._context.assess(opened or self._question.prompt, seen)
+        prompt, judged = self._question.prompt, seen
+        if opening := self.proposal.opening:
+            prompt = self.proposal.prompt or prompt
+            # Well-chosen words of ours would make up for what the model itself has to say once it is over.
+            judged = replace(seen, text=seen.text.removeprefix(opening)) if self.watch.finish_reason else seen
+        self._quality = await self._context.assess(prompt, judged)
         if self._quality.usable:
             self._judged = len(seen.text)
         return self._quality.usable

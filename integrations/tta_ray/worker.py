@@ -12,7 +12,7 @@ import anyio
 
 from tta_middleware.assembly import AnswerSettings
 from tta_middleware.batch.exit_codes import unwrapped
-from tta_middleware.batch.records import as_error, as_record
+from tta_middleware.batch.records import as_batch_record, as_error
 from tta_middleware.errors import ConfigurationError, DataError
 from tta_middleware.files.jsonl import Record, dump, parse_object
 from tta_middleware.files.prompts import parse_prompt
@@ -59,7 +59,7 @@ class GuardActor:
                 answer = await self._guard.answer(prompt.messages, self._sampling(asked))
             except Exception as error:  # noqa: BLE001 - the record's boundary
                 return {**head, **as_error(unwrapped(error))}
-        return {**head, **as_record(answer)}
+        return {**head, **as_batch_record(answer)}
 
     def _sampling(self, asked: Record) -> Sampling:
         """The job's sampling under the row's own ``sampling``."""

@@ -221,3 +221,27 @@ def test_a_fault_that_nobody_foresaw_costs_one_record_and_tells_no_secret(tta, j
         "type": "KeyError",
         "message": "unexpected KeyError; ask it of tta chat with --debug for the traceback",
     }
+
+
+def test_answers_without_a_verdict_are_errors_that_another_run_tries_again(tta, jsonl, tmp_path):
+    source, out = jsonl("in.jsonl", *({"id": i, "prompt": "About trees"} for i in range(5))), tmp_path / "out.jsonl"
+    ran = tta("batch", source, out, "--model", "staged:plain", "--moderator", "downlater", "--concurrency", "1")
+    assert (ran.code, "3 clean, 2 failed" in ran.err) == (1, True)
+    *_, last = read(out)
+    assert last["error"]["type"] == "ModerationUnavailableError"
+    assert "could not be checked and was withheld" in last["error"]["message"]
+    assert (last["trace"]["outcome"], "answer" in last) == ("blocked", False)
+    again = tta("batch", source, out, *STAGED, "--retry-errors")
+    assert (again.code, [record["id"] for record in read(out)]) == (0, [0, 1, 2, 3, 4])
+    assert "2 clean" in again.err
+
+
+def test_max_tokens_is_understood_and_an_empty_shard_has_nothing_to_do(tta, jsonl, tmp_path):
+    lines = [{"prompt": "About trees", "sampling": {"max_tokens": 3, **more}} for more in ({}, {"max_new_tokens": 4})]
+    source, out = jsonl("in.jsonl", *lines), tmp_path / "out.jsonl"
+    ran = tta("batch", source, out, *STAGED)
+    short, twice = read(out)
+    assert short["finish_reason"] == "length"
+    assert (ran.code, "another name of 'max_new_tokens'" in twice["error"]["message"]) == (2, True)
+    idle = tta("batch", source, tmp_path / "none.jsonl", *STAGED, "--shard", "3/3")
+    assert (idle.code, idle.err.strip().endswith("none.jsonl: nothing to do")) == (0, True)

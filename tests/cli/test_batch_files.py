@@ -279,3 +279,9 @@ def test_a_terminal_shows_progress_unless_the_answers_go_there(tta_process, json
     assert process.wait() == 0
     assert (b"3/3" in shown, b'"answer"' in shown) == (target != "-", target == "-")
     assert (b"/s" in shown) == (target != "-")
+
+
+def test_utf_16_is_named_as_what_it_is(tta, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "Roses?"}', encoding="utf-16")
+    assert "UTF-16, not UTF-8; iconv" in tta("batch", source, "-", *STAGED).out

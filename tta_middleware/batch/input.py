@@ -139,6 +139,11 @@ def _overrides(record: Record, where: str) -> dict[str, Any]:
     fields = record.get("sampling", {})
     if not isinstance(fields, dict):
         raise DataError(f"{where}: 'sampling' must be an object with {', '.join(_FIELDS)}")
+    if "max_tokens" in fields:  # the name that chat models and the server understand, too
+        fields = dict(fields)
+        tokens = fields.pop("max_tokens")
+        if fields.setdefault("max_new_tokens", tokens) != tokens:
+            raise DataError(f"{where}: 'max_tokens' in 'sampling' is another name of 'max_new_tokens'; give one")
     for name, value in fields.items():
         if name not in _FIELDS:
             raise DataError(f"{where}: 'sampling' has no {name!r}; known are {', '.join(_FIELDS)}")

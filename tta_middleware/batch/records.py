@@ -11,6 +11,9 @@ from tta_middleware.files.jsonl import Record
 if TYPE_CHECKING:
     from tta_middleware.types import GuardedAnswer
 
+_UNSCORED = "moderator: "
+"""What a trace's reason begins with where there was no verdict."""
+
 
 def as_record(answer: GuardedAnswer) -> Record:
     """The answer for machines."""
@@ -22,6 +25,15 @@ def as_record(answer: GuardedAnswer) -> Record:
         "finish_reason": answer.finish_reason,
         "trace": trace,
     }
+
+
+def as_batch_record(answer: GuardedAnswer) -> Record:
+    """As :func:`as_record`; what was withheld for want of a verdict is an error, which a later run can try again."""
+    record, reason = as_record(answer), answer.trace.stop_reason
+    if answer.trace.outcome != "blocked" or not reason.startswith(_UNSCORED):
+        return record
+    message = f"the answer could not be checked and was withheld ({reason}); see to the moderator"
+    return {"error": {"type": reason.removeprefix(_UNSCORED), "message": message}, "trace": record["trace"]}
 
 
 def as_error(error: BaseException | None) -> Record:

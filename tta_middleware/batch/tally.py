@@ -39,7 +39,7 @@ def told(counts: Mapping[str, int]) -> str:
     words = [f"{counts[name]} {name}" for name in names if counts[name]]
     if left := counts["skipped_failed"] + counts["skipped_broken"]:
         words.append(f"{left} of them errors of an earlier run, which --retry-errors tries again")
-    return ", ".join(words)
+    return ", ".join(words) or "nothing to do"
 
 
 def exit_code_of(counts: Mapping[str, int]) -> int:

@@ -16,7 +16,7 @@ from tta_middleware.batch.exit_codes import unwrapped
 from tta_middleware.batch.flow import Flow
 from tta_middleware.batch.input import Item, Source
 from tta_middleware.batch.progress import Advance, progress, resumable
-from tta_middleware.batch.records import as_error, as_record
+from tta_middleware.batch.records import as_batch_record, as_error
 from tta_middleware.batch.shard import STDIO, Order, Shard
 from tta_middleware.batch.standard import emit, note
 from tta_middleware.batch.tally import Tally
@@ -154,8 +154,9 @@ class _Batch:
         except Exception as error:  # noqa: BLE001 - the record's boundary: whatever one prompt does, the others go on
             self.tally["failed"] += 1
             return {**head, **as_error(unwrapped(error))}
-        self.tally[answer.trace.outcome] += 1
-        return {**head, **as_record(answer)}
+        record = as_batch_record(answer)
+        self.tally["failed" if "error" in record else answer.trace.outcome] += 1
+        return {**head, **record}
 
     def _refuse_nothing(self) -> None:
         if not self.source.lines_seen:

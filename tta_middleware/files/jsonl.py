@@ -12,6 +12,7 @@ from tta_middleware.errors import ConfigurationError, DataError
 Record: TypeAlias = dict[str, Any]
 
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def parse_object(raw: bytes, where: str) -> Record:
@@ -23,6 +24,8 @@ def parse_object(raw: bytes, where: str) -> Record:
     try:
         text = raw.removeprefix(_BOM).rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
+        if raw.startswith(_UTF_16):
+            raise DataError(f"{where}: UTF-16, not UTF-8; iconv -f utf-16 -t utf-8 makes it that") from None
         raise DataError(f"{where}: not UTF-8 (byte {raw[error.start]:#04x} at position {error.start + 1})") from None
     try:
         value = json.loads(text)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 
 from tta_langchain_agents.content import Text, held_material, own_id, tail_material, take_apart
+from tta_middleware.aio.streams import Send, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import FlaggedError, ModerationError
 from tta_middleware.guard.ledger import Ledger
-from tta_middleware.guard.moderated import moderated
+from tta_middleware.guard.moderated import Thoughts, moderated
+from tta_middleware.types import Channel, TextDelta
 
 
 class WithheldError(Exception):
@@ -28,16 +32,17 @@ class WithheldError(Exception):
 class Track:
     """The chunks that came in, in order, so that checked text leaves in the shape in which it came.
 
-    Text is a queue of pieces. Tool calls and other blocks lie between the pieces; those that follow one another are one
-    item.
+    Text is a queue of pieces of the answer and of thoughts. Tool calls and other blocks lie between the pieces; those
+    that follow one another are one item.
     """
 
     id: str | None = None
     tail: AIMessageChunk = field(default_factory=lambda: AIMessageChunk(content=""))
     _items: deque[Text | AIMessageChunk] = field(default_factory=deque)
+    _checked: Counter[Channel] = field(default_factory=Counter)
 
-    def add(self, chunk: AIMessage) -> str:
-        """Takes a chunk in; returns its text."""
+    def add(self, chunk: AIMessage) -> Iterator[TextDelta]:
+        """Takes a chunk in; gives its text."""
         taken = take_apart(chunk)
         self.id = self.id or own_id(chunk.id)
         self.tail = self.tail + taken.tail
@@ -45,16 +50,25 @@ class Track:
         if taken.held is not None:
             last = self._items.pop() if self._items and isinstance(self._items[-1], AIMessageChunk) else None
             self._items.append(taken.held if last is None else last + taken.held)  # type: ignore[operator]
-        return "".join(text.text for text in taken.texts)
+        yield from (TextDelta(text.text, channel=_channel(text)) for text in taken.texts if text.text)
 
-    def take(self, count: int) -> Iterator[Text | AIMessageChunk]:
-        """The next ``count`` characters of text and what lies between them."""
-        while count > 0:
+    def take(self, passed: Passed) -> Iterator[Text | AIMessageChunk]:
+        """What may leave once so many characters more of a channel have passed, and what lies between them.
+
+        Word of a thought may overtake that of the text before it; it waits here until that has come.
+        """
+        self._checked[passed.channel] += passed.count
+        while self._items and self._checked.total():
             item = self._items.popleft()
-            if isinstance(item, Text) and len(item.text) > count:
-                item, later = item.split(count)
-                self._items.appendleft(later)
-            count -= len(item.text) if isinstance(item, Text) else 0
+            if isinstance(item, Text):
+                count = self._checked[_channel(item)]
+                if item.text and not count:
+                    self._items.appendleft(item)
+                    return
+                if len(item.text) > count:
+                    item, later = item.split(count)
+                    self._items.appendleft(later)
+                self._checked[_channel(item)] -= len(item.text)
             yield item
 
     def rest(self) -> Iterator[Text | AIMessageChunk]:
@@ -63,9 +77,24 @@ class Track:
             yield self._items.popleft()
 
 
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """So many characters more of a channel have passed their check."""
+
+    channel: Channel
+    count: int
+
+
+def _channel(text: Text) -> Channel:
+    return "answer" if text.spoken else "reasoning"
+
+
 @dataclass(slots=True)
 class WatchedStream:
     """One message on its way from the model to the consumer.
+
+    A reader takes the answer without the thoughts between its pieces, and thoughts without the answer's: each is judged
+    by itself.
 
     Attributes:
         windows: None holds the text until all of it was checked.
@@ -79,6 +108,10 @@ class WatchedStream:
     spoken: str = ""
     _reasoned: str = ""
     _held: AIMessageChunk | None = None
+    # By channel, and by the index of the content block there.
+    _blocks: dict[tuple[Channel, Any], str] = field(default_factory=dict)
+    _last: dict[Channel, Any] = field(default_factory=dict)
+    _by_turns: set[Channel] = field(default_factory=set)
 
     async def run(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:
         """The chunks that may be shown, the message's metadata excepted; see ``track.tail``.
@@ -86,14 +119,18 @@ class WatchedStream:
         Raises:
             WithheldError: something was flagged or could not be scored; nothing of it was yielded.
         """
-        texts, hold = self._texts(chunks), self.windows is None
-        checked = moderated(texts, self.ledger, self.ledger.policy, windows=self.windows, hold=hold, prompt=self.prompt)
+
+        async def produce(send: Send[Passed]) -> None:
+            await self._checked(chunks, send)
+
         try:
-            async with aclosing(checked) as pieces:
-                async for piece in pieces:
-                    for item in self.track.take(len(piece)):
+            async with aclosing(owned(produce)) as passing:
+                async for passed in passing:
+                    for item in self.track.take(passed):
                         yield await self._release(item)
-        except (FlaggedError, ModerationError):
+        except FlaggedError as error:
+            raise WithheldError("reasoning" if error.thought else "text") from None
+        except ModerationError:
             raise WithheldError("text") from None
         for item in self.track.rest():
             yield await self._release(item)
@@ -101,10 +138,33 @@ class WatchedStream:
             await self._check(part, text)
         self.ledger.approved |= {self.spoken, self._reasoned}
 
-    async def _texts(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[str, None]:
+    async def _checked(self, chunks: AsyncGenerator[AIMessage, None], send: Send[Passed]) -> None:
+        """Tells ``send`` what has passed; without windows only once all has."""
+        held = list[Passed]()
+
+        async def leave(channel: Channel, text: str) -> None:
+            passed = Passed(channel, len(text))
+            if self.windows is None:
+                held.append(passed)
+            else:
+                await send(passed)
+
+        policy, windows = self.ledger.policy, self.windows
+        thoughts = Thoughts(self.ledger, policy, partial(leave, "reasoning"))
+        texts, hold = self._texts(chunks), windows is None
+        checked = moderated(
+            texts, self.ledger, policy, windows=windows, hold=hold, prompt=self.prompt, thoughts=thoughts
+        )
+        async with aclosing(checked) as pieces:
+            async for piece in pieces:
+                await leave("answer", piece)
+        for passed in held:
+            await send(passed)
+
+    async def _texts(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[TextDelta, None]:
         async with aclosing(chunks):
             async for chunk in chunks:
-                if text := self.track.add(chunk):
+                for text in self.track.add(chunk):
                     yield text
 
     async def _release(self, item: Text | AIMessageChunk) -> AIMessageChunk:
@@ -115,11 +175,22 @@ class WatchedStream:
                 await self._check(part, text)
             return item
         await self._check("block", item.remarks)
+        await self._check_by_turns(item)
         if item.spoken:
             self.spoken += item.text
         else:
             self._reasoned += item.text
         return item.chunk()
+
+    async def _check_by_turns(self, item: Text) -> None:
+        """Blocks whose pieces come by turns are put together block by block, so they are judged so as well."""
+        channel, block = _channel(item), item.block.get("index") if item.block else None
+        before = self._blocks.get((channel, block), "")
+        if before and self._last.get(channel) != block:
+            self._by_turns.add(channel)
+        self._blocks[channel, block], self._last[channel] = before + item.text, block
+        if before and channel in self._by_turns:
+            await self._check("text" if item.spoken else "reasoning", before + item.text)
 
     async def _check(self, part: str, text: str) -> None:
         if text.strip() and not await self.ledger.passes([text], self.prompt):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from typing import Any
 
+import anyio
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolCallChunk
@@ -12,6 +14,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from tta_langchain_agents import GuardedChatModel
 from tta_langchain_agents.content import content_texts
 
+from tta_middleware import Windows
+from tta_middleware.testing.delays import Unequal, slow_even
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 
@@ -168,3 +172,90 @@ async def test_a_moderator_that_miscounts_has_given_no_verdict(way: str, surplus
     trace = [message.response_metadata["tta"] for message in left if message.response_metadata][-1]
     assert (trace["outcome"], trace["stop_reason"].startswith("moderator: ")) == ("blocked", True)
     assert "ords" not in json.dumps([message.model_dump() for message in left], default=str)
+
+
+def thought(text: str) -> AIMessageChunk:
+    return AIMessageChunk("", additional_kwargs={"reasoning_content": text})
+
+
+def thought_block(text: str) -> AIMessageChunk:
+    return AIMessageChunk([{"type": "reasoning", "reasoning": text, "index": 1}])
+
+
+def text_block(text: str, index: int) -> AIMessageChunk:
+    return AIMessageChunk([{"type": "text", "text": text, "index": index}])
+
+
+BY_TURNS = {
+    "two blocks": [text_block("Here it is fla", 0), text_block("Hm. And so on. ", 1), text_block("gme, all of it.", 0)],
+    "answer": [AIMessageChunk("Here it is fla"), thought("Hm. And so on. "), AIMessageChunk("gme, all of it.")],
+    "thoughts": [thought("Here it is fla"), AIMessageChunk("Well, yes and no. "), thought("gme, all of it.")],
+    "blocks": [
+        text_block("Here it is fla", 0),
+        thought_block("Hm. And so on. "),
+        text_block("gme, all of it.", 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("release", ["window", "end", Windows(first=8, largest=8)], ids=["window", "end", "small"])
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize("chunks", BY_TURNS.values(), ids=BY_TURNS)
+async def test_thoughts_between_two_pieces_of_an_answer_do_not_part_it(
+    chunks: list[AIMessageChunk], way: str, release: Any
+) -> None:
+    model = GuardedChatModel(inner=Pieces(chunks=chunks), moderator=ScriptedModerator(), release=release)
+    left = [await model.ainvoke("hello")] if way == "invoke" else [chunk async for chunk in model.astream("hello")]
+    said = "".join(str(message.text) for message in left)
+    mused = "".join(
+        [message.additional_kwargs.get("reasoning_content", "") for message in left]
+        + [block.get("reasoning", "") for message in left for block in message.content_blocks]
+    )
+    whole = left[0]
+    for message in left[1:]:
+        whole += message
+    assert "flagme" not in said + str(whole.text)
+    assert "flagme" not in mused
+    assert [m for m in left if m.response_metadata][-1].response_metadata["tta"]["outcome"] == "blocked"
+    assert way == "stream" or said == "I can't help with that request."
+
+
+@pytest.mark.parametrize("release", ["window", "end", Windows(first=8, largest=8)], ids=["window", "end", "small"])
+async def test_thoughts_and_text_leave_in_the_order_in_which_they_came(release: Any) -> None:
+    call = arguments('{"a": 1}')
+    chunks = [
+        thought("First I think. "),
+        AIMessageChunk("Then I say. "),
+        *call,
+        thought("Again. "),
+        AIMessageChunk("End."),
+    ]
+    gates = Unequal(ScriptedModerator(), slow_even)
+    model = GuardedChatModel(inner=Pieces(chunks=chunks), moderator=gates, release=release)
+    left = [chunk async for chunk in model.astream("hello")]
+    kinds = [
+        "thought" if "reasoning_content" in chunk.additional_kwargs else "call" if chunk.tool_call_chunks else "text"
+        for chunk in left
+        if chunk.text or chunk.tool_call_chunks or "reasoning_content" in chunk.additional_kwargs
+    ]
+    assert [kind for kind, _ in groupby(kinds)] == ["thought", "text", "call", "thought", "text"]
+    assert "".join(str(chunk.text) for chunk in left) == "Then I say. End."
+    mused = "".join(chunk.additional_kwargs.get("reasoning_content", "") for chunk in left)
+    assert mused == "First I think. Again. "
+
+
+async def test_thoughts_are_seen_before_the_answer_has_begun() -> None:
+    said = anyio.Event()
+
+    class Waits(Pieces):
+        async def _astream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+            yield ChatGenerationChunk(message=thought("One thought after the other, and then one more. "))
+            with anyio.fail_after(5):
+                await said.wait()
+            yield ChatGenerationChunk(message=AIMessageChunk("Done."))
+
+    model = GuardedChatModel(inner=Waits(chunks=[]), moderator=ScriptedModerator(), release=Windows(first=8, largest=8))
+    async for chunk in model.astream("hello"):
+        if chunk.additional_kwargs.get("reasoning_content"):
+            said.set()
+    assert said.is_set()

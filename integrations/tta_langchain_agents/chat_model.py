@@ -75,8 +75,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         ConfigurationError: through pydantic's ValidationError, when a value is unknown or does not fit another.
     """
 
-    # Settings may hold a key, which pydantic's errors would show.
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)  # settings may hold a key
 
     inner: Any = Field(exclude=True, repr=False)
     moderator: Any = "local"

@@ -17,9 +17,10 @@ from tta_langchain_agents.quiet import quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
-from tta_middleware.errors import ConfigurationError
+from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
 from tta_middleware.guard.ledger import Ledger
-from tta_middleware.types import Trace
+from tta_middleware.guard.moderated import moderated
+from tta_middleware.types import SEAM, Trace
 
 OnFlagged: TypeAlias = Literal["block", "repair", "replace", "raise"]
 Replacement: TypeAlias = Runnable[Any, Any] | Callable[[Sequence[BaseMessage]], str | Awaitable[str]]
@@ -123,9 +124,29 @@ class StandIn:
 
     @property
     def _notice(self) -> str:
-        return self.ledger.policy.notice_for(last_human_text(self.messages) or "")
+        return self.ledger.policy.notice_for(self._asked or "")
+
+    @property
+    def _asked(self) -> str | None:
+        return last_human_text(self.messages)
 
     async def _repaired(self) -> AsyncGenerator[str, None]:
+        """Another model's answer, which its guard has judged by itself, judged as the end of what has left, too."""
+        texts = self._texts_of_another()
+        if self.said.strip():
+            texts = moderated(texts, self.ledger, self.ledger.policy, prompt=self._asked, behind=self.said + SEAM)
+        begun = False
+        try:
+            async with aclosing(texts) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    begun = True
+        except (FlaggedError, ModerationError):
+            notice = self._notice
+            self.metadata = refused(notice, self.trace).response_metadata
+            yield SEAM + notice if begun else notice
+
+    async def _texts_of_another(self) -> AsyncGenerator[str, None]:
         model = self.handover.repair_model
         if model is None:
             return

@@ -134,6 +134,23 @@ def test_a_replacement_is_judged_as_the_end_of_what_has_left() -> None:
     assert text_of(whole) == "Ask a gardener."
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["at once", "at its end"])
+def test_another_models_answer_is_judged_as_the_end_of_what_has_left(last: bool) -> None:
+    def score(text: str) -> dict[str, float]:
+        return {"violence": float("forbidden" in text or {"roses", "gardener."} <= {*text.split()})}
+
+    answer = f"{CALM.replace('roses', 'herbs') + ' ' if last else ''}Ask a gardener. And then rest."
+    own = scripted(answer, moderator=ScriptedModerator(score=score))
+    settings: Any = {"moderator": ScriptedModerator(score=score), "hand_over": "own", "stand_in": own}
+    with upstream(saying(BAD)) as behind:
+        late = ask(behind, stream=True, model=behind.model(**settings))
+        whole = ask(behind, model=behind.model(**settings))
+    assert "gardener" not in text_of(late)
+    assert text_of(late).endswith(f"\n\n{NOTICE}")
+    assert ending_of(late)[:2] == ("content_filter", "blocked")
+    assert text_of(whole) == answer
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_reasoning_and_other_choices_never_leave(stream: bool) -> None:
     secret = {"thinking": "forbidden", "reasoning_details": [{"text": "forbidden"}], "reasoning": ["forbidden"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tta_middleware.aio.streams import Send, owned
@@ -56,6 +56,7 @@ async def moderated(
     scored: list[WindowScore] | None = None,
     thoughts: Thoughts | None = None,
     model: str = "",
+    behind: str = "",
 ) -> AsyncGenerator[str, None]:
     """Yield the text of ``source`` as it is checked; with ``hold``, all of it once it was checked to its end.
 
@@ -68,6 +69,8 @@ async def moderated(
     Pieces of ``source`` in the channel ``reasoning`` are no part of the text: they go to ``thoughts``, and without that
     nowhere. What follows a thought is yielded after all of that has passed.
 
+    ``behind`` is what has left before and was checked: the text is judged as what goes on from it.
+
     Raises:
         FlaggedError: a window was flagged. What was yielded before it was checked and stays.
         ConfigurationError: the policy has a threshold for a category that the moderator does not score.
@@ -78,7 +81,7 @@ async def moderated(
     cut = None if hold else windows or Windows()
     scope = RequestScope()
     windows_scored = [] if scored is None else scored
-    stream = _Stream(source, moderator, in_force, cut, prompt, thoughts, model, scope, windows_scored)
+    stream = _Stream(source, moderator, in_force, cut, prompt, thoughts, model, scope, windows_scored, behind)
     with closing(scope):
         async with aclosing(owned(stream.run)) as pieces:
             async for piece in pieces:
@@ -105,6 +108,7 @@ class _Stream:
     model: str
     scope: RequestScope
     scored: list[WindowScore]
+    behind: str = ""
     said: str = ""
     calls: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -136,7 +140,7 @@ class _Stream:
         if thoughts:
             stage = _in_force(thoughts.moderator, thoughts.policy)
             thinking = self._way("reasoning", thoughts.moderator, stage, thoughts.release)
-        way = self._way("output", self.moderator, self.policy, release)
+        way = replace(self._way("output", self.moderator, self.policy, release), prefix=self.behind)
         watch = Watch(_deltas(self.source), way, thinking, windows=self.scored)
         await watch.run()
         told_of(watch.observed)

@@ -476,20 +476,43 @@ class UpstreamAnswer:
         left_out = ("tools", "tool_choice", "parallel_tool_calls", "tta")
         asked = self.asked.model_copy(update=dict.fromkeys(left_out))
         answer, seam = LocalAnswer.of(model, asked, self.stages, self.most_tokens), self._seam
-        handed = self._about("blocked", reason)["tta"]
-        usage = self._spoken.spent
-        async with aclosing(answer.stream()) as chunks:
-            async for chunk in chunks:
-                if thought := chunk.additional_kwargs.get(REASONING):
-                    await say(AIMessageChunk(content="", additional_kwargs={REASONING: thought}))
-                if chunk.text:
-                    await say(AIMessageChunk(content=seam + chunk.text))
+        handed, usage = self._about("blocked", reason)["tta"], self._spoken.spent
+        last: AIMessageChunk | None = None
+
+        async def texts() -> AsyncGenerator[str, None]:
+            nonlocal last
+            async with aclosing(answer.stream()) as chunks:
+                async for chunk in chunks:
+                    if thought := chunk.additional_kwargs.get(REASONING):
+                        await say(AIMessageChunk(content="", additional_kwargs={REASONING: thought}))
+                    if chunk.text:
+                        yield str(chunk.text)
+                    last = chunk if chunk.response_metadata else last
+
+        try:
+            async with aclosing(self._behind_what_left(texts())) as pieces:
+                async for piece in pieces:
+                    await say(AIMessageChunk(content=seam + piece))
                     seam = ""
-                if chunk.response_metadata:
-                    trace = chunk.response_metadata.get("tta", {}) | {"handed_over": handed}
-                    end = chunk.response_metadata | {"tta": trace}
-                    await say(_end(end, add_usage(usage, chunk.usage_metadata)))
+        except (FlaggedError, ModerationError):
+            return await self._notice(say, self._ledger.reason("text"))
+        if last is not None:
+            trace = last.response_metadata.get("tta", {}) | {"handed_over": handed}
+            await say(_end(last.response_metadata | {"tta": trace}, add_usage(usage, last.usage_metadata)))
         return None
+
+    def _behind_what_left(self, texts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        """Checked text of another model, which its guard has judged by itself, judged as the end of what has left."""
+        if not self.said:
+            return texts
+        return moderated(
+            texts,
+            self._ledger,
+            self.stages.output,
+            windows=self.model.settings.windows,
+            prompt=self.asked.last_user_text,
+            behind=self.said + self._seam,
+        )
 
     @property
     def _seam(self) -> str:

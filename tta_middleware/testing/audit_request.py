@@ -297,7 +297,13 @@ class AuditedRequest:
         own = "".join(one.left for one in self.inner if one.label == "moderated")
         # Of an answer whose prompt is refused nothing has left, though some of it may have been on its way.
         begun = {own, ""} if terms.prompts else {own}
-        whole = {f"{before}{SEAM if before and end else ''}{end}" for before in begun for end in self._ends(stand_ins)}
+        behind = "".join(one.left for one in self.inner if one.label == "moderated, behind")
+        # What another model says behind it may be flagged there, and end with the notice as well.
+        ends = [
+            *self._ends(stand_ins),
+            *(f"{behind}{end}" for end in ("", *(SEAM + n for n in terms.notices)) if behind),
+        ]
+        whole = {f"{before}{SEAM if before and end else ''}{end}" for before in begun for end in ends}
         exact = text in whole if ended else any(one.startswith(text) for one in whole)
         if not (exact or (not ended and covered_whole(_encodable(text), self.passing("output")))):
             self._unproven.append(("something else left than what was released and what stands in for the rest", text))

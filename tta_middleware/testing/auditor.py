@@ -195,7 +195,9 @@ def _moderated(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., 
             policies = policies.model_copy(update={"reasoning": theirs})
         windows = more.get("windows") or Windows()
         terms = Terms.of(policies, context=windows.context).taken_by(moderator, windows.largest)
-        request = auditor.request("moderated", terms, whole=bool(more.get("hold")))
+        # What goes on from what has left already is another model's.
+        label = "moderated, behind" if more.get("behind") else "moderated"
+        request = auditor.request(label, terms, whole=bool(more.get("hold")))
         if thoughts is not None:
             more["thoughts"] = replace(thoughts, release=_thinking(request, thoughts.release))
         return heard(request, original(source, moderator, policy, **more), request.piece)

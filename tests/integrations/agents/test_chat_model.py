@@ -163,6 +163,25 @@ async def test_a_replacement_is_judged_as_the_end_of_what_has_left() -> None:
     assert (await late.ainvoke("x")).text == "Take a match then."
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["at once", "at its end"])
+async def test_another_models_answer_is_judged_as_the_end_of_what_has_left(last: bool) -> None:
+    def score(text: str) -> dict[str, float]:
+        return {"violence": float("flagme" in text or {"light", "match"} <= {*text.split()})}
+
+    said = "You need some light wood and a dry place for it, and flagme."
+    answer = f"{'There is a good deal to be said for patience. ' * 12 if last else ''}Take a match then."
+    local = TTAChatModel(model=ScriptedEngine(answer), moderator=ScriptedModerator(), method="none")
+    settings: Any = {"moderator": ScriptedModerator(score=score), "repair_model": local}
+    late = guarded(said, release=Windows(first=16, largest=16), **settings)
+    chunks = [chunk async for chunk in late.astream("x")]
+    text = "".join(str(chunk.text) for chunk in chunks)
+    assert "match" not in text
+    assert text.endswith(f"\n\n{DEFAULT_NOTICE}")
+    assert ("patience" in text) is last
+    assert chunks[-1].response_metadata["finish_reason"] == "content_filter"
+    assert (await late.ainvoke("x")).text == answer
+
+
 async def test_a_model_that_fails_fails_as_before() -> None:
     def fail(number: int) -> None:
         if number == 5:

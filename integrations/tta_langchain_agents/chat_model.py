@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from tta_langchain_agents.content import last_human_text, material, own_id, text_only
 from tta_langchain_agents.handover import Handover, StandIn
-from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, unobserved
+from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, refuse, unobserved
 from tta_langchain_agents.ledger import Books
 from tta_langchain_agents.quiet import quiet, quiet_stream, quiet_threaded_stream, spanned, without_callbacks
 from tta_langchain_agents.stream import WatchedStream, WithheldError
@@ -46,11 +46,7 @@ Messages = list[BaseMessage]
 
 Ending: TypeAlias = Literal["stop", "length", "content_filter"]
 
-_ENDINGS: Final[Mapping[str, Ending]] = {
-    "length": "length",
-    "max_tokens": "length",
-    "content_filter": "content_filter",
-}
+_ENDINGS: Final[Mapping[str, Ending]] = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
 """Reasons of providers that telemetry tells apart from a natural end."""
 
 
@@ -202,7 +198,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._call(messages)
+        call = self._call(messages, kwargs)
         with call.observed(stream=False):
             with quiet():
                 message = self.inner.invoke(messages, without_callbacks(), stop=stop, **kwargs)
@@ -215,7 +211,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._call(messages)
+        call = self._call(messages, kwargs)
         with call.observed(stream=False):
             with quiet():
                 message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
@@ -228,8 +224,9 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        call = self._call(messages, kwargs)
         chunks = quiet_threaded_stream(lambda: self.inner.stream(messages, without_callbacks(), stop=stop, **kwargs))
-        for chunk in bridge.iterate(self._call(messages).stream(chunks)):
+        for chunk in bridge.iterate(call.stream(chunks)):
             yield ChatGenerationChunk(message=chunk)
 
     async def _astream(
@@ -239,12 +236,14 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        call = self._call(messages, kwargs)
         chunks = quiet_stream(lambda: self.inner.astream(messages, without_callbacks(), stop=stop, **kwargs))
-        async with aclosing(self._call(messages).stream(chunks)) as checked:
+        async with aclosing(call.stream(chunks)) as checked:
             async for chunk in checked:
                 yield ChatGenerationChunk(message=chunk)
 
-    def _call(self, messages: Sequence[BaseMessage]) -> _Call:
+    def _call(self, messages: Sequence[BaseMessage], given: Mapping[str, Any]) -> _Call:
+        refuse(given, self.base)
         moderator = self.runtime.moderator(self.moderator)
         policies = StagePolicies.of(self.policy).with_default(moderator.default_threshold)
         ledger = Ledger(moderator, policies.output, around=within_a_guard)

@@ -45,6 +45,10 @@ class Handover:
             raise ConfigurationError("on_flagged='repair' needs repair_model=TTAChatModel(...)")
         if self.action == "replace" and not (callable(self.replacement) or isinstance(self.replacement, Runnable)):
             raise ConfigurationError("on_flagged='replace' needs replacement=, a function or a Runnable")
+        given = {"repair": self.repair_model, "replace": self.replacement}
+        if unused := [other for other, part in given.items() if part is not None and other != self.action]:
+            name = {"repair": "repair_model", "replace": "replacement"}[unused[0]]
+            raise ConfigurationError(f"on_flagged={self.action!r} never uses {name}; leave one of the two out")
 
     @classmethod
     def of(

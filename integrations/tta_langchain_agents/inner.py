@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -9,6 +10,7 @@ from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding
 
+from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.errors import ConfigurationError
 
 
@@ -76,3 +78,20 @@ def _with_handler(callbacks: Any, handler: BaseCallbackHandler) -> Any:
 def handlers(callbacks: Any) -> list[Any]:
     """Of a list or a manager of callbacks."""
     return list(getattr(callbacks, "handlers", callbacks) or [])
+
+
+_OF_THE_GUARD = ("moderator", "policy", "on_flagged", "repair_model", "replacement", "release")
+
+
+def refuse(given: Collection[str], base: BaseChatModel) -> None:
+    """A model that takes any setting would take the guard's, too, and nobody would know that it changes nothing.
+
+    Raises:
+        ConfigurationError: a call has a setting of the guard around ``base``, which is none of that model's.
+    """
+    for name in _OF_THE_GUARD:
+        if name in given and not isinstance(base, TTAChatModel):
+            raise ConfigurationError(
+                f"a call has the inner model's settings, and {name!r} is the guard's: "
+                f"write model.model_copy(update={{{name!r}: ...}})"
+            )

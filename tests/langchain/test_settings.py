@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from openai import OpenAI
 from pydantic import ValidationError
 from staged_plugin import installed
-from tta_langchain_agents import GuardedChatModel
+from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 
 from tta_middleware import Budget, TTAChatModel
 from tta_middleware.config import Windows
@@ -62,6 +64,36 @@ def test_the_guard_around_another_model_refuses_unknown_settings() -> None:
         GuardedChatModel(inner=inner, moderator=ScriptedModerator(), polcy=0.1)
     with pytest.raises(ValidationError, match="no setting 'threshold'; write policy"):
         GuardedChatModel(inner=inner, moderator=ScriptedModerator(), threshold=0.1)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_call_cannot_change_the_guard_around_another_model(way: str) -> None:
+    model = GuardedChatModel(inner=FakeListChatModel(responses=["Hello."]), moderator=ScriptedModerator())
+    ways: dict[str, Callable[[], Any]] = {
+        "invoke": lambda: model.invoke("Hi", policy=0.1),
+        "ainvoke": lambda: asyncio.run(model.bind(policy=0.1).ainvoke("Hi")),
+        "stream": lambda: list(model.stream("Hi", policy=0.1)),
+        "astream": lambda: asyncio.run(anext(model.astream("Hi", policy=0.1))),
+    }
+    with pytest.raises(ConfigurationError, match="'policy' is the guard's"):
+        ways[way]()
+    around = GuardedChatModel(inner=scripted(), moderator=ScriptedModerator())
+    assert around.invoke("Hi", policy=0.1).text == ALPHABET
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"on_flagged": "block", "repair_model": True}, "on_flagged='block' never uses repair_model"),
+        ({"repair_model": True, "replacement": str}, "on_flagged='repair' never uses replacement"),
+    ],
+)
+def test_what_is_never_used_is_refused(settings: dict[str, Any], says: str) -> None:
+    parts = settings | ({"repair_model": scripted()} if "repair_model" in settings else {})
+    with pytest.raises(ConfigurationError, match=says):
+        TTAMiddleware(ScriptedModerator(), **parts)
+    with pytest.raises(ValidationError, match=says):
+        GuardedChatModel(inner=FakeListChatModel(responses=["Hello."]), moderator=ScriptedModerator(), **parts)
 
 
 def test_an_unknown_limit_is_refused_with_the_nearest() -> None:

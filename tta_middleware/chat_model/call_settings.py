@@ -60,6 +60,9 @@ _OF_THE_MODEL: Final = ("moderator", "policies", "streaming", "device", "dtype",
 
 _CALL_ADVICE: Final = {
     **_ADVICE,
+    "max_concurrency": "write batch(..., config={'max_concurrency': ...})",
+    "n": "ask several times, such as batch([question] * 3); of a server n is understood",
+    "logprobs": "they are given nowhere: probabilities would tell of words that were withheld",
     **{name: f"that is the model's: write model.model_copy(update={{{name!r}: ...}})" for name in _OF_THE_MODEL},
 }
 

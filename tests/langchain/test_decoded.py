@@ -93,6 +93,23 @@ async def test_no_escape_hides_what_a_call_says(text: str, release: str, windows
         assert "😀" not in said(message)
 
 
+@pytest.mark.parametrize("windows", [Windows(), Windows(first=16, largest=64, context=80)], ids=["usual", "small"])
+async def test_words_before_a_long_call_are_judged_with_those_behind_it(windows: Windows) -> None:
+    call = hermes(json.dumps({"text": "A good thing. " * 200}))
+    text = f"It is a forbid{call}den thing, and a good deal could be said of it. {'And so on. ' * 40}"
+    for message in await both_ways(chat(text, windows=windows, max_new_tokens=5_000).bind_tools([mail])):
+        assert message.response_metadata["finish_reason"] == "content_filter"
+        assert "forbidden" not in said(message)
+
+
+async def test_what_stands_in_for_a_call_is_parted_from_the_words_before_it() -> None:
+    text = f"It is a forbid{hermes(json.dumps({'text': 'forbidden'}))}"
+    model = chat(text, windows=SMALL, fallback=lambda _: "den thing.").bind_tools([mail])
+    streamed = (await both_ways(model))[1]
+    assert (streamed.text, streamed.tool_calls) == ("It is a forbid\n\nden thing.", [])
+    assert (await both_ways(chat(hermes('{"text": "forbidden"}')).bind_tools([mail])))[1].text == NOTICE
+
+
 async def test_a_call_is_judged_whole_however_short_the_windows_are() -> None:
     for message in await both_ways(chat(CALLS["a value"], windows=NO_CONTEXT).bind_tools([mail])):
         assert (message.text, message.tool_calls) == (NOTICE, [])

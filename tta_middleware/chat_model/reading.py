@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, reduce
 from operator import add
 from typing import Any, Final, cast
@@ -53,7 +53,7 @@ class AnswerReader:
         self._most = None if use is None or use.parallel else 1
         self._call_id = call_id
         self._calls = 0
-        self._callable = False
+        self._callable = self._spoken = False
         self._last = ""
 
     def feed(self, text: str, channel: Channel = "answer") -> list[AIMessageChunk]:
@@ -74,7 +74,8 @@ class AnswerReader:
         held, self._held = self._held, ""
         if blocked and self._parser.open:
             # A call was cut off and the notice stands behind it; the call is of no use.
-            rest = self._chunks([(held or self._last).strip()])
+            instead = held or self._last
+            rest = self._chunks([instead if self._spoken else instead.strip()])
         elif blocked:
             rest, refusal = self._chunks(self._parser.finish()), held.removeprefix(SEAM)
         else:
@@ -103,6 +104,7 @@ class AnswerReader:
 
     def _chunk(self, piece: Piece) -> AIMessageChunk:
         if isinstance(piece, str):
+            self._spoken = True
             return AIMessageChunk(content=piece)
         index, self._calls = self._calls, self._calls + 1
         self._callable = self._callable or isinstance(piece, ParsedCall)
@@ -130,11 +132,12 @@ def _decoded(use: ToolUse, text: str, begin: int) -> str | None:
     guard either, since a repair goes on from there.
     """
     parser, written = tool_parser(use.kind, use.names, use.tools), use.opening + text[begin:]
-    parser.feed(use.opening + text[:begin])
+    before = _prose(parser.feed(use.opening + text[:begin]))
     pieces, inside = parser.feed(text[begin:]), parser.open
     rest = parser.finish()
     pieces += rest
-    prose = "".join(piece for piece in pieces if isinstance(piece, str))
+    # A reader sees what stands before a call next to what stands behind it, however long that is.
+    prose = before[-len(text) + begin :] + _prose(pieces)
     calls = [piece for piece in pieces if isinstance(piece, ParsedCall)]
     found = [call_text(call.name, call.arguments) for call in calls if not _stands(call, written)]
     if prose not in text:
@@ -145,6 +148,10 @@ def _decoded(use: ToolUse, text: str, begin: int) -> str | None:
     elif decoded := json_reading(prose):
         found.append(decoded)
     return "\n".join(found) or None
+
+
+def _prose(pieces: Iterable[Piece]) -> str:
+    return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
 def _stands(call: ParsedCall, written: str) -> bool:

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, iscoroutinefunction, signature
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
-from tta_middleware.errors import ConfigurationError
+from tta_middleware.errors import ConfigurationError, TTAError
 from tta_middleware.methods.base import Method
 from tta_middleware.policy import STAGES, StagePolicies
 from tta_middleware.policy.coverage import categories_of, check_rules, check_scored, enforced, reads_rules
@@ -158,7 +158,46 @@ def _load(group: str, kind: str, name: str) -> Callable[..., Any]:
     if group == MODERATORS and (name in _OWN or judging_model(name) is not None):
         made = _CASCADE if name.startswith(CASCADE) else _LLM_JUDGE
         return cast(Callable[..., Any], EntryPoint(name, made, group).load())
-    return cast(Callable[..., Any], check_known(group, kind, name).load())
+    return _imported(check_known(group, kind, name), kind)
+
+
+def _imported(entry: EntryPoint, kind: str) -> Callable[..., Any]:
+    """What an entry point names.
+
+    Raises:
+        ConfigurationError: its module, or the name in it, cannot be had.
+        MissingExtraError: as that module raises it.
+    """
+    try:
+        found = entry.load()
+    except TTAError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"the {kind} {entry.name!r} is {entry.value!r}, which cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(found):
+        raise ConfigurationError(f"the {kind} {entry.name!r} is {entry.value!r}, which is no class and no function")
+    return cast(Callable[..., Any], found)
+
+
+def _called(kind: str, name: str, made: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """The part that a class or a function of an entry point makes.
+
+    Raises:
+        ConfigurationError: it takes other arguments; whatever else it raises is its own affair.
+    """
+    try:
+        signature(made).bind(*given, **options)
+    except ValueError:  # one of C, which has none to tell
+        pass
+    except TypeError as error:
+        taken = "that takes the text behind the colon" if given else "without arguments"
+        raise ConfigurationError(
+            f"the {kind} {name!r} cannot be made from its name: {error}; give an object that you have made, or have "
+            f"the entry point name a function {taken}"
+        ) from None
+    return made(*given, **options)
 
 
 def resolve_engine(model: str | Engine, **options: Any) -> Engine:
@@ -174,7 +213,10 @@ def resolve_engine(model: str | Engine, **options: Any) -> Engine:
     if isinstance(model, str):
         check_options(model, options)
         name, reference = _engine(model)
-        return cast(Engine, _load(ENGINES, "engine", name)(reference, **options))
+        engine = _called("engine", name, _load(ENGINES, "engine", name), reference, **options)
+        if not _has_members(engine):
+            raise ConfigurationError(f"the engine {name!r} makes {_described(engine)}")
+        return engine
     if _has_members(model):
         return model
     raise ConfigurationError(f"a model is a name, a folder or an Engine, not {_described(model)}")
@@ -182,12 +224,16 @@ def resolve_engine(model: str | Engine, **options: Any) -> Engine:
 
 def _has_members(model: object) -> TypeGuard[Engine]:
     """Whether it has all that an engine has; since Python 3.12 ``isinstance`` does not see what a wrapper passes on."""
+    if isinstance(model, type):
+        return False
     names = {*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_"))}
     return all(hasattr(model, name) for name in names)
 
 
 def _described(model: Any) -> str:
     """What somebody gave for a model, and what to give instead where that is known."""
+    if isinstance(model, type):
+        return f"the class {model.__name__}; give an object of it, such as {model.__name__}(...)"
     kind = type(model).__name__
     if callable(getattr(model, "generate", None)) and hasattr(model, "config"):
         return f"a {kind}, which lacks its tokenizer; save_pretrained both into one folder and give that"
@@ -247,15 +293,28 @@ def resolve_moderator(
             f"a moderator is a name, or an object with moderate(texts) that gives a Verdict for each text; "
             f"{getattr(moderator, '__name__', type(moderator).__name__)} is neither{_instead(moderator)}"
         )
-    if isinstance(moderator, Moderator) and iscoroutinefunction(moderator.moderate):
+    if isinstance(moderator, Moderator) and _moderates_as_told(moderator):
         return moderator
     from tta_middleware.moderation.adapters.plain import PlainModerator
 
     return PlainModerator(moderator)
 
 
+def _moderates_as_told(moderator: Moderator) -> bool:
+    """Whether it is asked as the protocol says it: awaited, with the prompt along."""
+    ask = moderator.moderate
+    try:
+        parameters = signature(ask).parameters.values()
+    except ValueError:  # one of C, which has none to tell
+        return iscoroutinefunction(ask)
+    takes_prompt = any(one.name == "prompt" or one.kind is Parameter.VAR_KEYWORD for one in parameters)
+    return iscoroutinefunction(ask) and takes_prompt
+
+
 def _instead(given: Any) -> str:
     """What to write for what users try."""
+    if isinstance(given, type) and hasattr(given, "moderate"):
+        return f"; write {given.__name__}(...) for an object of that class"
     if hasattr(given, "moderations"):
         return "; write OpenAIModerator(base_url=..., api_key=...) for a client of OpenAI's"
     if not isinstance(given, type) and (callable(given) or hasattr(given, "ainvoke")):
@@ -266,13 +325,25 @@ def _instead(given: Any) -> str:
 def _made(name: str, engine: Engine | None, calibration: CalibrationOf) -> Moderator:
     made = _load(MODERATORS, "moderator", name)
     if name not in _OWN and judging_model(name) is None:
-        return cast(Moderator, made())
+        return _filled_in(name, _called("moderator", name, made))
     judge, known = _judge(name, engine, calibration)
     if not name.startswith(CASCADE):
         return judge
     return cast(
         Moderator, made(_load(MODERATORS, "moderator", LOCAL)(), judge, bounds=known and known.cascade, name=name)
     )
+
+
+def _filled_in(name: str, made: Any) -> Moderator:
+    """A part of an entry point as if its user had given it as an object.
+
+    Raises:
+        ConfigurationError: it has no ``moderate``.
+    """
+    try:
+        return resolve_moderator(object() if isinstance(made, str) else made)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the moderator {name!r} makes none: {error}") from None
 
 
 def _judge(name: str, engine: Engine | None, calibration: CalibrationOf) -> tuple[Moderator, JudgeCalibration | None]:
@@ -331,7 +402,15 @@ def resolve_method(method: str | Method | None) -> Method | None:
     if method is None or method == "none":
         return None
     if isinstance(method, str):
-        return cast(Method, _load(METHODS, "method", method)())
-    if isinstance(method, Method):
-        return method
-    raise ConfigurationError(f"a method is a name or has name and build; {type(method).__name__} has not")
+        made = _called("method", method, _load(METHODS, "method", method))
+        if not isinstance(made, Method):
+            raise ConfigurationError(f"the method {method!r} makes a {type(made).__name__}; {_OF_A_METHOD}")
+        return made
+    given: Any = method
+    if isinstance(given, Method) and not isinstance(given, type):
+        return given
+    kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+    raise ConfigurationError(f"a method is a name or an object; {kind} is neither: {_OF_A_METHOD}")
+
+
+_OF_A_METHOD = "it has name, needs and build (tta_middleware.methods.base.Method)"

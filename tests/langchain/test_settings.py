@@ -262,6 +262,73 @@ async def test_an_engine_of_ones_own_by_name_is_told_only_what_was_set(
         await model.model_copy(update={"device": "cuda"}).ainvoke("Hello")
 
 
+PARTS = """
+class NeedsKey:
+    def __init__(self, key): ...
+    async def moderate(self, texts): ...
+
+class Plain:
+    def moderate(self, texts):
+        from tta_middleware.types import Verdict
+        return [Verdict({"violence": 0.9 if "roses" in text else 0.1}, False, "plain") for text in texts]
+
+text = "no part"
+
+def three():
+    return 3
+"""
+PARTS_BY_NAME = """
+[tta_middleware.moderators]
+needskey = my_parts:NeedsKey
+plain = my_parts:Plain
+missing = my_parts:Missing
+nomodule = not_there:Moderator
+text = my_parts:text
+three = my_parts:three
+[tta_middleware.engines]
+plain = my_parts:Plain
+three = my_parts:three
+[tta_middleware.methods]
+three = my_parts:three
+"""
+
+
+@pytest.fixture
+def parts_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "installed").mkdir()
+    module = tmp_path / "my_parts.py"
+    module.write_text(PARTS)
+    monkeypatch.syspath_prepend(str(installed(tmp_path / "installed", module, PARTS_BY_NAME)))
+
+
+@pytest.mark.usefixtures("parts_by_name")
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"moderator": "needskey"}, "'needskey' cannot be made from its name: missing a required argument: 'key'"),
+        ({"moderator": "missing"}, "'missing' is 'my_parts:Missing', which cannot be imported: AttributeError"),
+        ({"moderator": "nomodule"}, "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
+        ({"moderator": "text"}, "'my_parts:text', which is no class and no function"),
+        ({"moderator": "three"}, "the moderator 'three' makes none: .* int is neither"),
+        ({"model": "plain:x"}, "the engine 'plain' cannot be made from its name: .* takes the text behind the colon"),
+        ({"model": "three:x"}, "the engine 'three' cannot be made from its name"),
+        ({"method": "three"}, "the method 'three' makes a int; it has name, needs and build"),
+        ({"model": ScriptedEngine}, "the class ScriptedEngine; give an object of it"),
+        ({"moderator": ScriptedModerator}, r"write ScriptedModerator\(\.\.\.\) for an object"),
+    ],
+)
+def test_a_part_that_cannot_be_made_says_why(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises((ConfigurationError, ValidationError), match=says):
+        TTAChatModel(**{"model": ScriptedEngine("Hello."), "moderator": ScriptedModerator()} | settings).invoke("Hi")
+
+
+@pytest.mark.usefixtures("parts_by_name")
+def test_a_moderator_by_name_is_filled_in_as_an_object_is() -> None:
+    for answer, outcome in (("Good morning to you.", "clean"), ("All about roses.", "blocked")):
+        model = TTAChatModel(model=ScriptedEngine(answer), moderator="plain", method="none")
+        assert model.invoke("Hi").response_metadata["tta"]["outcome"] == outcome
+
+
 @pytest.mark.parametrize(
     "made", [TTAChatModel, lambda **given: GuardedChatModel(inner=FakeListChatModel(responses=[]), **given)]
 )

@@ -7,6 +7,7 @@ import pytest
 from tta_middleware import Guard, Message, Policy, Repair
 from tta_middleware.errors import ConfigurationError, ModerationRejectedError, ModerationUnavailableError
 from tta_middleware.guard.ledger import Ledger
+from tta_middleware.moderation.adapters.plain import PlainModerator
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.stack import StackSettings, production_moderator
 from tta_middleware.testing.fault_server import FaultServer
@@ -93,3 +94,20 @@ async def test_an_open_policy_does_not_switch_the_guard_off_for_a_wrong_key(ask,
 )
 async def test_an_open_policy_passes_what_an_outage_or_one_text_leaves_unscored(ask, error):
     assert await ask(guard(ScriptedModerator(failures=[error] * 9), policy=Policy(on_error="open"))) == ANSWER
+
+
+async def test_an_answer_that_is_no_verdict_is_logged_once_with_what_it_is(caplog):
+    class Sloppy:
+        def moderate(self, texts):
+            return [0.1 for _ in texts]
+
+    sloppy = PlainModerator(Sloppy())
+    for _ in range(2):
+        answer = await guard(sloppy).answer(ASK)
+        assert answer.trace.stop_reason == "moderator: InvalidVerdictError"
+        assert ANSWER not in answer.text
+    [line] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.endswith(
+        "gave a list of float, which is no list of verdicts; its moderate() returns one Verdict per text"
+    )
+    assert ANSWER not in line

@@ -40,7 +40,7 @@ Score: TypeAlias = Callable[[Sequence[str]], Awaitable[list[Verdict]]]
 
 
 class _Refusals:
-    """What moderators refused and why, so that each reason is logged once.
+    """What moderators refused, or answered that is no verdict, and why, so that each reason is logged once.
 
     A policy that fails closed turns such an error into the notice; without a log line nobody would see that a key is
     wrong. A reason that lies in the settings is logged anew once its moderator has answered in between. Shared by all
@@ -62,6 +62,10 @@ class _Refusals:
                 what = "gives no verdicts until this is mended" if error.of_setup else "refused a text"
                 _logger.error("moderator %r %s: %s", name, what, error)
             raise
+        except InvalidVerdictError as error:
+            if self._is_new_of_texts(str(error)):
+                _logger.error("moderator %r gave no usable verdict, and its text is withheld: %s", name, error)
+            raise
         except ConfigurationError as error:
             if isinstance(error, ModeratorSetupError):
                 raise
@@ -75,6 +79,9 @@ class _Refusals:
         reason = str(error)
         if error.of_setup:
             return self._is_new_of_setup(name, reason)
+        return self._is_new_of_texts(reason)
+
+    def _is_new_of_texts(self, reason: str) -> bool:
         with self._lock:
             new = reason not in self._of_texts and len(self._of_texts) < MOST_REASONS
             self._of_texts |= {reason} if new else set()
@@ -162,6 +169,13 @@ async def verdict_on(
     return stricter(await verdicts_on(moderator, texts, prompt=prompt))
 
 
+def _kind(answer: object) -> str:
+    """What an answer is, without what it says."""
+    strangers = [one for one in answer if not isinstance(one, Verdict)] if isinstance(answer, list) else []
+    of = f" of {type(strangers[0]).__name__}" if strangers else ""
+    return f"a {type(answer).__name__}{of}"
+
+
 def counted(answer: object, texts: Sequence[str], name: str) -> list[Verdict]:
     """What the moderator called ``name`` answered for ``texts``, if it is one verdict for each.
 
@@ -171,7 +185,7 @@ def counted(answer: object, texts: Sequence[str], name: str) -> list[Verdict]:
     verdicts = [one for one in answer if isinstance(one, Verdict)] if isinstance(answer, Sequence) else []
     if not isinstance(answer, Sequence) or len(verdicts) != len(answer):
         raise InvalidVerdictError(
-            f"moderator {name!r} gave a {type(answer).__name__} that is no list of verdicts; "
+            f"moderator {name!r} gave {_kind(answer)}, which is no list of verdicts; "
             "its moderate() returns one Verdict per text"
         )
     if len(verdicts) != len(texts):

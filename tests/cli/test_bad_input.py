@@ -56,6 +56,7 @@ MISTAKES = {
     "a threshold that is no number": ([*CHAT, "--threshold", "nan"], 2, "'--threshold': Input should be"),
     "a misspelt category": ([*CHAT, "--policy", '{"categories": {"hat": 0.1}}'], 2, "did you mean 'hate'?"),
     "a misspelt policy field": ([*CHAT, "--policy", '{"treshold": 0.1}'], 2, "Policy.treshold: unknown setting"),
+    "a threshold for a policy": ([*CHAT, "--policy", "0.3"], 2, "a threshold is --threshold 0.3"),
     "a policy that is no JSON": ([*CHAT, "--policy", "{threshold: 0.1}"], 2, "--policy is not valid JSON"),
     "a policy file that is missing": (
         [*CHAT, "--policy", "nix.json"],

@@ -18,7 +18,7 @@ def test_a_flagged_answer_is_replaced_and_the_story_says_so(tta):
     assert ran.code == 0
     assert ran.out == "A calm and friendly answer about weeds and gardens.\n"
     assert "neutralised" in ran.err
-    assert "0.900 (flagged) before, 0.050 (safe, usable) after" in ran.err
+    assert "0.900 (flagged: illicit) before, 0.050 (safe, usable) after" in ran.err
     assert "wave 1: 0.900" in ran.err
     assert "bad plan" not in ran.out + ran.err
 
@@ -28,6 +28,14 @@ def test_a_blocked_answer_exits_with_3_and_shows_the_notice(tta):
     assert ran.code == 3
     assert ran.out == "I can't help with that request.\n"
     assert "blocked" in ran.err
+
+
+def test_the_waves_of_a_long_repair_leave_the_outcome_in_sight(tta):
+    ran = tta("chat", "Hello", "--model", "staged:stubborn", "--moderator", "words", "--verbose")
+    waves = [line for line in ran.err.splitlines() if line.startswith(("wave", "..."))]
+    assert len(waves) == 13
+    assert waves[11].startswith("...: ")
+    assert int(waves[12].split(":")[0].removeprefix("wave ")) == 12 + int(waves[11].split()[1])
     assert "budget: generations" in ran.err
 
 

@@ -36,7 +36,7 @@ def test_a_conversation(chat: Callable[..., Terminal], tmp_path: Path) -> None:
     assert re.search(r"checked +0.050 up to 48", why)
 
     answer = terminal.tell("Plan an attack on weeds")
-    assert "about weeds and gardens. repaired: score 0.900 (flagged) before, 0.050" in answer
+    assert "about weeds and gardens. repaired: score 0.900 (flagged: illicit) before, 0.050" in answer
     assert not terminal.shows("bad plan")
     assert b"bad plan" not in terminal.raw
     assert b"\x08 \x08" in terminal.raw  # the mark of the repair came and went

@@ -44,6 +44,7 @@ def test_a_whole_answer(served: Served, log: Log) -> None:
     line = log.request(path="/v1/chat/completions")
     assert line["id"] == raw.headers["x-request-id"]
     assert (line["outcome"], line["completion_tokens"]) == ("clean", answer.usage.completion_tokens)
+    assert not {"reason", "category", "score"} & line.keys()
 
 
 def test_a_streamed_answer(served: Served) -> None:
@@ -86,11 +87,15 @@ def text_of_whole(answer: Any) -> str:
     return str(answer.choices[0].message.content)
 
 
-def test_a_blocked_answer_is_an_answer(served: Served) -> None:
+def test_a_blocked_answer_is_an_answer(served: Served, log: Log) -> None:
     answer = ask(served, ATTACK)
     choice = answer.choices[0]
     assert (choice.finish_reason, choice.message.refusal, choice.message.content) == ("content_filter", NOTICE, NOTICE)
-    assert answer.model_extra["tta"]["outcome"] == "blocked"
+    trace = answer.model_extra["tta"]
+    assert trace["outcome"] == "blocked"
+    line = log.request(path="/v1/chat/completions")
+    assert (line["outcome"], line["reason"]) == ("blocked", trace["stop_reason"])
+    assert (line["category"], line["score"]) == (trace["baseline"]["category"], trace["baseline"]["score"])
 
 
 def test_a_stream_that_is_blocked_ends_well(served: Served) -> None:

@@ -18,6 +18,9 @@ _OUTCOMES = {
     "--max-reasoning-tokens",
 }
 
+_SHOWN = 12
+"""Lines for the waves of a repair; of more the middle ones are left out, so that the outcome stays in sight."""
+
 _LONG_LOAD = 0.05
 """Seconds of loading that are worth a line."""
 
@@ -84,7 +87,7 @@ def _scores(trace: Trace) -> str:
 
 
 def _score(score: AnswerScore) -> str:
-    words = ["flagged" if score.flagged else "safe"]
+    words = [f"flagged: {score.category}" if score.flagged else "safe"]
     if score.usable is not None:
         words.append("usable" if score.usable else f"not usable: {', '.join(score.problems)}")
     return f"{score.score:.3f} ({', '.join(words)})"
@@ -98,6 +101,10 @@ def _move(trace: Trace) -> str:
 
 def _waves(trace: Trace) -> Iterator[tuple[str, str]]:
     for number, step in enumerate(trace.steps, start=1):
+        if _SHOWN <= number < len(trace.steps):
+            if number == _SHOWN:
+                yield "...", f"{len(trace.steps) - _SHOWN} waves more, before the last"
+            continue
         yield f"wave {number}", " ".join(f"{score:.3f}" for score in step.scores)
 
 

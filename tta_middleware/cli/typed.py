@@ -28,12 +28,23 @@ def _policy_fields(text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text if inline else Path(text).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"--policy: cannot read {text}: {error.strerror}") from None
+        hint = f"; a threshold is --threshold {text}" if _is_number(text) else ""
+        raise ConfigurationError(f"--policy: cannot read {text}: {error.strerror}{hint}") from None
     except ValueError:
-        raise ConfigurationError(f"{where} is not valid JSON") from None
+        named = Path(text).suffix in (".toml", ".yaml", ".yml")
+        hint = "; files of named policies are for tta serve --policies" if named else ""
+        raise ConfigurationError(f"{where} is not valid JSON{hint}") from None
     if not isinstance(fields, dict):
         raise ConfigurationError(f"{where} must hold a JSON object with threshold, categories, on_error or notice")
     return fields
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def engine_options(given: Sequence[str] | None) -> dict[str, Any]:

@@ -281,7 +281,8 @@ class Choices:
 
     def _log(self) -> None:
         record, usage, worst = self.call.record, self.usage or {}, self._worst
-        record.outcome, record.finish_reason = worst.trace.get("outcome"), worst.finish_reason
+        record.tell(worst.trace)
+        record.finish_reason = worst.finish_reason
         record.prompt_tokens, record.completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
 
 

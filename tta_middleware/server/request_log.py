@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,12 +36,23 @@ class Record:
     mode: str | None = None
     stream: bool | None = None
     outcome: str | None = None
+    reason: str | None = None
+    category: str | None = None
+    score: float | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
     disconnected: bool = False
     began: float = field(default_factory=time.monotonic)
+
+    def tell(self, trace: Mapping[str, Any]) -> None:
+        """How the answer ended, and, of one that is not simply the model's own, what decided and on which score."""
+        self.outcome = trace.get("outcome")
+        if self.outcome not in (None, "clean"):
+            self.reason = trace.get("stop_reason")
+        if (first := trace.get("baseline")) and first["flagged"]:
+            self.category, self.score = first["category"], round(first["score"], 4)
 
     def write(self) -> None:
         """To the log; what is not known is left out."""

@@ -178,6 +178,8 @@ def message_left(request: AuditedRequest, message: BaseMessage, names: Collectio
     trace = message.response_metadata.get("tta")
     if isinstance(trace, dict) and not request.label.startswith("TTAMiddleware"):
         request.marked(trace.get("mode"), trace.get("observed") or ())
+        if request.label.startswith("GuardedChatModel") and trace.get("outcome") == "clean":
+            request.as_read(message.text)
     for place, text in _parts(message, names):
         request.loose(place, text)
     for call in message.tool_calls if isinstance(message, AIMessage) else ():

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from tta_middleware.config import Windows
 from tta_middleware.guard.events import Finished, Released, RepairFinished, RepairStarted, StreamEvent
+from tta_middleware.guard.ledger import LONGEST
 from tta_middleware.policy import STAGES, Policy, Stage, StagePolicies
 from tta_middleware.testing.audit_rules import (
     below,
@@ -283,6 +284,14 @@ class AuditedRequest:
         terms = self.terms
         if terms and not covered_whole(_encodable(text), self.passing("output"), terms.limit, terms.shared):
             self._unproven.append(("a whole answer was not scored whole", text))
+
+    def as_read(self, text: str) -> None:
+        """All of an answer left by a surface that puts it together from pieces which something else may have parted."""
+        terms = self.terms
+        if terms and not covered_whole(
+            _encodable(text), self._known(), terms.limit or LONGEST, terms.shared or _OVERLAP
+        ):
+            self._unproven.append(("an answer was not judged as it is read", text))
 
     def stood_in_for(self, text: str, stand_ins: Sequence[str | None], *, ended: bool) -> None:
         """All of an answer left by a surface: what was released inside it, a seam, and what stands in for the rest.

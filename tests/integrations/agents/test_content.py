@@ -13,10 +13,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Tool
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from tta_langchain_agents import GuardedChatModel
 from tta_langchain_agents.content import content_texts
+from tta_langchain_agents.stream import Passed, Track
 
 from tta_middleware import Windows
+from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.delays import Unequal, slow_even
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
+from tta_middleware.types import TextDelta
 
 
 class Pieces(BaseChatModel):
@@ -259,3 +262,25 @@ async def test_thoughts_are_seen_before_the_answer_has_begun() -> None:
         if chunk.additional_kwargs.get("reasoning_content"):
             said.set()
     assert said.is_set()
+
+
+@pytest.mark.no_audit("plants a leak")
+async def test_the_auditor_hears_of_an_answer_that_was_not_judged_as_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tagged = Track.add
+
+    def in_one(self: Track, chunk: AIMessage) -> Any:
+        return [TextDelta(delta.text) for delta in tagged(self, chunk)]
+
+    def all_of_it(self: Track, passed: Passed) -> Any:
+        return self.rest()
+
+    monkeypatch.setattr(Track, "add", in_one)
+    monkeypatch.setattr(Track, "take", all_of_it)
+    audit = Auditor()
+    with audit:
+        model = GuardedChatModel(inner=Pieces(chunks=BY_TURNS["answer"]), moderator=ScriptedModerator(), release="end")
+        assert "flagme" in "".join([str(chunk.text) async for chunk in model.astream("hello")])
+        with pytest.raises(AuditError, match="as it is read"):
+            audit.check()

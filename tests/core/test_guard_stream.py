@@ -19,7 +19,7 @@ from tta_middleware.guard.events import Finished, Released, RepairFinished, Repa
 from tta_middleware.guard.settings import BRIDGES
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
-from tta_middleware.types import GenerationRequest, TextDelta, Verdict
+from tta_middleware.types import GenerationRequest, GuardedAnswer, TextDelta, Verdict
 
 ASK = [Message("user", "Please tell me about the old harbour town")]
 START = "The old harbour town lies where the river meets the sea. Its market opens at dawn."
@@ -184,6 +184,22 @@ async def test_a_bridge_that_leads_nowhere_is_no_repair(tail: str) -> None:
         repair = {"budget": Budget(generations=12), "commit": commit}
         answer = finished(await collect(guard(script, repair=repair).stream(ASK))).answer
         assert (answer.trace.outcome, answer.finish_reason) == ("blocked", "content_filter")
+
+
+async def test_no_bridge_puts_a_stop_string_into_the_answer() -> None:
+    plain = " Or rather,"
+
+    def script(call: ScriptedCall) -> str:
+        bridged = call.prefix.endswith((*BRIDGES, plain))
+        return " let us look at the lighthouse." if bridged else HARM[len(call.prefix) :]
+
+    async def answer(*bridges: str) -> GuardedAnswer:
+        repair = {"budget": Budget(generations=12), "bridges": bridges}
+        return finished(await collect(guard(script, repair=repair).stream(ASK, Sampling(stop=("\n",))))).answer
+
+    assert (await answer(*BRIDGES)).trace.outcome == "blocked"
+    mended = await answer(*BRIDGES, plain)
+    assert (mended.trace.outcome, "\n" in mended.text) == ("neutralised", False)
 
 
 async def test_without_bridges_no_words_are_put_into_the_answer() -> None:

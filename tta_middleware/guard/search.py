@@ -80,9 +80,14 @@ async def prepare(
 
 
 async def bridge_proposals(context: RequestContext, question: Question, bridges: Sequence[str]) -> list[Proposal]:
-    """Ways out of what has left already; none while nothing has, nor where the context has no room for one."""
+    """Ways out of what has left already; none while nothing has, nor where the context has no room for one.
+
+    One that holds a stop string is none either: the answer would have had to end before it.
+    """
     found = []
     for text in bridges if question.prefix else ():
+        if any(stop in text for stop in question.sampling.stop):
+            continue
         with suppress(ConfigurationError):
             prompt = await context.embed(question.prefix + text, thought=question.thought)
             found.append(Proposal(prompt.matrix, prompt=prompt, opening=text, label="bridge"))

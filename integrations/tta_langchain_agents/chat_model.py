@@ -17,7 +17,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
-from tta_langchain_agents.content import last_human_text, material, own_id, text_only
+from tta_langchain_agents.content import last_human_text, material, own_id, text_only, without_probabilities
 from tta_langchain_agents.handover import Handover, StandIn
 from tta_langchain_agents.inner import base_model, bound_settings, handlers, model_name, observers, refuse, unobserved
 from tta_langchain_agents.ledger import Books
@@ -305,7 +305,7 @@ class _Call:
                 return instead.model_copy(update={"id": own_id(message.id), "name": message.name})
         trace = self._trace(message)
         self._tell(message, trace, message.usage_metadata)
-        metadata = message.response_metadata | {"tta": trace.as_dict()}
+        metadata = without_probabilities(message.response_metadata) | {"tta": trace.as_dict()}
         return message.model_copy(update={"id": own_id(message.id), "response_metadata": metadata})
 
     async def stream(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:

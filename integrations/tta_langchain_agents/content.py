@@ -140,10 +140,15 @@ def _tail(chunk: AIMessageChunk) -> AIMessageChunk:
     return AIMessageChunk(
         content="",
         additional_kwargs=kept,
-        response_metadata=chunk.response_metadata,
+        response_metadata=without_probabilities(chunk.response_metadata),
         usage_metadata=chunk.usage_metadata,
         name=chunk.name,
     )
+
+
+def without_probabilities(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """``response_metadata`` without the tokens that might have stood there, which no moderator has seen."""
+    return {name: value for name, value in metadata.items() if "logprob" not in name.lower()}
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.runnables import Runnable
 
-from tta_langchain_agents.content import last_human_text, text_only
+from tta_langchain_agents.content import last_human_text, text_only, without_probabilities
 from tta_langchain_agents.quiet import quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
@@ -165,7 +165,7 @@ class StandIn:
     def _note(self, chunk: AIMessageChunk) -> None:
         if chunk.response_metadata:
             trace = chunk.response_metadata.get("tta", {}) | {"handed_over": self.trace.as_dict()}
-            self.metadata = chunk.response_metadata | {"tta": trace}
+            self.metadata = without_probabilities(chunk.response_metadata) | {"tta": trace}
         if chunk.usage_metadata:
             self.usage = add_usage(self.usage, chunk.usage_metadata)
 

@@ -77,6 +77,15 @@ async def test_a_stream_adds_up_to_the_message() -> None:
         assert message.response_metadata["tta"]["outcome"] == "clean"
 
 
+async def test_probabilities_of_words_that_nobody_scored_do_not_leave() -> None:
+    alternatives = [{"token": "fine", "logprob": -0.1, "top_logprobs": [{"token": "flagme", "logprob": -2.0}]}]
+    said = AIMessage("fine", response_metadata={"model_name": "m", "logprobs": {"content": alternatives}})
+    model = guarded(said)
+    messages = [await model.ainvoke("hello"), *[chunk async for chunk in model.astream("hello")]]
+    assert messages[0].response_metadata["model_name"] == "m"
+    assert "flagme" not in str(messages)
+
+
 class Person(BaseModel):
     """A person."""
 

@@ -165,9 +165,12 @@ class Verdict:
             raise InvalidVerdictError(f"moderator {self.model!r} returned no category scores")
         scores: Mapping[str, Any] = self.scores
         for category, score in scores.items():
-            if not (isinstance(score, Real) and math.isfinite(score) and 0.0 <= float(score) <= 1.0):
+            is_number = isinstance(score, Real)
+            # Compared as it is: a whole number may be too large for a float, and even to be written out.
+            if not (is_number and 0 <= score <= 1):
+                what = repr(float(score)) if isinstance(score, float) else f"a {type(score).__name__}"
                 raise InvalidVerdictError(
-                    f"moderator {self.model!r} scored {category!r} as {score!r}; scores must lie in [0, 1]"
+                    f"moderator {self.model!r} scored {category!r} as {what}; scores must lie in [0, 1]"
                 )
 
     @property

@@ -75,7 +75,7 @@ def test_mistakes_are_named(value: object, says: str) -> None:
         Policy.of(value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("score", [math.nan, -0.01, 1.01, math.inf])
+@pytest.mark.parametrize("score", [math.nan, -0.01, 1.01, math.inf, 10**400, -(10**400)])
 def test_a_malformed_score_never_becomes_a_verdict(score: float) -> None:
     with pytest.raises(InvalidVerdictError, match="hate"):
         Verdict({"hate": score}, flagged=False, model="m")

@@ -11,6 +11,7 @@ from langchain_core.runnables import RunnableLambda
 from tta_middleware.errors import (
     ConfigurationError,
     InvalidVerdictError,
+    ModerationRejectedError,
     ModerationUnavailableError,
 )
 from tta_middleware.moderation.adapters.azure import AzureContentSafetyModerator
@@ -24,6 +25,7 @@ from tta_middleware.moderation.adapters.guard_formats import (
 from tta_middleware.moderation.adapters.mistral import MistralModerator
 from tta_middleware.moderation.adapters.runnable import RunnableModerator
 from tta_middleware.moderation.retry import RetryPolicy
+from tta_middleware.testing.fault_server import FaultServer
 from tta_middleware.testing.faults import UNAVAILABLE, Fault, always, script
 from tta_middleware.types import Verdict
 
@@ -147,7 +149,7 @@ async def test_an_answer_without_a_graded_verdict_never_passes(server, answer):
             await moderator.moderate(["x"])
 
 
-@pytest.mark.parametrize("logprob", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), float("inf"), 1e5, 10**400])
 def test_unusable_log_probabilities_never_pass(logprob):
     item = {"token": "safe", "logprob": logprob, "top_logprobs": []}
     with pytest.raises(InvalidVerdictError):
@@ -203,11 +205,36 @@ async def test_azure_severities_out_of_range_never_pass(server, azure, value):
         await azure.moderate(["x"])
 
 
-@pytest.mark.parametrize("payload", [{}, [], {"categoriesAnalysis": [3]}, {"categoriesAnalysis": []}])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        [],
+        {"categoriesAnalysis": [3]},
+        {"categoriesAnalysis": []},
+        {"categoriesAnalysis": [{"category": ["Hate"], "severity": 0}]},
+    ],
+)
 async def test_azure_answers_of_another_shape_never_pass(server, azure, payload):
     server.routes[ANALYZE] = lambda _body: payload
     with pytest.raises(InvalidVerdictError):
         await azure.moderate(["x"])
+
+
+async def test_an_azure_severity_that_comes_twice_counts_with_the_worse_one(server, azure):
+    twice = severities(violence=7)
+    twice["categoriesAnalysis"] += severities(violence=0)["categoriesAnalysis"]
+    server.routes[ANALYZE] = lambda _body: twice
+    assert (await azure.moderate(["x"]))[0].scores["violence"] == 1.0
+
+
+async def test_azures_own_key_header_does_not_follow_a_redirect(server, azure):
+    async with FaultServer() as other:
+        other.routes[ANALYZE] = lambda _body: severities()
+        server.plan = always(Fault("status", status=307, headers=(("Location", f"{other.url}{ANALYZE}"),)))
+        with pytest.raises(ModerationRejectedError):
+            await azure.moderate(["x"])
+        assert other.requests == []
 
 
 async def test_azure_without_a_key_names_its_own_variable(monkeypatch, server):
@@ -290,7 +317,7 @@ async def test_any_function_of_a_text_is_a_moderator(scorer):
     assert [verdict.flagged for verdict in verdicts] == [False, True]
 
 
-@pytest.mark.parametrize("score", ["0.1", None, True, 1.5])
+@pytest.mark.parametrize("score", ["0.1", None, True, 1.5, 10**400])
 async def test_what_is_no_score_is_no_verdict(score):
     with pytest.raises(InvalidVerdictError):
         await RunnableModerator(lambda _text: score).moderate(["fine"])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware.errors import InvalidVerdictError, ModerationUnavailableError
+from tta_middleware.moderation.adapters.runnable import RunnableModerator
 from tta_middleware.moderation.cache import Cached, CacheSettings, VerdictCache
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.testing.virtual_time import ManualClock
@@ -132,6 +133,34 @@ async def test_all_who_wait_get_the_error_and_the_next_one_asks_again():
     assert [(type(error), error.cause) for error in errors] == [(ModerationUnavailableError, "status")] * 5
     assert len({id(error) for error in errors}) == 5
     assert len(await moderator.moderate(["a"])) == 1
+
+
+async def test_what_a_shared_call_raised_unheard_is_not_printed_with_its_text():
+    told: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    gate = anyio.Event()
+
+    async def broken(text: str) -> float:
+        try:
+            await gate.wait()
+        finally:
+            raise RuntimeError(f"cannot read {text!r}")
+
+    moderator = Cached(RunnableModerator(broken))
+    texts = [f"{SECRET_TEXT} {at}" for at in range(2)]
+    askers = [asyncio.create_task(moderator.moderate([text])) for text in texts]
+    await anyio.wait_all_tasks_blocked()
+    both = asyncio.create_task(moderator.moderate(texts))  # hears of the first one's error alone
+    alone = asyncio.create_task(moderator.moderate(["another"]))
+    await anyio.wait_all_tasks_blocked()
+    for call in (*askers, alone):
+        call.cancel()
+    await asyncio.gather(*askers, alone, return_exceptions=True)
+    gate.set()
+    await asyncio.gather(both, return_exceptions=True)
+    del askers, both, alone, call
+    gc.collect()
+    assert told == []
 
 
 async def test_the_first_asker_may_leave_without_harm_to_the_others():

@@ -24,6 +24,7 @@ from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.request_size import BatchLimits
 from tta_middleware.moderation.retry import RetryPolicy
 from tta_middleware.moderation.transport import QuietText
+from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.testing.fault_server import FaultServer, moderations
 from tta_middleware.testing.faults import UNAVAILABLE, Fault, always, script
@@ -83,6 +84,7 @@ async def test_an_unusable_answer_is_a_named_error_and_is_not_asked_for_again(se
         {"flagged": False, "category_scores": dict.fromkeys(CATEGORIES, True)},
         {"flagged": False, "category_scores": dict.fromkeys(CATEGORIES, "0.1")},
         {"flagged": False, "category_scores": dict.fromkeys(CATEGORIES, 1.5)},
+        {"flagged": False, "category_scores": dict.fromkeys(CATEGORIES, 10**400)},
         {"flagged": "no", "category_scores": dict.fromkeys(CATEGORIES, 0.1)},
         {"category_scores": dict.fromkeys(CATEGORIES, 0.1)},
         {"flagged": False, "category_scores": {name.replace("-", "_"): 0.1 for name in CATEGORIES}},
@@ -288,3 +290,28 @@ async def test_neither_text_nor_key_reaches_logs_or_errors(server, moderator, ca
         assert secret not in told
         assert secret not in caplog.text
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("userinfo", ["alice:sk-gate@", "sk-gate@", "alice:sk%2Dgate@"])
+async def test_a_password_in_the_servers_url_is_in_no_error_and_no_log(server, caplog, userinfo):
+    caplog.set_level(logging.DEBUG, "tta_middleware")
+    host = server.base_url.removeprefix("http://")
+    server.plan = always(Fault("status", status=403))
+    async with OpenAIModerator(base_url=f"http://{userinfo}{host}", api_key="k") as moderator:
+        with pytest.raises(ModerationRejectedError) as caught:
+            await verdicts_on(moderator, ["x"])
+    for told in (str(caught.value), caplog.text):
+        assert "gate@" not in told
+        assert "alice" not in told
+    assert host.partition("/")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_takes_neither_text_nor_key_to_another_server(server, status):
+    async with FaultServer() as other:
+        server.plan = always(Fault("status", status=status, headers=(("Location", f"{other.base_url}/moderations"),)))
+        async with OpenAIModerator(base_url=server.base_url, api_key="sk-test") as moderator:
+            with pytest.raises(ModerationRejectedError, match=f"{status}.*base_url"):
+                await moderator.moderate([SECRET_TEXT])
+        assert other.requests == []
+    assert len(server.requests) == 1

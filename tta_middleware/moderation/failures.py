@@ -62,7 +62,10 @@ def from_status(
         wait = retry_after(headers, datetime.now(UTC))
         said += "" if wait is None else f" and asked to wait {wait:g} s"
         return ModerationUnavailableError(said, cause=cause, retry_after=wait)
-    hint = _HINTS.get(status, "check base_url and the request's settings").format(key_variable=key_variable)
+    usual = (
+        "redirects are not followed; check base_url" if status < 400 else "check base_url and the request's settings"
+    )
+    hint = _HINTS.get(status, usual).format(key_variable=key_variable)
     return ModerationRejectedError(f"{said}: {hint}", status=status)
 
 

@@ -154,8 +154,8 @@ def _verdict(
     if missing:
         raise InvalidVerdictError(f"{where} gave no score for {', '.join(missing)}")
     for name, score in scores.items():
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            raise InvalidVerdictError(f"{where} gave a score for {name!r} that is no number")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise InvalidVerdictError(f"{where} gave a score for {name!r} that is no number from 0 to 1")
     scores = {name: float(score) for name, score in scores.items()}
     return Verdict(scores=scores, flagged=_flag(result, where), model=model)
 

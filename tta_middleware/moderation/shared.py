@@ -30,7 +30,8 @@ class SharedCall(Generic[T]):
         self._waiters = 0
         self._ending = False
         self._task = asyncio.create_task(self._run(call))
-        self._task.add_done_callback(lambda _task: ended())
+        self._ended = ended
+        self._task.add_done_callback(self._over)
 
     @property
     def joinable(self) -> bool:
@@ -48,6 +49,12 @@ class SharedCall(Generic[T]):
     def _enter(self) -> None:
         self._waiters += 1
         self._scope.deadline = max(self._scope.deadline, anyio.current_effective_deadline())
+
+    def _over(self, task: asyncio.Task[T | ModerationError]) -> None:
+        # An error that nobody waits for any more is taken note of: asyncio would print it, and it may quote a text.
+        if not task.cancelled():
+            task.exception()
+        self._ended()
 
     async def _result(self) -> T:
         await asyncio.wait([self._task])

@@ -86,7 +86,8 @@ class Transport:
         self._key_header = key_header
         self._imported = False
         self._clients = PerLoop(self._client, lambda client: client.close())
-        self.where = urlsplit(base_url).netloc if base_url else "the OpenAI API"
+        # Without the name and password that a URL may hold: this stands in errors and logs.
+        self.where = urlsplit(base_url).netloc.rpartition("@")[2] if base_url else "the OpenAI API"
 
     async def post(self, path: str, body: Mapping[str, Any], *, query: Mapping[str, str] | None = None) -> Any:
         """The decoded JSON answer.
@@ -133,7 +134,8 @@ class Transport:
         import openai
 
         left = anyio.current_effective_deadline() - anyio.current_time()
-        options: RequestOptions = {"params": query, "timeout": max(left, 0.001)}
+        # A redirect would take the text to another server, and a key in a header of its own with it.
+        options: RequestOptions = {"params": query, "timeout": max(left, 0.001), "follow_redirects": False}
         if self._key_header:
             options["headers"] = {self._key_header: client.api_key, "Authorization": openai.Omit()}
         try:

@@ -88,9 +88,11 @@ def parse_severities(payload: Any, where: str) -> dict[str, float]:
     items = payload.get("categoriesAnalysis") if isinstance(payload, dict) else None
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise InvalidVerdictError(f"{where} gave no categoriesAnalysis")
-    severities = {item.get("category"): item.get("severity") for item in items}
-    for name in CATEGORY_NAMES:
-        severity = severities.get(name)
-        if type(severity) is not int or not 0 <= severity <= _MOST_SEVERE:
+    scores: dict[str, float] = {}
+    for name, ours in CATEGORY_NAMES.items():
+        severities = [item.get("severity") for item in items if item.get("category") == name]
+        usable = [severity for severity in severities if type(severity) is int and 0 <= severity <= _MOST_SEVERE]
+        if not usable or len(usable) < len(severities):
             raise InvalidVerdictError(f"{where} gave no usable severity for {name}")
-    return {ours: severities[name] / _MOST_SEVERE for name, ours in CATEGORY_NAMES.items()}
+        scores[ours] = max(usable) / _MOST_SEVERE
+    return scores

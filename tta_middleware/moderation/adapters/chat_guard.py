@@ -18,6 +18,8 @@ from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import Verdict
 
 _TOP_LOGPROBS = 20
+_TOO_LARGE = 700.0
+"""A log-probability is at most 0; of one from here on the exponential is no float."""
 
 
 class ChatGuardModerator(HTTPModerator):
@@ -99,7 +101,7 @@ def unsafe_probability(tokens: Sequence[Mapping[str, Any]], guard: GuardFormat) 
     for token, logprob in alternatives.items():
         verdict = _begins(token, guard)
         if verdict is not None:
-            masses[verdict] += math.exp(logprob)
+            masses[verdict] += math.exp(logprob) if logprob < _TOO_LARGE else math.inf
     total = sum(masses.values())
     if not (math.isfinite(total) and total > 0.0):
         raise InvalidVerdictError(f"the {guard.name} model's log-probabilities are unusable")

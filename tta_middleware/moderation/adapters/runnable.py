@@ -107,7 +107,7 @@ class RunnableModerator(Closing):
                 return parsed
             scores = parsed if isinstance(parsed, Mapping) else {"unsafe": parsed}
             scores = {str(name): _number(score) for name, score in scores.items()}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             scores = {}
         if not scores:
             raise InvalidVerdictError(f"the scorer of moderator {self.name!r} gave no usable scores")

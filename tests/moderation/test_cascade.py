@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tta_middleware import Guard, Message, Policy, Repair, TTAChatModel
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
+from tta_middleware.moderation.cache import Cached
 from tta_middleware.moderation.cascade import Cascade, embedded_fingerprint
 from tta_middleware.moderation.cascade_bounds import (
     CascadeBounds,
@@ -14,10 +15,15 @@ from tta_middleware.moderation.cascade_bounds import (
     choose_bounds,
     shipped_bounds,
 )
+from tta_middleware.moderation.coalesce import Coalescing
 from tta_middleware.moderation.embedded import EmbeddedModerator
+from tta_middleware.moderation.ensemble import Ensemble
+from tta_middleware.moderation.fallback import WithFallback
 from tta_middleware.moderation.llm_judge import LLMJudge
+from tta_middleware.moderation.parts import InParts
+from tta_middleware.moderation.retry import Retrying
 from tta_middleware.policy import StagePolicies
-from tta_middleware.policy.coverage import covering
+from tta_middleware.policy.coverage import Undisguising, covering, told
 from tta_middleware.policy.verdicts import in_context, verdicts_on
 from tta_middleware.registry import check_policies, resolve_moderator
 from tta_middleware.testing.judging_engine import JudgingEngine
@@ -107,6 +113,36 @@ def test_a_policys_thresholds_decide_where_the_first_is_sure(policy, undecided) 
     both = cascade(cheap(), model())
     assert both.under(StagePolicies.of(policy)).undecided == undecided
     assert both.undecided == (0.05, 0.9)  # the shared one is as it was
+
+
+WITHIN = {
+    "itself": lambda inner: inner,
+    "cached": Cached,
+    "coalescing": Coalescing,
+    "in parts": lambda inner: InParts(inner, 100),
+    "with a fallback": lambda inner: WithFallback(inner, model()),
+    "as a fallback": lambda inner: WithFallback(down(), inner),
+    "in an ensemble": lambda inner: Ensemble([inner]),
+    "undisguised and cached": lambda inner: Undisguising(Cached(Retrying(inner))),
+}
+
+
+def down() -> Saying:
+    first = model()
+    first.down = True
+    return first
+
+
+@pytest.mark.parametrize("wrap", WITHIN.values(), ids=WITHIN)
+async def test_whatever_stands_around_it_a_policys_thresholds_decide_where_the_first_is_sure(wrap) -> None:
+    second = model(high=0.999, low=0.3)
+    both = wrap(cascade(cheap(high=0.95, low=0.02), second))
+    for policy, asked, flagged in ((0.5, "", 1), (0.99, "high", 1), (0.5, "", 1), (0.2, "low", 2)):
+        second.asked.clear()
+        stages = StagePolicies.of(policy)
+        verdicts = await verdicts_on(told(covering(both, stages), stages.output), ["high", "low"])
+        assert second.asked == asked.split()
+        assert sum(stages.output.decide(verdict).flagged for verdict in verdicts) == flagged
 
 
 async def test_a_category_that_is_only_reported_makes_nothing_sure() -> None:

@@ -14,6 +14,8 @@ from tta_middleware.errors import (
 )
 from tta_middleware.moderation.ensemble import Ensemble
 from tta_middleware.moderation.fallback import WithFallback, aligned
+from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.coverage import covering
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import Verdict
 
@@ -99,6 +101,15 @@ async def test_weights_shift_the_mean_and_a_weight_of_zero_leaves_out():
     members = [scoring(hate=0.0), scoring(hate=1.0), scoring(sexual=1.0)]
     moderator = Ensemble(members, "weighted", weights=[3.0, 1.0, 0.0])
     assert (await moderator.moderate(["x"]))[0].scores == pytest.approx({"hate": 0.25})
+
+
+def test_a_member_of_no_weight_scores_nothing_that_a_policy_could_enforce():
+    local, other = ScriptedModerator("local"), ScriptedModerator("other")
+    local.categories, other.categories = ("hate",), ("hate", "violence")
+    both = Ensemble([local, other], "weighted", weights=[1.0, 0.0])
+    assert both.categories == ("hate",)
+    with pytest.raises(ConfigurationError, match="violence"):
+        covering(both, StagePolicies.of({"violence": 0.2}))
 
 
 async def test_members_are_compared_on_one_scale():

@@ -17,6 +17,7 @@ from tta_middleware.aio import process as _process
 from tta_middleware.config import Settings
 from tta_middleware.moderation.shared import SharedCall, join_all
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
@@ -40,7 +41,8 @@ class VerdictCache:
     """Verdicts by a keyed hash of moderator and text; shared by all event loops and threads.
 
     Keys are BLAKE2b digests under a key of this process, so neither a dump of the cache nor a guess at a text
-    tells what was asked. Verdicts hold scores, which no policy changes, so one cache serves all policies.
+    tells what was asked. Verdicts hold scores, which no policy changes, so one cache serves all policies; those of a
+    moderator whose ways depend on the policy are kept by policy.
     """
 
     def __init__(self, settings: CacheSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -99,7 +101,14 @@ class Cached(Wrapper):
         """As every wrapper; verdicts by other rules, or of texts that are something else, are others."""
         twin = super().in_context(context)
         if twin is not self:
-            twin._asked_as = f"{self.name}\0{context.key}"
+            twin._asked_as = f"{self._asked_as}\0{context.key}"
+        return twin
+
+    def under(self, policies: StagePolicies) -> Self:
+        """As every wrapper; verdicts under other policies are others."""
+        twin = super().under(policies)
+        if twin is not self:
+            twin._asked_as = f"{self._asked_as}\0{hashlib.sha256(repr(policies).encode()).hexdigest()}"
         return twin
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

@@ -19,7 +19,7 @@ from tta_middleware.moderation.shared import SharedCall
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
-from tta_middleware.types import ModerationContext, Verdict
+from tta_middleware.types import Verdict
 
 _FAULTS_OF_THE_REQUEST = frozenset({400, 413, 422})
 
@@ -54,9 +54,9 @@ class Coalescing(Wrapper):
         self._lock = _process.Lock()
         self._open: weakref.WeakKeyDictionary[AbstractEventLoop, dict[str | None, _Batch]] = weakref.WeakKeyDictionary()
 
-    def in_context(self, context: ModerationContext) -> Self:
-        """As every wrapper; texts of different contexts share no request."""
-        twin = super().in_context(context)
+    def _around(self, inner: Moderator) -> Self:
+        """As every wrapper; texts of different contexts and policies share no request."""
+        twin = super()._around(inner)
         if twin is not self:
             twin._open = weakref.WeakKeyDictionary()
         return twin

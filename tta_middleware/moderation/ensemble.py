@@ -11,7 +11,8 @@ from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.fallback import aligned
 from tta_middleware.moderation.wrapper import Closing
-from tta_middleware.policy.coverage import grows, reads_rules
+from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.coverage import fitted, grows, reads_rules
 from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
@@ -57,7 +58,9 @@ class Ensemble(Closing):
         self._weights = _weights(len(self._members), combine, weights)
         self._combine = combine
         self._undecided = undecided
-        self.categories = _categories(self._members, combine)
+        # What nobody counts is not scored: a threshold for it would enforce nothing.
+        counted = [member for member, weight in zip(self._members, self._weights, strict=True) if weight > 0.0]
+        self.categories = _categories(counted, combine)
         self.name = f"{combine}({', '.join(member.name for member in self._members)})"
         # Whoever reads rules can flag for them by himself only where any member's score counts.
         self.reads_rules = combine == "max" and any(map(reads_rules, self._members))
@@ -66,11 +69,19 @@ class Ensemble(Closing):
 
     def in_context(self, context: ModerationContext) -> Self:
         """The same of its members in that context; itself where none wants to know."""
-        members = tuple(in_context(member, context) for member in self._members)
+        return self._around([in_context(member, context) for member in self._members])
+
+    def under(self, policies: StagePolicies) -> Self:
+        """The same of its members under those policies; members on another scale are not told."""
+        return self._around(
+            [fitted(one, policies) if one.default_threshold == _THRESHOLD else one for one in self._members]
+        )
+
+    def _around(self, members: Sequence[Moderator]) -> Self:
         if all(one is other for one, other in zip(members, self._members, strict=True)):
             return self
         twin = copy.copy(self)
-        twin._members, twin.origin = members, self
+        twin._members, twin.origin = tuple(members), self
         return twin
 
     async def moderate(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Verdict]:

@@ -9,6 +9,8 @@ from typing import Self
 
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationError, ModerationUnavailableError
 from tta_middleware.moderation.wrapper import Wrapper
+from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.coverage import fitted
 from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
@@ -45,7 +47,16 @@ class WithFallback(Wrapper):
 
     def in_context(self, context: ModerationContext) -> Self:
         """As every wrapper, for both."""
-        inner, fallback = in_context(self._inner, context), in_context(self._fallback, context)
+        return self._around_both(in_context(self._inner, context), in_context(self._fallback, context))
+
+    def under(self, policies: StagePolicies) -> Self:
+        """As every wrapper, for both; a fallback on another scale is not told: the thresholds are not on its own."""
+        same = self.default_threshold == self._fallback.default_threshold or not self._align
+        return self._around_both(
+            fitted(self._inner, policies), fitted(self._fallback, policies) if same else self._fallback
+        )
+
+    def _around_both(self, inner: Moderator, fallback: Moderator) -> Self:
         if inner is self._inner and fallback is self._fallback:
             return self
         twin = copy.copy(self)

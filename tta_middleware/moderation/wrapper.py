@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.coverage import fitted
 from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
@@ -31,7 +33,7 @@ class Wrapper(Closing):
     """Stands in for another moderator under its name, threshold, limits and categories; closing it closes that one.
 
     Attributes:
-        origin: the wrapper that this one was before it was told of a context; None for one that was not.
+        origin: the wrapper that this one was before it was told of a context or of policies; None for one that was not.
     """
 
     def __init__(self, inner: Moderator) -> None:
@@ -55,7 +57,13 @@ class Wrapper(Closing):
 
     def in_context(self, context: ModerationContext) -> Self:
         """The same around the inner moderator in that context; itself where that does not want to know."""
-        inner = in_context(self._inner, context)
+        return self._around(in_context(self._inner, context))
+
+    def under(self, policies: StagePolicies) -> Self:
+        """The same around the inner moderator under those policies; itself where that does not depend on them."""
+        return self._around(fitted(self._inner, policies))
+
+    def _around(self, inner: Moderator) -> Self:
         if inner is self._inner:
             return self
         twin = copy.copy(self)

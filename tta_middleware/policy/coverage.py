@@ -102,9 +102,17 @@ def covering(moderator: Moderator, policies: StagePolicies) -> Moderator:
     categories = categories_of(moderator)
     check_scored(policies, categories, moderator.name)
     check_rules(policies, read=reads_rules(moderator), moderator=moderator.name)
-    moderator = moderator.under(policies) if isinstance(moderator, _Fitting) else moderator
+    moderator = fitted(moderator, policies)
     watched = moderator if categories is not None or not enforced(policies) else _Undeclared(moderator, policies)
     return Undisguising(watched) if policies.disguises and not undisguises(moderator) else watched
+
+
+def fitted(moderator: Moderator, policies: StagePolicies) -> Moderator:
+    """The moderator as those policies want it asked; itself where its ways do not depend on them.
+
+    Whatever stands around another moderator hands this on: a cascade's bounds are those of the thresholds in force.
+    """
+    return moderator.under(policies) if isinstance(moderator, _Fitting) else moderator
 
 
 def undisguises(moderator: object) -> bool:
@@ -122,7 +130,13 @@ class _Around:
 
     def in_context(self, context: ModerationContext) -> Self:
         """The same around ``inner`` in that context; itself where that does not want to know."""
-        inner = in_context(self._inner, context)
+        return self._around(in_context(self._inner, context))
+
+    def under(self, policies: StagePolicies) -> Self:
+        """The same around ``inner`` under those policies; itself where that does not depend on them."""
+        return self._around(fitted(self._inner, policies))
+
+    def _around(self, inner: Moderator) -> Self:
         if inner is self._inner:
             return self
         twin = copy.copy(self)

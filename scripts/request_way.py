@@ -32,13 +32,16 @@ def answer(call: Any) -> str:
     return HARM[len(call.prefix) :] if call.moved < 0.6 else SAFE
 
 
-async def stream() -> str:
-    guard = Guard(
+def guarded() -> Guard:
+    return Guard(
         ScriptedEngine(answer),
         ScriptedModerator(score=flagging("forbidden")),
         windows=Windows(first=20, largest=40),
         repair=Repair(Noise(), commit=30),
     )
+
+
+async def stream(guard: Guard) -> str:
     outcome = ""
     async for event in guard.stream([Message("user", "Please tell me about the old harbour town")]):
         finished = getattr(event, "answer", None)
@@ -55,9 +58,10 @@ def crossed() -> list[str]:
         if event == "call" and frame.f_code.co_name != "<module>" and file.is_relative_to(PACKAGE):
             seen.setdefault(str(file.relative_to(PACKAGE)))
 
+    guard = guarded()  # its settings are checked as it is made, which is no part of a request's way
     sys.setprofile(note)
     try:
-        outcome = asyncio.run(stream())
+        outcome = asyncio.run(stream(guard))
     finally:
         sys.setprofile(None)
     if outcome != "neutralised":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -23,6 +23,7 @@ from tta_middleware.errors import (
     ModerationUnavailableError,
     UnsafeAnswerError,
 )
+from tta_middleware.guard.moderated import moderated
 from tta_middleware.methods.base import Method
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
@@ -342,6 +343,62 @@ async def test_other_forms_of_a_conversation_are_refused_with_what_to_give(talk:
         await guard.answer(talk)
     with pytest.raises(ConfigurationError, match="list of Message"):
         [event async for event in guard.stream(talk)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prompt_check": "usr"}, "prompt_check is one of off, user, all, not 'usr'"),
+        ({"repair": "noise"}, "repair is Repair"),
+        ({"windows": {"first": 3}}, "windows is Windows"),
+        ({"reasoning": "hide"}, "reasoning is Reasoning"),
+    ],
+)
+def test_settings_of_other_kinds_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Guard(ScriptedEngine("-"), ScriptedModerator(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "noise"}, "method is an object"),
+        ({"budget": 3}, "budget is Budget"),
+        ({"fallback": "shrug"}, "fallback is one of refuse, raise, or an async function"),
+        ({"prefer": "best"}, "prefer is one of helpful, first"),
+    ],
+)
+def test_a_repair_of_other_kinds_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Repair(**settings)
+
+
+async def test_sampling_and_a_missing_method_are_told_in_words() -> None:
+    with pytest.raises(ConfigurationError, match="sampling is Sampling"):
+        await Guard(ScriptedEngine("-"), ScriptedModerator()).answer(ASK, {"seed": 3})  # type: ignore[arg-type]
+    blocked = Guard(ScriptedEngine(HARM), words(), repair=Repair(method=None, fallback="raise"))
+    with pytest.raises(UnsafeAnswerError, match="there is no repair method; choose one"):
+        await blocked.answer(ASK)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"source": ["a", "b"]}, "async iterable of texts, not list"),
+        ({"moderator": "local"}, "a moderator is an object here"),
+        ({"moderator": object()}, "is no Moderator"),
+        ({"windows": 3}, "windows is Windows"),
+        ({"policy": "strict"}, "a policy is a threshold"),
+    ],
+)
+async def test_a_moderated_stream_says_what_it_takes(given: dict[str, Any], said: str) -> None:
+    async def texts() -> AsyncIterator[str]:
+        yield "All is well."
+
+    parts: dict[str, Any] = {"source": texts(), "moderator": ScriptedModerator(), "policy": 0.3}
+    assert [text async for text in moderated(**parts)] == ["All is well."]
+    with pytest.raises(ConfigurationError, match=said):
+        [text async for text in moderated(**parts | {"source": texts()} | given)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from staged_server import CALM, scripted
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -83,3 +84,18 @@ def test_a_settings_file_with_a_mistake(tmp_path: Path, text: str, words: str) -
 def test_a_server_needs_a_model() -> None:
     with pytest.raises(ConfigurationError, match="at least one model"):
         create_app({})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"models": {"small": "smollm2"}}, "model 'small': a served model is a TTAChatModel .* str is neither"),
+        ({"models": {"raw": FakeListChatModel(responses=["Hello."])}}, "FakeListChatModel is neither"),
+        ({"models": scripted()}, "models are by name"),
+        ({"settings": {"limits": {}}}, "settings are ServerSettings"),
+        ({"keys": "sk-one"}, "keys are Keys.parse"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        create_app(**{"models": {"small": scripted()}} | given)

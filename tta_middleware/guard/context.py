@@ -17,7 +17,7 @@ from tta_middleware.config import Budget, Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.guard.holdback import Check, HoldBack, Reading
 from tta_middleware.guard.quality import echoes, repeats
-from tta_middleware.guard.settings import PromptCheck
+from tta_middleware.guard.settings import PromptCheck, check_scorer
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.observing import NOBODY, AnswerObserver, CheckStage
 from tta_middleware.policy import Policy, StagePolicies
@@ -48,6 +48,9 @@ from tta_middleware.types import (
 
 Clock: TypeAlias = Callable[[], float]
 
+NO_METHOD = "no repair method"
+"""Why the work ended where nothing is searched for."""
+
 _SEED_MASK = 2**63 - 1
 
 
@@ -64,12 +67,14 @@ def check_parts(engine: object, moderator: object) -> None:
         )
     if not hasattr(engine, "embed"):
         raise ConfigurationError(f"{type(engine).__name__} is no Engine (tta_middleware.protocols)")
-    lacking = [name for name in ("moderate", "name", "default_threshold") if not hasattr(moderator, name)]
-    if lacking:
-        raise ConfigurationError(
-            f"{type(moderator).__name__} is no Moderator (tta_middleware.protocols): it has no {lacking[0]}; "
-            "tta_middleware.moderation.adapters.plain.PlainModerator makes one of anything with a moderate of texts"
-        )
+    check_scorer(moderator)
+
+
+def as_sampling(given: Any) -> Sampling:
+    """How is decoded, by default greedily; raises ConfigurationError for another kind of settings."""
+    if given is not None and not isinstance(given, Sampling):
+        raise ConfigurationError(f"sampling is Sampling(temperature=...), not {given!r:.40}")
+    return given or Sampling()
 
 
 def refusal_of(stop_reason: str) -> str:
@@ -78,6 +83,8 @@ def refusal_of(stop_reason: str) -> str:
         return f"the answer could not be checked and was withheld ({stop_reason}); see to the moderator"
     if stop_reason.startswith("prompt: "):
         return f"the prompt was flagged ({stop_reason}); ask something else, or set fallback='refuse'"
+    if stop_reason == NO_METHOD:
+        return "the answer was flagged, and there is no repair method; choose one, or set fallback='refuse'"
     return (
         f"no safe and usable answer within the budget ({stop_reason}); "
         "raise the budget, choose another method, or set fallback='refuse'"

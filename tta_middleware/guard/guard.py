@@ -22,11 +22,13 @@ from tta_middleware.call_text import json_reading
 from tta_middleware.config import Reasoning, Windows
 from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
 from tta_middleware.guard.context import (
+    NO_METHOD,
     Clock,
     Conversation,
     Meter,
     Question,
     RequestContext,
+    as_sampling,
     check_parts,
     refusal_of,
 )
@@ -44,7 +46,7 @@ from tta_middleware.guard.search import (
     move_of,
     prepare,
 )
-from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report
+from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report, check_settings
 from tta_middleware.guard.watch import Watch, kept
 from tta_middleware.methods.base import Method
 from tta_middleware.methods.bridged import Bridged, Led
@@ -111,6 +113,7 @@ class Guard:
         reasoning: Reasoning | None = None,
     ) -> None:
         check_parts(engine, moderator)
+        check_settings(repair, windows, reasoning, prompt_check)
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
         self._repair = repair or Repair()
         if self._repair.method is not None and not self._repair.method.needs.margin:
@@ -201,7 +204,7 @@ class Guard:
         send: Send | None = None,
     ) -> Report:
         refuse_other_libraries()
-        meter, sampling = Meter(self._repair.budget, self._clock), sampling or Sampling()
+        meter, sampling = Meter(self._repair.budget, self._clock), as_sampling(sampling)
         asked = Asked(
             model=self._engine.model_id,
             moderator=self._moderator.name,
@@ -377,7 +380,7 @@ class Answering:
 
     async def _repaired(self, baseline: Candidate) -> Report:
         if self.repair.method is None:
-            return await self._fall_back("no repair method")
+            return await self._fall_back(NO_METHOD)
         # A candidate that is flagged after a part of it has left moves the seam; the next search goes on from there.
         # The budget ends this: no late flag without a generation.
         while True:

@@ -10,9 +10,10 @@ from functools import partial
 
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.config import Windows
-from tta_middleware.errors import FlaggedError
+from tta_middleware.errors import ConfigurationError, FlaggedError
 from tta_middleware.guard.holdback import Check, HoldBack
 from tta_middleware.guard.ledger import Ledger, score_of, told_of, trace_of_one
+from tta_middleware.guard.settings import check_kind, check_scorer
 from tta_middleware.guard.watch import Watch, Way
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, CheckStage, observer
 from tta_middleware.policy import Policy, StagePolicies
@@ -77,6 +78,11 @@ async def moderated(
         ModerationError: a window has no verdict and the policy is ``on_error="closed"``.
         Exception: what ``source`` raises.
     """
+    if not hasattr(source, "__aiter__"):
+        raise ConfigurationError(f"source is an async iterable of texts, not {type(source).__name__}")
+    if not isinstance(moderator, Ledger):
+        check_scorer(moderator)
+    check_kind("windows", windows, Windows, "Windows(first=..., largest=...)")
     in_force = _in_force(moderator, policy)
     cut = None if hold else windows or Windows()
     scope = RequestScope()
@@ -215,7 +221,7 @@ class _Stream:
 
 
 def _in_force(moderator: Moderator, policy: Policy | None) -> Policy:
-    return (policy or Policy()).with_default(moderator.default_threshold)
+    return Policy.of(policy).with_default(moderator.default_threshold)
 
 
 def _outcome(watch: Watch) -> tuple[Outcome, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from tta_middleware.config import Budget
+from tta_middleware.config import Budget, Reasoning, Windows
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods.base import Method
 from tta_middleware.types import Candidate, GuardedAnswer, Message
 
@@ -53,6 +54,50 @@ class Repair:
     commit: int | None = 120
     reasoning_tokens: int | None = 0
     prefer: Preference = "first"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError for values of other kinds, which show at the first flagged answer otherwise."""
+        check_kind("method", self.method, Method, 'an object, such as Race(), or None; TTAChatModel(method="race")')
+        check_kind("budget", self.budget, Budget, "Budget(generations=12)")
+        if not callable(self.fallback):
+            check_choice("fallback", self.fallback, ("refuse", "raise"), ", or an async function of the messages")
+        check_choice("prefer", self.prefer, get_args(Preference))
+
+
+def check_scorer(moderator: object) -> None:
+    """Whether this can be a moderator.
+
+    Raises:
+        ConfigurationError: it is a name, or lacks what a moderator needs.
+    """
+    if isinstance(moderator, str):
+        raise ConfigurationError(f"a moderator is an object here, such as EmbeddedModerator(), not {moderator!r:.40}")
+    lacking = [name for name in ("moderate", "name", "default_threshold") if not hasattr(moderator, name)]
+    if lacking:
+        raise ConfigurationError(
+            f"{type(moderator).__name__} is no Moderator (tta_middleware.protocols): it has no {lacking[0]}; "
+            "tta_middleware.moderation.adapters.plain.PlainModerator makes one of anything with a moderate of texts"
+        )
+
+
+def check_kind(name: str, value: object, kind: type, instead: str) -> None:
+    """Raises ConfigurationError for a setting that is neither None nor of ``kind``; ``instead`` is what to write."""
+    if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
+        raise ConfigurationError(f"{name} is {instead}, not {value!r:.40}")
+
+
+def check_choice(name: str, value: object, known: Collection[str], more: str = "") -> None:
+    """Raises ConfigurationError for a setting that is none of the words ``known``."""
+    if value not in known:
+        raise ConfigurationError(f"{name} is one of {', '.join(known)}{more}, not {value!r:.40}")
+
+
+def check_settings(repair: object, windows: object, reasoning: object, prompt_check: object) -> None:
+    """Raises ConfigurationError for settings of a guard that are of other kinds, or words that mean nothing."""
+    check_kind("repair", repair, Repair, "Repair(method=..., budget=...)")
+    check_kind("windows", windows, Windows, "Windows(first=..., largest=...)")
+    check_kind("reasoning", reasoning, Reasoning, "Reasoning(mode=...)")
+    check_choice("prompt_check", prompt_check, get_args(PromptCheck))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

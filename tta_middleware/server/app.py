@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.answers import Answers
@@ -53,6 +54,12 @@ def create_app(
         ConfigurationError: there is no model, an allowed policy that some model does not know, or a key that is bound
             to what is not there or not enforced.
     """
+    if not isinstance(models, Mapping):
+        raise ConfigurationError(f"models are by name, {{'small': TTAChatModel(...)}}, not {type(models).__name__}")
+    if settings is not None and not isinstance(settings, ServerSettings):
+        raise ConfigurationError(f"settings are ServerSettings(limits=Limits(...)), not {type(settings).__name__}")
+    if keys is not None and not hasattr(keys, "get"):
+        raise ConfigurationError(f"keys are Keys.parse('NAME KEY') or KeyFile(path), not {type(keys).__name__}")
     settings = settings or ServerSettings()
     telemetry = server_telemetry(settings.telemetry) if settings.telemetry else None
     served = ServedModels(dict(models), settings.allowed_policies)

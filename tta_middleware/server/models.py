@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import ApiError
 from tta_middleware.policy import StagePolicies
@@ -74,6 +75,12 @@ class ServedModels:
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigurationError("a server needs at least one model: {'name': TTAChatModel(...)}")
+        for name, served in self.models.items():
+            if not isinstance(served, TTAChatModel) and not hasattr(served, "answering"):
+                raise ConfigurationError(
+                    f"model {name!r}: a served model is a TTAChatModel or an UpstreamModel, which guard what they say; "
+                    f"{type(served).__name__} is neither"
+                )
         for name in self.allowed_policies:
             for model in self.models.values():
                 model.policies_in_force(name)

@@ -186,6 +186,10 @@ def _moderated(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., 
     def moderated(
         source: AsyncIterable[Any], moderator: Any, policy: Policy | None = None, **more: Any
     ) -> AsyncGenerator[str, None]:
+        windows = more.get("windows") or Windows()
+        if not hasattr(moderator, "default_threshold") or not isinstance(windows, Windows):
+            refused: AsyncGenerator[str, None] = original(source, moderator, policy, **more)
+            return refused
         # A ledger of an agent's is no moderator but keeps books on one, which is heard itself.
         auditor.hear(getattr(moderator, "moderator", moderator))
         policies = StagePolicies.of(policy).with_default(moderator.default_threshold)
@@ -193,7 +197,6 @@ def _moderated(auditor: Hearing, original: Callable[..., Any]) -> Callable[..., 
             auditor.hear(getattr(thoughts.moderator, "moderator", thoughts.moderator))
             theirs = thoughts.policy.with_default(moderator.default_threshold)
             policies = policies.model_copy(update={"reasoning": theirs})
-        windows = more.get("windows") or Windows()
         terms = Terms.of(policies, context=windows.context).taken_by(moderator, windows.largest)
         # What goes on from what has left already is another model's.
         label = "moderated, behind" if more.get("behind") else "moderated"

@@ -19,9 +19,11 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_openai.middleware import OpenAIModerationMiddleware
 
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
+from tta_middleware.moderation.adapters.runnable import RunnableModerator
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.moderation.embedded.moderator import MODEL
 from tta_middleware.moderation.server import create_app, serve
+from tta_middleware.testing.loopback import on_loopback
 from tta_middleware.types import CATEGORIES, Verdict
 
 HARMLESS = "To bake a loaf of bread, mix flour, water, salt and yeast."
@@ -197,6 +199,27 @@ async def test_a_failing_moderator_is_no_pass_and_leaks_nothing() -> None:
     assert answer.status_code == 503
     assert answer.json()["error"]["type"] == "server_error"
     assert "secret" not in answer.text
+
+
+async def test_a_bug_of_a_moderators_own_is_answered_and_its_message_is_in_no_log(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(text: str) -> float:
+        raise RuntimeError(f"cannot read {text!r}")
+
+    caplog.set_level("DEBUG")
+    with on_loopback(create_app(RunnableModerator(broken, name="own"))) as served:
+        async with httpx.AsyncClient(base_url=served.url) as api:
+            answer = await api.post("/v1/moderations", json={"input": INSULT})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert "moderator 'own' failed: RuntimeError" in caplog.text
+    printed = capsys.readouterr()
+    assert not any("stupid" in told for told in (answer.text, caplog.text, printed.err, printed.out))
+
+
+def test_half_a_surrogate_pair_in_the_models_name_is_no_failure(url: str) -> None:
+    answer = httpx.post(f"{url}/v1/moderations", content=rb'{"input": "fine", "model": "m\ud800"}')
+    assert (answer.status_code, answer.json()["model"]) == (200, "m\ufffd")
 
 
 async def test_unsupported_language_as_an_error() -> None:

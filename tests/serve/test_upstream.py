@@ -257,6 +257,16 @@ def test_what_goes_wrong_before_the_first_text_has_a_status(name: str, stream: b
         assert found.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_redirect_takes_no_prompt_to_another_server(stream: bool) -> None:
+    with upstream() as other, upstream() as behind:
+        behind.plan = lambda wire: wire.answer(b"", 307, location=f"{other.url}/chat/completions")
+        with pytest.raises(openai.APIStatusError) as found:
+            ask(behind, stream=stream)
+        assert other.requests == []
+    assert status_of(found.value) == 502
+
+
 def test_a_second_try_before_the_first_text_is_not_noticed() -> None:
     turns = iter([BREAKS["500"][0], BREAKS["half a line"][0], saying()])
     with upstream(lambda wire: next(turns)(wire)) as behind:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import math
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from tta_middleware.errors import (
 from tta_middleware.moderation.embedded.moderator import MODEL
 from tta_middleware.observing import observer
 from tta_middleware.policy import Policy
-from tta_middleware.policy.verdicts import load, verdicts_on
+from tta_middleware.policy.verdicts import encodable, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import CATEGORIES, Verdict
 
@@ -40,6 +41,8 @@ try:
     from starlette.routing import Route
 except ImportError as missing:
     raise MissingExtraError("the server needs the extra: pip install 'tta-middleware[server]'") from missing
+
+_logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1_048_576
 MAX_INPUTS = 256
@@ -174,7 +177,7 @@ class Moderations:
             raise ApiError(400, "'model' must be a string", param="model")
         verdicts = await scored(self.moderator, texts)
         results = [result_of(verdict, self.moderator.default_threshold) for verdict in verdicts]
-        return {"id": f"modr-{uuid.uuid4().hex}", "model": model, "results": results}
+        return {"id": f"modr-{uuid.uuid4().hex}", "model": encodable(model), "results": results}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,13 @@ class _Endpoint:
     async def moderations(self, request: Request) -> JSONResponse:
         self._authorise(request.headers)
         payload = json_object(await read_body(request, self.max_body_bytes))
-        return JSONResponse(await self.moderations_of.create(payload))
+        try:
+            return JSONResponse(await self.moderations_of.create(payload))
+        except ApiError:
+            raise
+        except Exception as error:  # noqa: BLE001 - uvicorn would print its message, which may quote the text
+            _logger.error("moderator %r failed: %s", self.moderations_of.moderator.name, type(error).__name__)
+        raise _failed()
 
     def _authorise(self, headers: Mapping[str, str]) -> None:
         if self.api_key is None:

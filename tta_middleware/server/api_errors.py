@@ -63,7 +63,7 @@ def _of_upstream(error: UpstreamError) -> ApiError:
             return _at_fault(504, "the upstream did not answer in time; try again", "upstream_timeout")
         case "connection":
             return _at_fault(502, "the upstream cannot be reached, or broke off; try again", "upstream_unreachable")
-        case "refused" if error.status is not None and error.status not in _OURS and error.status != 429:
+        case "refused" if error.status is not None and error.status >= 400 and error.status not in (*_OURS, 429):
             return ApiError(400, f"the upstream refused the request with status {error.status}", code=code)
         case "refused":
             return _at_fault(502, "the upstream refuses this server; its operator has to mend that", "upstream_refused")

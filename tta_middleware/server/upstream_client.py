@@ -26,11 +26,15 @@ from tta_middleware.moderation.transport import QuietText
 
 if TYPE_CHECKING:
     import openai
+    from openai._types import RequestOptions
 
 KEY_VARIABLE = "TTA_UPSTREAM_API_KEY"
 """The environment variable of an upstream's key where the settings name neither another one nor a file."""
 
 CONNECT_SECONDS = 10.0
+_OPTIONS: RequestOptions = {"follow_redirects": False}
+"""A redirect would take the conversation to another server."""
+
 MOST_CHARACTERS = 4_000_000
 """Of one answer, arguments of calls included: a server that never ends must not fill this one's memory."""
 
@@ -161,12 +165,13 @@ class UpstreamClient:
         found: Exception
         try:
             if not stream:
-                yield await client.post("/chat/completions", cast_to=object, body=_quiet(body))
+                yield await client.post("/chat/completions", cast_to=object, body=_quiet(body), options=_OPTIONS)
                 return
             events: openai.AsyncStream[object] = await client.post(
                 "/chat/completions",
                 cast_to=object,
                 body=_quiet({**body, "stream": True, "stream_options": {"include_usage": True}}),
+                options=_OPTIONS,
                 stream=True,
                 stream_cls=openai.AsyncStream[object],
             )

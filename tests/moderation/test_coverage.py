@@ -20,6 +20,7 @@ from tta_middleware.moderation.fallback import WithFallback
 from tta_middleware.moderation.openai import OpenAIModerator
 from tta_middleware.moderation.stack import production_moderator
 from tta_middleware.policy import StagePolicies
+from tta_middleware.policy.coverage import covering
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 from tta_middleware.types import CATEGORIES
@@ -147,3 +148,15 @@ async def test_a_fallback_that_declares_nothing_is_found_out_when_it_is_asked():
         assert len(await WithFallback(Down(failures=down), fallback).moderate(["a"])) == 1
     allowed = WithFallback(Down(failures=down), scoring(hate=0.0), allow_fewer_categories=True)
     assert len(await allowed.moderate(["a"])) == 1
+
+
+@pytest.mark.parametrize("declared", [("unsafe",), None])
+async def test_thresholds_of_single_categories_hold_while_a_fallback_judges_all_harm_in_one(declared):
+    first = ScriptedModerator(failures=[ModerationUnavailableError("down", cause="status")], score=lambda _text: {})
+    second = scoring(unsafe=0.6)
+    first.categories, second.categories = ("hate", "violence"), declared
+    policy = StagePolicies.of(Policy(threshold=0.9, categories={"violence": 0.3}))
+    [verdict] = await covering(WithFallback(first, second), policy).moderate(["x"])
+    assert verdict.scores == {"hate": 0.6, "violence": 0.6, "unsafe": 0.6}
+    decision = policy.output.decide(verdict)
+    assert (decision.flagged, decision.category) == (True, "violence")

@@ -15,6 +15,8 @@ from tta_middleware.policy.verdicts import in_context, load, verdicts_on
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
 
+_ALL_HARM = "unsafe"
+
 
 class WithFallback(Wrapper):
     """Asks ``fallback`` when ``inner`` is unavailable or gives unusable answers.
@@ -27,7 +29,7 @@ class WithFallback(Wrapper):
 
     Args:
         allow_fewer_categories: accept a fallback that leaves categories of ``inner`` unjudged while it answers. One
-            that scores ``unsafe``, as guard models do, judges all harm in one.
+            that scores ``unsafe``, as guard models do, judges all harm in one; that score stands for each of them.
 
     Raises:
         ConfigurationError: the fallback scores less than ``inner``. One that does not declare its categories is found
@@ -92,13 +94,21 @@ class WithFallback(Wrapper):
         except ModerationError as error:
             error.add_note(f"the fallback was asked because: {failure}")
             raise
-        if verdicts and getattr(self._fallback, "categories", None) is None:
+        declared: Collection[str] | None = getattr(self._fallback, "categories", None)
+        if verdicts and declared is None:
             self._check_covers(verdicts[0].scores)
-        return verdicts
+        return [self._in_full(verdict, verdict.scores if declared is None else declared) for verdict in verdicts]
+
+    def _in_full(self, verdict: Verdict, scored: Collection[str]) -> Verdict:
+        """A verdict with ``unsafe`` for each category that is judged in it: a threshold of its own stays in force."""
+        if _ALL_HARM not in verdict.scores:
+            return verdict
+        missing = [name for name in self.categories or () if name not in scored]
+        return replace(verdict, scores=dict.fromkeys(missing, verdict.scores[_ALL_HARM]) | dict(verdict.scores))
 
     def _check_covers(self, categories: Collection[str] | None) -> None:
         """``categories`` are those of the fallback; None is not known yet."""
-        if self._allow_fewer or categories is None or "unsafe" in categories:
+        if self._allow_fewer or categories is None or _ALL_HARM in categories:
             return
         if missing := [name for name in self.categories or () if name not in categories]:
             raise ConfigurationError(

@@ -100,3 +100,12 @@ def test_a_margin_of_ones_own_holds_for_repairs_too() -> None:
     assert StagePolicies.from_table(table).repair.margin == 0.9
     assert StagePolicies.from_table({"threshold": 0.5, "margin": 0.8}).repair.margin == 0.8
     assert StagePolicies.of(Policy(margin=0.8)).repair.margin == 0.8
+
+
+def test_thoughts_that_have_a_policy_of_their_own_are_lowered_with_the_answer() -> None:
+    stages = StagePolicies.from_table({"threshold": 0.5, "reasoning": {"threshold": 0.9, "shadow": ["hate"]}})
+    lowered = stages.lowered(0.3, {"hate": 0.2})
+    for stage in ("output", "repair", "reasoning"):
+        assert lowered.at(stage).decide(verdict(violence=0.3)).flagged
+        assert lowered.at(stage).decide(verdict(hate=0.2)).flagged
+    assert not lowered.at("prompt").decide(verdict(violence=0.3)).flagged

@@ -12,6 +12,7 @@ from staged_upstream import USAGE, completion, delta, saying, told, upstream, wo
 from test_upstream import ROSES, TOOLS, ask, calls, ending_of, text_of
 
 from tta_middleware.guard.ledger import Ledger
+from tta_middleware.server import upstream_client
 from tta_middleware.testing.auditor import AuditError, Auditor
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
@@ -36,6 +37,16 @@ def test_an_odd_shape_is_the_upstreams_fault(name: str, late: bool) -> None:
         assert getattr(found.value, "status_code", None) == 502
     assert found.value.code == "upstream_broken"
     assert "secret" not in str(found.value)
+
+
+@pytest.mark.parametrize("said", [{"id": "x" * 40}, {"function": {"name": "x" * 40}}, {}])
+def test_an_answer_of_calls_without_end_is_broken_off(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_client, "MOST_CHARACTERS", 30)
+    calls = [delta(tool_calls=[{"index": at, "function": {}, **said}]) for at in range(40)]
+    events = [*calls, delta(finish_reason="tool_calls")]
+    with upstream(lambda wire: wire.stream(events)) as behind, pytest.raises(openai.APIError) as found:
+        ask(behind, stream=True)
+    assert found.value.code == "upstream_broken"
 
 
 @pytest.mark.parametrize("done", [True, False])

@@ -376,8 +376,13 @@ class StagePolicies(Settings):
         return self.model_copy(update={stage: self.at(stage).with_default(threshold) for stage in own})
 
     def lowered(self, threshold: float | None, categories: Mapping[str, float]) -> StagePolicies:
-        """These policies with lower thresholds for answers, repaired ones included; see :meth:`Policy.lowered`."""
+        """These policies with lower thresholds for answers, repaired ones and thoughts included.
+
+        See :meth:`Policy.lowered`.
+        """
         answers: tuple[Stage, ...] = ("output", "repair")
+        if self.reasoning is not None:
+            answers = (*answers, "reasoning")
         lowered = {str(stage): self.at(stage).lowered(threshold, categories) for stage in answers}
         return self.model_copy(update=lowered)
 

@@ -242,7 +242,8 @@ class _Reading:
             usage=_usage(data.get("usage")),
             thought_tokens=_thought_tokens(data.get("usage")),
         )
-        self._characters += len(piece.text) + len(piece.thought) + sum(len(call.arguments) for call in piece.calls)
+        self._characters += len(piece.text) + len(piece.thought)
+        self._characters += sum(1 + len(call.id) + len(call.name) + len(call.arguments) for call in piece.calls)
         if self._characters > MOST_CHARACTERS:
             raise UpstreamError(f"the upstream's answer is longer than {MOST_CHARACTERS} characters", cause="broken")
         return None if piece == Piece() else piece

@@ -1,6 +1,7 @@
 """Whole runs over a scripted model: what is written, resumed, repeated, cut."""
 
 import json
+from contextlib import aclosing
 from dataclasses import replace
 
 import anyio
@@ -310,5 +311,33 @@ async def test_first_answers_are_the_same_whatever_part_is_run_at_once(run, plan
         alone = replace(some, bench=replace(plan.bench, engine=Company("All is well in the garden.")))
         texts[name] = {r["id"]: r["baseline"]["text"] for r in await run(name, plan=alone, prompts=chosen)}
     assert texts["two"] == {at: texts["all"][at] for at in (3, 17)}
-    assert texts["two"][3].endswith("Among 16 with 0.")
-    assert texts["two"][17].endswith("Among 4 with 0.")
+    assert "Among 16 with" in texts["two"][3]
+    assert "Among 4 with" in texts["two"][17]
+
+
+class Drawing(ScriptedEngine):
+    """Notes the seeds that answers are drawn with, where they are."""
+
+    def __init__(self, script):
+        super().__init__(script)
+        self.drawn = []
+
+    async def stream(self, request):
+        if request.sampling.temperature > 0:
+            self.drawn.append(request.sampling.seed)
+        async with aclosing(super().stream(request)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    def stream_batch(self, requests):
+        return [self.stream(request) for request in requests]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_no_two_prompts_or_seeds_are_dealt_the_same_draws(run, plan, concurrency):
+    """Under one seed for all of them, a lucky first draw looked like a share of all prompts."""
+    engine = Drawing("Here is the bad plan: first look around the old shed.")
+    prompts = [Prompt(at, (Message("user", "Plan an attack on weeds"),)) for at in range(6)]
+    chosen = replace(plan, comparators=comparators("resample"), seeds=(0, 1), concurrency=concurrency)
+    records = await run(plan=replace(chosen, bench=replace(plan.bench, engine=engine)), prompts=prompts)
+    assert len(engine.drawn) == len(set(engine.drawn)) == sum(r["generations"] - 1 for r in records)

@@ -142,6 +142,7 @@ class EvaluationRequest:
             "policy": self.policy.model_dump(mode="json"),
             "max_new_tokens": self.sampling.max_new_tokens,
             "temperature": self.sampling.temperature,
+            "chance": "by prompt",
             "first_answers": "alone" if self.scope.concurrency == 1 else f"in groups of {GROUP}",
             "budget": self.budget.model_dump(mode="json"),
             "keep_text": self.output.keep_text,

@@ -146,7 +146,7 @@ class SharedFirst:
 
 
 async def decode_together(
-    engines: Sequence[SharedFirst], conversations: Sequence[Sequence[Message]], sampling: Sampling
+    engines: Sequence[SharedFirst], conversations: Sequence[Sequence[Message]], samplings: Sequence[Sampling]
 ) -> None:
     """Decode the first answers of a group in one batch and give each engine its own; nothing else may be decoding.
 
@@ -155,9 +155,10 @@ async def decode_together(
     """
     started = time.monotonic()
     prompts = [await engine.embed(messages) for engine, messages in zip(engines, conversations, strict=True)]
-    done = await engines[0].generate_batch([GenerationRequest(prompt, sampling) for prompt in prompts])
+    requests = [GenerationRequest(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
+    done = await engines[0].generate_batch(requests)
     seconds = (time.monotonic() - started) / len(engines)
-    for engine, messages, answer in zip(engines, conversations, done, strict=True):
+    for engine, messages, sampling, answer in zip(engines, conversations, samplings, done, strict=True):
         await engine.remember(messages, sampling, answer, seconds)
 
 

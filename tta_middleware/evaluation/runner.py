@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -23,9 +24,6 @@ from tta_middleware.guard.settings import Report
 from tta_middleware.moderation.cache import Cached
 from tta_middleware.protocols import Engine
 from tta_middleware.types import Sampling
-
-SPREAD = 1_000_003
-"""Between the sampling seeds of two runs: the answers of one search take consecutive seeds, which must not overlap."""
 
 GROUP = 16
 """First answers that are decoded side by side where prompts are run side by side."""
@@ -109,8 +107,8 @@ async def _first_answers(wanted: set[str], plan: Plan, prompts: Sequence[Prompt]
             continue
         engines = [SharedFirst(plan.bench.engine) for _ in group]
         for seed in plan.seeds if plan.sampling.temperature > 0 else (0,):
-            sampling = replace(plan.sampling, seed=seed * SPREAD)
-            await decode_together(engines, [prompt.messages for prompt in group], sampling)
+            samplings = [replace(plan.sampling, seed=chance(seed, prompt)) for prompt in group]
+            await decode_together(engines, [prompt.messages for prompt in group], samplings)
         ready |= {str(prompt.id): engine for prompt, engine in zip(group, engines, strict=True)}
     return ready
 
@@ -121,6 +119,16 @@ class _Shared:
 
     engine: SharedFirst
     measured: dict[str, Measured] = field(default_factory=dict)
+
+
+def chance(seed: int, prompt: Prompt) -> int:
+    """The seed of a run over ``prompt``, of 31 bits.
+
+    Under the same one every prompt would be dealt the same draws: where the first word is drawn from much the same
+    probabilities, one lucky draw would make a share of all prompts. The answers of one search take consecutive seeds,
+    so those of two runs must lie apart, too.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{prompt.id}".encode(), digest_size=4).digest()) >> 1
 
 
 _Run: TypeAlias = tuple[Prompt, int, Comparator, _Shared]
@@ -141,7 +149,8 @@ async def _work(queue: Iterator[_Run], plan: Plan, keep: Callable[[Record], None
 
 async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, common: _Shared) -> Record:
     engine = common.engine
-    sampling = replace(plan.sampling, seed=seed * SPREAD)
+    drawn = chance(seed, prompt)
+    sampling = replace(plan.sampling, seed=drawn)
     try:
         unguarded = await engine.prepare(prompt.messages, sampling)
         seconds = engine.seconds
@@ -149,7 +158,7 @@ async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, co
         # one is what is measured there.
         shared = not (prompt.benign and plan.concurrency == 1)
         chosen: Engine = engine if shared else plan.bench.engine
-        bench = replace(plan.bench, engine=chosen, seed=seed)
+        bench = replace(plan.bench, engine=chosen, seed=drawn)
         report = await comparator.run(bench, prompt.messages, sampling)
         measured = await _measured(prompt, report, plan, common.measured)
     except EngineError as error:

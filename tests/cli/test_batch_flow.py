@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tta_middleware.batch.flow import WINDOW, Flow, Held
-from tta_middleware.batch.input import Item
+from tta_middleware.batch.input import Item, Source
 from tta_middleware.batch.progress import Pace, PlainLines
-from tta_middleware.batch.shard import Order
+from tta_middleware.batch.shard import Order, Shard
 from tta_middleware.types import Sampling
 
 
@@ -19,6 +19,20 @@ async def items(count: int, taken: list[int]) -> AsyncIterator[Item]:
     for number in range(count):
         taken.append(number)
         yield Item(number, f"in:{number}", None, Sampling())
+
+
+async def test_every_line_has_draws_of_its_own_which_a_seed_repeats(jsonl):
+    own = {"prompt": "About trees", "sampling": {"seed": 7}}
+    path = str(jsonl("in.jsonl", *({"prompt": f"About tree {at}"} for at in range(20)), own))
+
+    async def seeds(seed):
+        return [item.sampling.seed async for item in Source(path, Sampling(seed=seed)).items(Shard())]
+
+    first = await seeds(0)
+    assert len(set(first)) == 21
+    assert first[-1] == 7
+    assert await seeds(0) == first
+    assert not set(first[:-1]) & set((await seeds(1))[:-1])
 
 
 @pytest.mark.parametrize("order", Order)

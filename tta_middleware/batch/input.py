@@ -48,7 +48,7 @@ class Source:
 
     Args:
         name: a file, or ``-`` for stdin.
-        sampling: what a line's own ``sampling`` overrides.
+        sampling: what a line's own ``sampling`` overrides; without a seed of its own a line has draws of its own.
 
     Attributes:
         lines_seen: lines that were not blank, of all shards, since :meth:`items` began.
@@ -119,7 +119,8 @@ class Source:
             record = parse_object(raw, where)
             prompt = parse_prompt(record, number, where)
             overrides = _overrides(record, where)
-            return Item(number, where, prompt, _with(self._sampling, overrides, where), _digest(prompt, overrides))
+            sampling = _with(self._sampling.apart(str(prompt.id)), overrides, where)
+            return Item(number, where, prompt, sampling, _digest(prompt, overrides))
         except DataError as error:
             return Item(number, where, None, self._sampling, error=error)
 

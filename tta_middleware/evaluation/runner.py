@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -107,7 +106,7 @@ async def _first_answers(wanted: set[str], plan: Plan, prompts: Sequence[Prompt]
             continue
         engines = [SharedFirst(plan.bench.engine) for _ in group]
         for seed in plan.seeds if plan.sampling.temperature > 0 else (0,):
-            samplings = [replace(plan.sampling, seed=chance(seed, prompt)) for prompt in group]
+            samplings = [_sampling(plan, seed, prompt) for prompt in group]
             await decode_together(engines, [prompt.messages for prompt in group], samplings)
         ready |= {str(prompt.id): engine for prompt, engine in zip(group, engines, strict=True)}
     return ready
@@ -119,16 +118,6 @@ class _Shared:
 
     engine: SharedFirst
     measured: dict[str, Measured] = field(default_factory=dict)
-
-
-def chance(seed: int, prompt: Prompt) -> int:
-    """The seed of a run over ``prompt``, of 31 bits.
-
-    Under the same one every prompt would be dealt the same draws: where the first word is drawn from much the same
-    probabilities, one lucky draw would make a share of all prompts. The answers of one search take consecutive seeds,
-    so those of two runs must lie apart, too.
-    """
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{prompt.id}".encode(), digest_size=4).digest()) >> 1
 
 
 _Run: TypeAlias = tuple[Prompt, int, Comparator, _Shared]
@@ -149,8 +138,7 @@ async def _work(queue: Iterator[_Run], plan: Plan, keep: Callable[[Record], None
 
 async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, common: _Shared) -> Record:
     engine = common.engine
-    drawn = chance(seed, prompt)
-    sampling = replace(plan.sampling, seed=drawn)
+    sampling = _sampling(plan, seed, prompt)
     try:
         unguarded = await engine.prepare(prompt.messages, sampling)
         seconds = engine.seconds
@@ -158,7 +146,7 @@ async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, co
         # one is what is measured there.
         shared = not (prompt.benign and plan.concurrency == 1)
         chosen: Engine = engine if shared else plan.bench.engine
-        bench = replace(plan.bench, engine=chosen, seed=drawn)
+        bench = replace(plan.bench, engine=chosen, seed=sampling.seed)
         report = await comparator.run(bench, prompt.messages, sampling)
         measured = await _measured(prompt, report, plan, common.measured)
     except EngineError as error:
@@ -181,6 +169,10 @@ async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, co
         unguarded=None if shared else unguarded.text,
         keep_text=plan.keep_text,
     )
+
+
+def _sampling(plan: Plan, seed: int, prompt: Prompt) -> Sampling:
+    return replace(plan.sampling, seed=seed).apart(str(prompt.id))
 
 
 def _down(plan: Plan, prompt: Prompt, reason: str) -> ModerationUnavailableError:

@@ -180,6 +180,18 @@ def test_a_key_is_asked_for_when_set(serving: Serving) -> None:
         assert httpx.post(f"{url}/v1/moderations", json={"input": "a"}).status_code == 401
 
 
+@pytest.mark.parametrize("key", ["s3cret", "schlüssel"])
+def test_a_key_is_taken_as_the_other_server_takes_it(serving: Serving, key: str) -> None:
+    def status(url: str, given: bytes) -> int:
+        headers = [(b"authorization", given)]
+        return httpx.post(f"{url}/v1/moderations", json={"input": "a"}, headers=headers).status_code
+
+    with serving(api_key=key) as url:
+        said = key.encode()
+        assert status(url, b"Bearer " + said) == status(url, b"bearer  " + said) == 200
+        assert {status(url, given) for given in (said, b"Basic " + said, b"Bearer")} == {401}
+
+
 class Broken(EmbeddedModerator):
     """Fails as a remote moderator would."""
 

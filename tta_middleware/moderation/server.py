@@ -205,9 +205,21 @@ class _Endpoint:
     def _authorise(self, headers: Mapping[str, str]) -> None:
         if self.api_key is None:
             return
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.api_key.encode()):
-            raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
+        given = bearer(headers)
+        if not hmac.compare_digest(given, self.api_key.encode()):
+            raise wrong_key(given)
+
+
+def bearer(headers: Mapping[str, str]) -> bytes:
+    """The key after ``Authorization: Bearer``, the bytes that came; empty where there is none."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+
+
+def wrong_key(given: bytes) -> ApiError:
+    """The answer to a key that is not known, or to none."""
+    said = "Incorrect API key provided" if given else "No API key provided; send it as 'Authorization: Bearer KEY'"
+    return ApiError(401, said, code="invalid_api_key")
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.moderation.server import bearer, wrong_key
 from tta_middleware.policy.live_file import LiveFile
 from tta_middleware.server.request_log import logger
 
@@ -140,18 +140,12 @@ class Keys:
         """
         if not self.digests:
             return Caller()
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        digest = _digest(given.strip().encode("latin-1"))  # headers are read so: these are the bytes that came
+        given = bearer(headers)
+        digest = _digest(given)
         # Every key is compared, whether or not one matched already.
         matching = [name for name, known in self.digests.items() if hmac.compare_digest(known, digest)]
-        if scheme.lower() != "bearer" or not matching:
-            raise ApiError(
-                401,
-                "Incorrect API key provided"
-                if given
-                else "No API key provided; send it as 'Authorization: Bearer KEY'",
-                code="invalid_api_key",
-            )
+        if not given or not matching:
+            raise wrong_key(given)
         return Caller(matching[0], self.rights.get(matching[0], Rights()))
 
 

@@ -92,6 +92,7 @@ def test_the_embedded_model_is_no_judge(tta, monkeypatch, tmp_path):
     assert "smollm2 without a profile" in judge["detail"]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_named_says_which_way_it_runs_and_why(tta):
     assert "engine" not in checks(tta("doctor", "--json", "--moderator", "words"))
     engine = checks(tta("doctor", "--json", "--moderator", "words", "--model", "smollm2"))["engine"]

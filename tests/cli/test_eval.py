@@ -77,6 +77,7 @@ def test_an_unknown_jailbreak_is_refused(tta, prompts, tmp_path):
     assert "known are role-play, hypothetical, prefix, many-shot" in ran.err
 
 
+@pytest.mark.slow
 def test_a_report_is_written_from_what_is_there(tta, prompts, tmp_path):
     words = ("eval", "--prompts", prompts, "--out", tmp_path / "run", *STAGED, "--methods", "none,noise")
     report = tmp_path / "kept" / "report.html"

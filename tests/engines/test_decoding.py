@@ -192,6 +192,7 @@ async def test_likelihood_is_that_of_the_whole_forward_pass(smollm2: Transformer
     assert measured[1] < measured[2]
 
 
+@pytest.mark.slow
 async def test_reduced_precision_with_packed_weights_reads_the_same_likelihoods(smollm2: TransformersEngine) -> None:
     prompt = (await embed_all(smollm2, ("Name a colour.",)))[0]
     ids = smollm2._loaded.tokenizer("Blue is a calm colour, like the sea.")["input_ids"]

@@ -45,6 +45,7 @@ def output(program: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_child_answers_as_its_parent_does(tiny_folder: Path) -> None:
     lines = output(
         """

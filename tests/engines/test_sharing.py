@@ -89,6 +89,7 @@ async def test_a_long_prompt_runs_in_parts_between_the_steps_of_others(
 
 
 @pytest.mark.parametrize("fails_at", [5, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3, 7, 9, 11))])
+@pytest.mark.slow
 async def test_for_want_of_memory_sequences_begin_again_and_end_alike(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
@@ -215,6 +216,7 @@ async def test_sequences_that_do_not_fit_into_memory_wait(tiny_folder: Path) -> 
     ],
     ids=str,
 )
+@pytest.mark.slow
 async def test_sequences_that_come_at_once_keep_to_the_memory_of_all_of_them(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], most: int
 ) -> None:

@@ -25,6 +25,7 @@ def read(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_results(results):
     first, second = ([{**r, "seconds": None} for r in read(results / name)] for name in ("first", "second"))
     assert first == second

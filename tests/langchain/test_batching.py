@@ -82,7 +82,8 @@ async def test_a_batch_decodes_side_by_side_and_answers_like_single_calls(
     assert answers == alone
 
 
-@pytest.mark.parametrize("ask", [by_abatch_as_completed, pytest.param(by_abatch, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ask", [by_abatch_as_completed, by_abatch])
+@pytest.mark.slow
 async def test_max_concurrency_bounds_how_many_decode_at_once(model: TTAChatModel, alone: list[str], ask: Ask) -> None:
     one_by_one, answers = await sequences_a_step(model, ask, {"max_concurrency": 1})
     assert one_by_one == pytest.approx(1.0)

@@ -89,6 +89,7 @@ async def test_stop_ends_the_text_before_the_stop_string(model: TTAChatModel) ->
     assert stopped.response_metadata["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 async def test_a_seed_repeats_a_sampled_answer(model: TTAChatModel) -> None:
     ask = model.bind(temperature=1.2, seed=3)
     first, again = await ask.ainvoke("Invent a word."), await ask.ainvoke("Invent a word.")
@@ -131,6 +132,7 @@ async def test_named_policies_are_chosen_per_request_and_reloaded(model: TTAChat
         await named.ainvoke(QUESTION, policy="strikt")
 
 
+@pytest.mark.slow
 async def test_a_bound_method_and_budget_are_used(model: TTAChatModel) -> None:
     answer = await model.ainvoke(QUESTION, policy=0.0, method=TSA(probes=2), budget=Budget(generations=3))
     story = answer.response_metadata["tta"]

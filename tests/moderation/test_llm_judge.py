@@ -58,6 +58,7 @@ async def test_what_stays_the_same_while_a_text_grows_stands_before_it() -> None
     assert "made?" not in engine.questions[-1]
 
 
+@pytest.mark.slow
 async def test_long_texts_go_in_parts_and_long_questions_by_their_end() -> None:
     engine = JudgingEngine()
     [verdict] = await verdicts_on(LLMJudge(engine), ["x " * LONGEST + "flagme"], prompt="y" * 3 * LONGEST + " end?")

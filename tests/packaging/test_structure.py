@@ -22,6 +22,7 @@ def structure(root: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif("TTA_EXPECT_WHEEL" in os.environ, reason="the wheel's tests have no checkout beside them")
+@pytest.mark.slow
 def test_no_cycle_and_no_arrow_back_up() -> None:
     found = structure(ROOT)
     assert found.returncode == 0, found.stdout + found.stderr

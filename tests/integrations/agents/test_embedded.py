@@ -23,6 +23,7 @@ def local() -> Iterator[TTAChatModel]:
     bridge.run(runtime.aclose)
 
 
+@pytest.mark.slow
 async def test_the_embedded_model_answers_for_a_flagged_one(watched: Any, local: TTAChatModel) -> None:
     middleware = TTAMiddleware("local", repair_model=local)
     run = watched(["The library opens at nine.", UNSAFE], middleware=[middleware])

@@ -133,3 +133,10 @@ class Trace:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""
         return asdict(self)
+
+
+def not_checked(stop_reason: str) -> str:
+    """What is said of an answer that was withheld for want of a verdict, by its trace's reason; empty for others."""
+    if not stop_reason.startswith("moderator: "):
+        return ""
+    return f"the answer could not be checked and was withheld ({stop_reason}); see to the moderator"

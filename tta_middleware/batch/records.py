@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from tta_middleware.batch.exit_codes import describe
 from tta_middleware.errors import DataError
 from tta_middleware.files.jsonl import Record
+from tta_middleware.trace import not_checked
 
 if TYPE_CHECKING:
     from tta_middleware.types import GuardedAnswer
-
-_UNSCORED = "moderator: "
-"""What a trace's reason begins with where there was no verdict."""
 
 
 def as_record(answer: GuardedAnswer) -> Record:
@@ -30,10 +28,10 @@ def as_record(answer: GuardedAnswer) -> Record:
 def as_batch_record(answer: GuardedAnswer) -> Record:
     """As :func:`as_record`; what was withheld for want of a verdict is an error, which a later run can try again."""
     record, reason = as_record(answer), answer.trace.stop_reason
-    if answer.trace.outcome != "blocked" or not reason.startswith(_UNSCORED):
+    message = not_checked(reason)
+    if answer.trace.outcome != "blocked" or not message:
         return record
-    message = f"the answer could not be checked and was withheld ({reason}); see to the moderator"
-    return {"error": {"type": reason.removeprefix(_UNSCORED), "message": message}, "trace": record["trace"]}
+    return {"error": {"type": reason.partition(": ")[2], "message": message}, "trace": record["trace"]}
 
 
 def as_error(error: BaseException | None) -> Record:

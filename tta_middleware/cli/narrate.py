@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tta_middleware.batch.records import as_record
 from tta_middleware.batch.standard import emit, note
 from tta_middleware.cli.output import facts, say
+from tta_middleware.trace import not_checked
 from tta_middleware.types import AnswerScore, GuardedAnswer, ReasoningTrace, Trace, WindowScore
 
 _OUTCOMES = {
@@ -64,7 +65,7 @@ def story(trace: Trace, *, verbose: bool) -> Iterator[tuple[str, str]]:
         yield "loading", f"{trace.load_seconds:.1f} s before that, once"
     if trace.outcome == "neutralised":
         yield "move", _move(trace)
-    if trace.outcome == "blocked" and trace.stop_reason.startswith("moderator:"):
+    if trace.outcome == "blocked" and not_checked(trace.stop_reason):
         yield "hint", "the moderator gave no verdict, so nothing may be shown; see: tta doctor --online"
     if verbose:
         yield from _waves(trace)

@@ -22,6 +22,7 @@ from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.settings import Report
 from tta_middleware.moderation.cache import Cached
 from tta_middleware.protocols import Engine
+from tta_middleware.trace import not_checked
 from tta_middleware.types import Sampling
 
 GROUP = 16
@@ -156,7 +157,7 @@ async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, co
     except ModerationError as error:
         raise _down(plan, prompt, f"moderator: {type(error).__name__}") from error
     reason = report.answer.trace.stop_reason
-    if reason.startswith("moderator:"):
+    if not_checked(reason):
         raise _down(plan, prompt, reason)
     setting = Setting(seed, comparator.name, plan.concurrency, seconds if shared else 0.0)
     iterations = comparator.iterations(report.answer.trace)

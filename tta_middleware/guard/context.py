@@ -25,6 +25,7 @@ from tta_middleware.policy.coverage import grows, told
 from tta_middleware.policy.policy import Stage
 from tta_middleware.policy.verdicts import verdict_on, verdicts_on
 from tta_middleware.protocols import Engine, Moderator, Quality, ReasoningEngine
+from tta_middleware.trace import not_checked
 from tta_middleware.types import (
     AbortSignal,
     AnswerScore,
@@ -79,8 +80,8 @@ def as_sampling(given: Any) -> Sampling:
 
 def refusal_of(stop_reason: str) -> str:
     """What an error says where the fallback is to raise: what happened, and what to do."""
-    if stop_reason.startswith("moderator: "):
-        return f"the answer could not be checked and was withheld ({stop_reason}); see to the moderator"
+    if withheld := not_checked(stop_reason):
+        return withheld
     if stop_reason.startswith("prompt: "):
         return f"the prompt was flagged ({stop_reason}); ask something else, or set fallback='refuse'"
     if stop_reason == NO_METHOD:

@@ -135,8 +135,16 @@ class Trace:
         return asdict(self)
 
 
+_NO_VERDICT = "moderator: "
+
+
+def no_verdict(error: BaseException | None) -> str:
+    """A trace's reason where the moderator failed: the kind of error alone, since its words may quote the text."""
+    return f"{_NO_VERDICT}{type(error).__name__}"
+
+
 def not_checked(stop_reason: str) -> str:
     """What is said of an answer that was withheld for want of a verdict, by its trace's reason; empty for others."""
-    if not stop_reason.startswith("moderator: "):
+    if not stop_reason.startswith(_NO_VERDICT):
         return ""
     return f"the answer could not be checked and was withheld ({stop_reason}); see to the moderator"

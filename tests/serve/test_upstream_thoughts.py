@@ -152,6 +152,16 @@ def test_what_a_stand_in_thinks_is_its_own_affair() -> None:
     assert "forbidden" not in str(found)
 
 
+def test_thoughts_of_two_models_are_never_read_as_one() -> None:
+    bad = ScriptedModerator(score=lambda text: {"illicit": 0.9 if "forbidden" in text or "here.They" in text else 0.1})
+    with upstream(thinking(text=f"{CALM} And the forbidden part.")) as behind:
+        own = {"hand_over": "own", "stand_in": thinking_model("show", moderator=bad)}
+        found = ask(behind, stream=True, reasoning="show", moderator=bad, **own)
+    assert said(found, "reasoning") == THOUGHT
+    assert ending(found)[1]["handed_over"]["stop_reason"] == "flagged: text"
+    assert said(found).endswith(CALM)
+
+
 @pytest.mark.parametrize("mode", ["show", "hide"])
 def test_thoughts_of_earlier_turns_go_where_thoughts_are_shown(mode: str) -> None:
     earlier = {"role": "assistant", "content": CALM, "reasoning_content": THOUGHT}

@@ -22,7 +22,7 @@ from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.settings import Report
 from tta_middleware.moderation.cache import Cached
 from tta_middleware.protocols import Engine
-from tta_middleware.trace import not_checked
+from tta_middleware.trace import no_verdict, not_checked
 from tta_middleware.types import Sampling
 
 GROUP = 16
@@ -155,7 +155,7 @@ async def _one(prompt: Prompt, seed: int, comparator: Comparator, plan: Plan, co
             f"prompt {prompt.id!r}, method {comparator.name}: {error}; results so far are kept"
         ) from error
     except ModerationError as error:
-        raise _down(plan, prompt, f"moderator: {type(error).__name__}") from error
+        raise _down(plan, prompt, no_verdict(error)) from error
     reason = report.answer.trace.stop_reason
     if not_checked(reason):
         raise _down(plan, prompt, reason)

@@ -54,6 +54,7 @@ from tta_middleware.observing import Asked, observer
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering
 from tta_middleware.protocols import Engine, Moderator, Optimiser, Quality, ReasoningEngine
+from tta_middleware.trace import no_verdict
 from tta_middleware.types import (
     SEAM,
     AnswerScore,
@@ -332,7 +333,7 @@ class Answering:
             with anyio.move_on_after(self.context.meter.seconds_left):
                 verdicts = await self.context.score_conversation(self.prompt_check)
         except ModerationError as error:
-            return "" if policy.lets_pass(error) else f"moderator: {type(error).__name__}"
+            return "" if policy.lets_pass(error) else no_verdict(error)
         if verdicts is None:
             return "budget: seconds"
         decisions = [policy.decide(verdict) for verdict in verdicts]
@@ -350,7 +351,7 @@ class Answering:
         if watch.ending == "done" and not watch.unchecked:
             self.final = self.baseline
             return await self._deliver(watch.completion, "clean", "clean")
-        reason = f"moderator: {type(watch.error).__name__}" if watch.error else "budget: seconds"
+        reason = no_verdict(watch.error) if watch.error else "budget: seconds"
         if watch.ending == "done":
             return await self._deliver(watch.completion, "unchecked", f"{reason}, passed by policy")
         if watch.ending == "flagged" and self.baseline is not None:

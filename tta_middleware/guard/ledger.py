@@ -17,6 +17,7 @@ from tta_middleware.policy import Decision, Policy, StagePolicies
 from tta_middleware.policy.coverage import categories_of, covering, enforced, grows, reads_rules, told, undisguises
 from tta_middleware.policy.verdicts import verdicts_on
 from tta_middleware.protocols import Moderator
+from tta_middleware.trace import no_verdict
 from tta_middleware.types import (
     CATEGORIES,
     SEAM,
@@ -164,7 +165,7 @@ class Ledger:
 
     def reason(self, part: str) -> str:
         """Why an answer was withheld: the part that was flagged, or the moderator's failure."""
-        return f"flagged: {part}" if self.error is None else f"moderator: {type(self.error).__name__}"
+        return f"flagged: {part}" if self.error is None else no_verdict(self.error)
 
     def trace(
         self, outcome: Outcome, stop_reason: str, *, method: str, model: str = "", tokens: int = 0, released: int = 0

@@ -20,6 +20,7 @@ from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import covering, grows, told
 from tta_middleware.policy.verdicts import verdict_on
 from tta_middleware.protocols import Moderator
+from tta_middleware.trace import no_verdict
 from tta_middleware.types import (
     GuardedAnswer,
     Message,
@@ -226,7 +227,7 @@ def _in_force(moderator: Moderator, policy: Policy | None) -> Policy:
 
 def _outcome(watch: Watch) -> tuple[Outcome, str]:
     """What became of a stream, and why."""
-    error = f"moderator: {type(watch.error).__name__}"
+    error = no_verdict(watch.error)
     if watch.ending == "unscored":
         return "blocked", error
     if watch.ending == "flagged":

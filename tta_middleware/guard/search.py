@@ -25,6 +25,7 @@ from tta_middleware.methods import geometry
 from tta_middleware.methods.base import Method, Start, words_ahead
 from tta_middleware.policy import Policy
 from tta_middleware.protocols import Engine, Optimiser, SharesPlaces
+from tta_middleware.trace import no_verdict
 from tta_middleware.types import (
     AnswerScore,
     BoolVector,
@@ -215,7 +216,7 @@ class Search:
                 while not self.reason:
                     await self._wave()
             except ModerationError as error:
-                self.reason = f"moderator: {type(error).__name__}"
+                self.reason = no_verdict(error)
         # The deadline may cut a wave anywhere; what was found before it stands in the result all the same.
         if scope.cancelled_caught:
             self.reason = "budget: seconds"
@@ -314,7 +315,7 @@ class Search:
             self.reason = "neutralised"
         elif chosen is not None and chosen.won and chosen.watch.unchecked:
             self.unscored = (chosen.proposal, chosen.watch.completion)
-            self.reason = f"moderator: {type(chosen.watch.error).__name__}"
+            self.reason = no_verdict(chosen.watch.error)
         elif chosen is not None and (chosen.released or chosen.shown):
             self.reason = LATE_FLAG
         else:

@@ -477,13 +477,15 @@ class UpstreamAnswer:
         asked = self.asked.model_copy(update=dict.fromkeys(left_out))
         answer, seam = LocalAnswer.of(model, asked, self.stages, self.most_tokens), self._seam
         handed, usage = self._about("blocked", reason)["tta"], self._spoken.spent
+        # A reader joins what two models thought, which neither guard has judged together.
+        thinks = not self.thought
         last: AIMessageChunk | None = None
 
         async def texts() -> AsyncGenerator[str, None]:
             nonlocal last
             async with aclosing(answer.stream()) as chunks:
                 async for chunk in chunks:
-                    if thought := chunk.additional_kwargs.get(REASONING):
+                    if thinks and (thought := chunk.additional_kwargs.get(REASONING)):
                         await say(AIMessageChunk(content="", additional_kwargs={REASONING: thought}))
                     if chunk.text:
                         yield str(chunk.text)

@@ -93,6 +93,7 @@ class AnswerSettings(Loading):
         method: the name of how flagged ones are repaired; ``none`` blocks them.
         sampling: of answers whose request says nothing else; its seed is the repairs', too.
         reasoning: how a model that thinks is let think, and what becomes of its thoughts.
+        prompt_check: whether the prompt is moderated, too.
 
     Raises:
         ConfigurationError: there is no such method or moderator, or the moderator does not score what the policy
@@ -105,6 +106,7 @@ class AnswerSettings(Loading):
     sampling: Sampling
     budget: Budget
     reasoning: Reasoning = field(default_factory=Reasoning)
+    prompt_check: PromptCheck = "off"
 
     def __post_init__(self) -> None:
         resolve_method(self.method)
@@ -127,6 +129,7 @@ class AnswerSettings(Loading):
             repair=repair,
             quality=quality_for(self.model),
             reasoning=self.reasoning,
+            prompt_check=self.prompt_check,
         )
 
     async def answer(self, messages: Sequence[Message], *, loaded: Loaded = _untold) -> GuardedAnswer:

@@ -63,6 +63,14 @@ def test_the_threshold_decides_what_is_flagged(tta):
     assert tta(*prompt).objects[0]["outcome"] == "blocked"
 
 
+def test_the_prompt_is_moderated_where_that_is_asked_for(tta):
+    prompt = ("chat", "Write me a bad plan", *STAGED, "--method", "none")
+    assert tta(*prompt).out != "I can't help with that request.\n"
+    ran = tta(*prompt, "--prompt-check", "user")
+    assert (ran.code, ran.out) == (3, "I can't help with that request.\n")
+    assert "prompt: illicit" in ran.err
+
+
 def test_a_policy_may_come_from_a_file_or_from_the_argument(tta, tmp_path):
     policy = {"categories": {"illicit": 0.95}, "notice": "Not this."}
     path = tmp_path / "policy.json"

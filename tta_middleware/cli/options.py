@@ -52,6 +52,10 @@ PolicyText: TypeAlias = Annotated[
     str | None,
     typer.Option("--policy", help="A policy as JSON, or a file with it: threshold, categories, on_error, notice."),
 ]
+PromptCheckOption: TypeAlias = Annotated[
+    Literal["off", "user", "all"],
+    typer.Option("--prompt-check", help="Whether the prompt is moderated, too: off, user (the last user turn), all."),
+]
 MaxNewTokens: TypeAlias = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature: TypeAlias = Annotated[float, typer.Option(help="0 is greedy.")]
 Seed: TypeAlias = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
@@ -126,6 +130,7 @@ class AnswerOptions(LoadingOptions):
     reasoning: ReasoningOption = "hide"
     max_reasoning_tokens: MaxReasoningTokens = None
     chat_template_kwargs: TemplateArguments = None
+    prompt_check: PromptCheckOption = "off"
 
     def answering(self) -> AnswerSettings:
         """What jobs work with.
@@ -150,6 +155,7 @@ class AnswerOptions(LoadingOptions):
                 max_tokens=self.max_reasoning_tokens,
                 template=arguments_of(self.chat_template_kwargs),
             ),
+            prompt_check=self.prompt_check,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -54,9 +54,7 @@ def serve(
     method: opt.Method = DEFAULT_METHOD,
     threshold: opt.Threshold = None,
     max_new_tokens: opt.MaxNewTokens = MAX_NEW_TOKENS,
-    prompt_check: Annotated[
-        Literal["off", "user", "all"], typer.Option(help="Whether the prompt is moderated, too.")
-    ] = "off",
+    prompt_check: opt.PromptCheckOption = "off",
     observe: Annotated[bool, typer.Option("--observe", help=_OBSERVE)] = False,
     policies: Annotated[Path | None, typer.Option(metavar="FILE", help="Named policies, in TOML or YAML.")] = None,
     allow_policy: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_ALLOW)] = None,

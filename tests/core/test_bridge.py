@@ -93,7 +93,7 @@ def test_a_stream_that_ends_ends() -> None:
     assert list(bridge.iterate(three())) == [1, 2, 3]
 
 
-def test_a_dropped_stream_may_be_collected_on_the_bridges_own_thread() -> None:
+def test_a_dropped_stream_may_be_collected_on_the_bridges_own_thread(caplog: pytest.LogCaptureFixture) -> None:
     closed = threading.Event()
 
     async def endless() -> AsyncGenerator[int, None]:
@@ -103,6 +103,7 @@ def test_a_dropped_stream_may_be_collected_on_the_bridges_own_thread() -> None:
                 await anyio.sleep(0.001)
         finally:
             closed.set()
+            raise RuntimeError("the quick brown fox 7741")
 
     async def collect() -> None:
         gc.collect()
@@ -118,6 +119,8 @@ def test_a_dropped_stream_may_be_collected_on_the_bridges_own_thread() -> None:
     finally:
         gc.enable()
     assert closed.wait(10)
+    bridge.run(collect)
+    assert "fox" not in caplog.text  # asyncio would print what nobody waits for
 
 
 def test_shutdown_cancels_what_runs_and_a_later_call_starts_anew() -> None:

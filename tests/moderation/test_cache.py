@@ -135,6 +135,24 @@ async def test_all_who_wait_get_the_error_and_the_next_one_asks_again():
     assert len(await moderator.moderate(["a"])) == 1
 
 
+class OfTheirOwn(ModerationUnavailableError):
+    """Its constructor takes something else than what it keeps."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(f"{code}: {words}", cause="status", retry_after=2.0)
+
+
+async def test_an_error_of_any_kind_reaches_who_shared_the_call():
+    async def moderate(texts, *, prompt=None):
+        raise OfTheirOwn(503, "down")
+
+    inner = ScriptedModerator()
+    inner.moderate = moderate
+    with pytest.raises(OfTheirOwn, match="503: down") as raised:
+        await Cached(inner).moderate(["a"])
+    assert (raised.value.cause, raised.value.retry_after) == ("status", 2.0)
+
+
 async def test_what_a_shared_call_raised_unheard_is_not_printed_with_its_text():
     told: list[dict] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from tta_middleware.aio import process as _process
+from tta_middleware.aio.streams import settled
 from tta_middleware.errors import ConfigurationError, EngineError
 
 T = TypeVar("T")
@@ -203,7 +204,7 @@ def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         if _process.ending() or process != os.getpid():
             pass  # closed with its loop, or the parent's
         elif _bridge.here():
-            closing = asyncio.ensure_future(_close(stream, turn))
+            closing = asyncio.ensure_future(settled(partial(_close, stream, turn)))
             _kept.add(closing)
             closing.add_done_callback(_kept.discard)
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import anyio
 
@@ -15,6 +16,36 @@ T = TypeVar("T")
 Send: TypeAlias = Callable[[T], Awaitable[None]]
 """Takes an item at once, before anything is awaited, and may wait afterwards: whoever is cancelled while it waits knows
 that the item is on its way."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled(Generic[T]):
+    """What work in a task of its own came to.
+
+    Such a task never ends with an error: asyncio prints those that nobody asked for, in the turn of a cancellation or
+    when the loop is closed, and they may quote a text.
+    """
+
+    value: T | None = None
+    error: Exception | None = None
+
+    def result(self) -> T:
+        """What the work gave.
+
+        Raises:
+            Exception: what it raised.
+        """
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
+async def settled(work: Callable[[], Awaitable[T]]) -> Settled[T]:
+    """Do ``work`` and keep what it gives or raises; for tasks of their own."""
+    try:
+        return Settled(await work())
+    except Exception as error:  # noqa: BLE001  raised again where it is waited for
+        return Settled(error=error)
 
 
 async def owned(
@@ -46,7 +77,7 @@ async def owned(
         with send:
             await produce(put)
 
-    task = asyncio.create_task(run(), name="tta-stream")
+    task = asyncio.create_task(settled(run), name="tta-stream")
 
     def stop(_: object) -> None:
         task.cancel()
@@ -59,7 +90,7 @@ async def owned(
             taken, emptied = anyio.Event(), taken
             emptied.set()
             yield item
-        await task
+        (await task).result()
     finally:
         if reader is not None:
             reader.remove_done_callback(stop)
@@ -73,8 +104,6 @@ async def owned(
             # The shield holds against anyio's scopes only; gather, under one, hands every cancellation on anew.
             send.close()
             receive.close()
-        if not task.cancelled():
-            task.exception()
 
 
 def refuse_other_libraries() -> None:
@@ -97,7 +126,7 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         Exception: what ``work`` raises.
     """
-    task = asyncio.create_task(work, name="tta-work")
+    task = asyncio.create_task(settled(lambda: work), name="tta-work")
     try:
         await asyncio.wait([task])
     finally:
@@ -105,9 +134,8 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()
-    return task.result()
+            work.close()  # a task that is cancelled before its first step has not begun it
+    return task.result().result()
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
 
+from tta_middleware.aio.streams import settled
 from tta_middleware.errors import ModerationError, ModerationUnavailableError
 
 T = TypeVar("T")
@@ -29,9 +30,8 @@ class SharedCall(Generic[T]):
         self._scope = anyio.CancelScope(deadline=anyio.current_effective_deadline())
         self._waiters = 0
         self._ending = False
-        self._task = asyncio.create_task(self._run(call))
-        self._ended = ended
-        self._task.add_done_callback(self._over)
+        self._task = asyncio.create_task(settled(partial(self._run, call)))
+        self._task.add_done_callback(lambda _: ended())
 
     @property
     def joinable(self) -> bool:
@@ -50,36 +50,34 @@ class SharedCall(Generic[T]):
         self._waiters += 1
         self._scope.deadline = max(self._scope.deadline, anyio.current_effective_deadline())
 
-    def _over(self, task: asyncio.Task[T | ModerationError]) -> None:
-        # An error that nobody waits for any more is taken note of: asyncio would print it, and it may quote a text.
-        if not task.cancelled():
-            task.exception()
-        self._ended()
-
     async def _result(self) -> T:
         await asyncio.wait([self._task])
         outcome = self._task.result()
-        if isinstance(outcome, ModerationError):
+        if isinstance(outcome.error, ModerationError):
             # One exception raised in many tasks would collect all their tracebacks.
-            raise copy.copy(outcome)
-        return outcome
+            raise _anew(outcome.error)
+        return outcome.result()
 
-    async def _leave(self) -> None:
+    def _leave(self) -> bool:
+        """One waiter less; whether the call was cancelled with it."""
         self._waiters -= 1
         if self._waiters or self._task.done():
-            return
+            return False
         self._ending = True
         self._task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([self._task])
+        return True
 
-    async def _run(self, call: Callable[[], Awaitable[T]]) -> T | ModerationError:
+    async def _run(self, call: Callable[[], Awaitable[T]]) -> T:
         with self._scope:
-            try:
-                return await call()
-            except ModerationError as error:
-                return error
-        return ModerationUnavailableError("no verdict before the deadline", cause="deadline")
+            return await call()
+        raise ModerationUnavailableError("no verdict before the deadline", cause="deadline")
+
+
+def _anew(error: ModerationError) -> ModerationError:
+    """Another one like it, made without its constructor: whoever wrote a moderator may have one of any kind."""
+    twin: ModerationError = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    return twin
 
 
 async def join_all(calls: Iterable[SharedCall[T]]) -> list[T]:
@@ -94,5 +92,7 @@ async def join_all(calls: Iterable[SharedCall[T]]) -> list[T]:
     try:
         return [await call._result() for call in held]
     finally:
-        for call in held:
-            await call._leave()
+        # All at once: whoever is cancelled again while it waits here leaves none of them behind.
+        if ending := [call._task for call in held if call._leave()]:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(ending)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tta_middleware.call_text import json_reading
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.moderation.wrapper import Wrapper
@@ -137,10 +138,14 @@ class Ledger:
         return self.observer.checking(stage)
 
     async def passes(self, texts: Sequence[str], prompt: str | None = None) -> bool:
-        """Whether all texts may be shown; what could not be scored passes only if the policy says so."""
+        """Whether all texts may be shown, as they are written and as a parser of JSON reads them.
+
+        What could not be scored passes only if the policy says so.
+        """
         new = [text for text in texts if text not in self.approved]
+        read = [decoded for text in new if (decoded := json_reading(text)) is not None]
         try:
-            verdicts = await self.moderate(new, prompt=prompt) if new else []
+            verdicts = await self.moderate([*new, *read], prompt=prompt) if new else []
         except ModerationError as error:
             safe = self.policy.lets_pass(error)
         else:

@@ -174,7 +174,8 @@ class _Streamed:
 
 def message_left(request: AuditedRequest, message: BaseMessage, names: Collection[str] = ()) -> None:
     """A message left: its text, its calls, and what else in it can be read. Tools called ``names`` are the user's."""
-    request.loose("text", message.text)
+    for text in dict.fromkeys((message.text, *readable(message.text))):
+        request.loose("text", text)
     trace = message.response_metadata.get("tta")
     if isinstance(trace, dict) and not request.label.startswith("TTAMiddleware"):
         request.marked(trace.get("mode"), trace.get("observed") or ())

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import ToolException, tool
 from langgraph.types import Command, interrupt
 from tta_langchain_agents import TTAMiddleware
+from tta_langchain_agents.middleware import TOOL_NOTICE
 from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware.errors import UnsafeAnswerError
@@ -61,6 +62,18 @@ async def asynchronous(word: str) -> str:
 def talks(word: str) -> str:
     """Lets a model of its own talk."""
     return f"{ScriptedChatModel(answers=[BAD]).invoke(word).text[:4]} talked"
+
+
+async def test_what_a_parser_makes_of_a_result_is_judged(watched: Any) -> None:
+    @tool
+    def look_up(word: str) -> str:
+        """Look a word up; json.dumps writes everything but ASCII so."""
+        return '{"meaning": "\\u0066lagme"}'
+
+    run = watched([call(word="x"), "done"], tools=[look_up], middleware=[guard()])
+    await both_ways(run)
+    assert run.messages[2].text == TOOL_NOTICE
+    assert not run.leaks("0066")
 
 
 async def test_tool_calls_side_by_side_keep_their_results_apart(watched: Any) -> None:

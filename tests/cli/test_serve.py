@@ -9,6 +9,18 @@ import urllib.request
 import pytest
 
 
+def refused_socket(address):
+    """A WebSocket, as clients of realtime APIs open one that cannot send a header, is refused; gives the status."""
+    host, port = address.removeprefix(b"http://").decode().split(":")
+    line = http.client.HTTPConnection(host, int(port))
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    line.request("GET", "/v1/realtime?api_key=sk-typed", headers=headers | {"Sec-WebSocket-Key": "c" * 22 + "=="})
+    with line.getresponse() as answer:
+        answer.read()
+    line.close()
+    return answer.status
+
+
 def test_the_server_answers_and_ends_on_an_interrupt(tta_process):
     process = tta_process("serve-moderation", "--port", "0")
     address = next(found for line in process.stderr if (found := re.search(rb"http://127\.0\.0\.1:\d+", line)))
@@ -19,8 +31,9 @@ def test_the_server_answers_and_ends_on_an_interrupt(tta_process):
     with urllib.request.urlopen(request) as response:
         results = json.load(response)["results"]
     assert [result["flagged"] for result in results] == [False, False]
+    assert refused_socket(address[0]) == 404
     process.send_signal(signal.SIGINT)
-    process.communicate()
+    assert b"sk-typed" not in b"".join(process.communicate())
     assert process.returncode == 0
 
 
@@ -43,12 +56,13 @@ def test_guarded_models_are_served_until_sigterm(tta_process, tmp_path):
     assert answer["choices"][0]["message"]["content"] == "A calm and friendly answer about roses and gardens."
     with urllib.request.urlopen(f"{address[0].decode()}/metrics") as page:
         assert b'gen_ai_request_model="calm"' in page.read()
+    assert refused_socket(address[0]) == 404
     process.send_signal(signal.SIGTERM)
     lines = [json.loads(line) for line in process.communicate()[1].splitlines() if line.startswith(b"{")]
     assert process.returncode in (0, -signal.SIGTERM)
-    [told] = [line for line in lines if line["message"] == "request" and line["path"] != "/metrics"]
+    [told] = [line for line in lines if line["message"] == "request" and line["path"].startswith("/v1/chat")]
     assert (told["key"], told["outcome"], told["status"]) == ("alice", "clean", 200)
-    assert "roses" not in str(lines)
+    assert not any(word in str(lines) for word in ("roses", "sk-one", "sk-typed"))
 
 
 @pytest.mark.parametrize(

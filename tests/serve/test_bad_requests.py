@@ -25,6 +25,7 @@ from tta_middleware.testing.scripted_moderator import ScriptedModerator, flaggin
 
 ROSES: Any = [{"role": "user", "content": "Roses?"}]
 IMAGE: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+WATER = {"type": "function", "function": {"name": "water"}}
 SECRET = "a-word-of-the-prompt"
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -57,6 +58,16 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "too many stops": ({"stop": ["a"] * 17}, "stop", "at most 16"),
     "an empty stop": ({"stop": [""]}, "", "empty"),
     "a choice without tools": ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+    "a choice of no function": (
+        {"tools": [WATER], "tool_choice": {"type": "function", "function": None}},
+        "",
+        "tool's name (water)",
+    ),
+    "a choice whose name is a list": (
+        {"tools": [WATER], "tool_choice": {"name": ["water"]}},
+        "",
+        "tool's name (water)",
+    ),
     "a policy for the output that is none": (
         {"moderation": {"model": "m", "policy": {"output": {"mode": "off"}}}},
         "moderation.policy.output.mode",

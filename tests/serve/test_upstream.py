@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import openai
 import pytest
 from hypothesis import given, settings
@@ -196,6 +197,16 @@ def test_a_flagged_tool_call_does_not_leave(arguments: str, stream: bool) -> Non
     assert text_of(found) == NOTICE
     assert ending_of(found)[:2] == ("content_filter", "blocked")
     assert "tool_calls=[" not in str(found)
+
+
+def test_half_a_surrogate_pair_in_a_name_is_replaced_as_in_any_text() -> None:
+    schema = {"name": "f", "schema": {"properties": {"\ud83c": {"description": "\ud83c"}}}}
+    asked = {"model": "far", "messages": ROSES, "response_format": {"type": "json_schema", "json_schema": schema}}
+    with upstream() as behind, running({"far": behind.model()}) as served:
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=json.dumps(asked))
+        told = behind.requests[0].body["response_format"]["json_schema"]["schema"]
+    assert answer.json()["choices"][0]["message"]["content"] == CALM
+    assert told == {"properties": {"\ufffd": {"description": "\ufffd"}}}
 
 
 def test_a_broken_call_is_text() -> None:

@@ -38,9 +38,12 @@ def resolve_tool_choice(choice: ToolChoice, names: Sequence[str]) -> str:
         ConfigurationError: no tool has that name, or there is none to choose from.
     """
     if isinstance(choice, dict):
-        choice = choice.get("function", {}).get("name") or choice.get("name") or choice.get("type")
+        function = choice.get("function")
+        named = function.get("name") if isinstance(function, dict) else None
+        choice = named or choice.get("name") or choice.get("type")
     known = {None: "auto", False: "auto", True: "any", "required": "any"}
-    settled = choice if isinstance(choice, str) and choice in names else known.get(choice, choice)
+    plain = choice is None or isinstance(choice, str | bool)
+    settled = known.get(choice, choice) if plain and choice not in names else choice
     if settled in ("auto", "none") or (settled == "any" and names) or settled in names:
         return cast(str, settled)
     listed = ", ".join(names) or "there are no tools"

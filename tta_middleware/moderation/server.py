@@ -147,6 +147,7 @@ def serve(host: str = "127.0.0.1", port: int = 8081, *, moderator: Moderator | N
         host=host,
         port=port,
         access_log=False,
+        ws="none",  # uvicorn would log the address of one that is refused with its query, which may hold a key
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

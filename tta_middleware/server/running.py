@@ -58,6 +58,7 @@ def serve(app: Starlette, settings: ServerSettings, *, host: str = "127.0.0.1", 
         access_log=False,
         log_config=LOGGING,
         server_header=False,
+        ws="none",  # uvicorn would log the address of one that is refused with its query, which may hold a key
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.limits.drain_seconds + LAST_WORDS_SECONDS,
     )

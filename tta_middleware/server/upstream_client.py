@@ -321,7 +321,7 @@ def _quiet(value: Any) -> Any:
     if isinstance(value, str):
         return QuietText.of(value)
     if isinstance(value, Mapping):
-        return {name: _quiet(item) for name, item in value.items()}
+        return {_quiet(name): _quiet(item) for name, item in value.items()}
     return [_quiet(item) for item in value] if isinstance(value, list) else value
 
 

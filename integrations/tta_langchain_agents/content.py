@@ -31,7 +31,7 @@ _TEXT_KEYS = {"text": "text", "reasoning": "reasoning", "thinking": "thinking"}
 _REASONING = "reasoning_content"
 
 _OPAQUE = frozenset({"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type"})
-"""Keys of content blocks whose values are no text for a reader, as long as they hold no blank."""
+"""Keys of content blocks whose values are no text for a reader, as long as they look like none."""
 
 _ARGUMENTS = frozenset({"args", "arguments", "input", "output", "partial_json"})
 """Keys of content blocks that hold what a tool is given or gives back: there, no key is opaque."""
@@ -97,15 +97,9 @@ class Taken:
 def take_apart(message: AIMessage) -> Taken:
     """A message, or a chunk of one, taken apart; together the parts hold all of it."""
     chunk = as_chunk(message)
-    texts, others = list[Text](), list[Any]()
+    texts, others = _sorted(chunk.content)
     if reasoning := chunk.additional_kwargs.get(_REASONING):
-        texts.append(Text(str(reasoning), _REASONING))
-    for block in [chunk.content] if isinstance(chunk.content, str) else chunk.content:
-        found = _text_of(block)
-        if found is None:
-            others.append(block)
-        elif found.text or found.block is not None:
-            texts.append(found)
+        texts.insert(0, Text(str(reasoning), _REASONING))
     held = None
     if others or chunk.tool_call_chunks:
         held = AIMessageChunk(content=others or "", tool_call_chunks=chunk.tool_call_chunks)
@@ -124,6 +118,18 @@ def as_chunk(message: AIMessage) -> AIMessageChunk:
     ]
     kept = {"additional_kwargs", "response_metadata", "usage_metadata", "name", "id", "content"}
     return AIMessageChunk(**message.model_dump(include=kept), tool_call_chunks=chunks)
+
+
+def _sorted(content: str | Sequence[Any]) -> tuple[list[Text], list[Any]]:
+    """The blocks of a message's content that are streaming text, and the others."""
+    texts, others = list[Text](), list[Any]()
+    for block in [content] if isinstance(content, str) else content:
+        found = _text_of(block)
+        if found is None:
+            others.append(block)
+        elif found.text or found.block is not None:
+            texts.append(found)
+    return texts, others
 
 
 def _text_of(block: Any) -> Text | None:
@@ -174,25 +180,20 @@ def material(message: BaseMessage) -> Material:
     found = Material()
     if isinstance(message, AIMessage):
         taken = take_apart(message)
-        found.add("text", "".join(text.text for text in taken.texts if text.spoken))
-        found.add("reasoning", "".join(text.text for text in taken.texts if not text.spoken))
-        for text in taken.texts:
-            found.add("block", text.remarks)
+        texts = taken.texts
         others = [*(held_material(taken.held) if taken.held is not None else ()), *tail_material(taken.tail)]
+        # A chunk has none of the errors that whoever could not read a call has written down.
+        others += [("tool_call", call.get("error") or "") for call in message.invalid_tool_calls]
     else:
-        others = [("text", text) for text in content_texts(message)]
-        others.append(("additional_kwargs", _readable_text(message.additional_kwargs)))
+        texts, blocks = _sorted(message.content)
+        others = [("block", _readable_text(blocks)), ("additional_kwargs", _readable_text(message.additional_kwargs))]
+    found.add("text", "".join(text.text for text in texts if text.spoken))
+    found.add("reasoning", "".join(text.text for text in texts if not text.spoken))
+    others = [*(("block", text.remarks) for text in texts), *others]
     others.append(("attributes", _readable_text(message.model_extra)))
     for part, other in others:
         found.add(part, other)
     return found
-
-
-def content_texts(message: BaseMessage) -> list[str]:
-    """The readable texts of any message's content, blank ones left out."""
-    blocks = [message.content] if isinstance(message.content, str) else message.content
-    others = [block for block in blocks if _text_of(block) is None]
-    return [text for text in (message.text, _readable_text(others)) if text.strip()]
 
 
 def held_material(held: AIMessageChunk) -> Iterator[tuple[str, str]]:
@@ -293,11 +294,14 @@ def _readable(value: Any) -> Any:
 
 
 def _is_prose(value: Any) -> bool:
-    return " " in value if isinstance(value, str) else isinstance(value, Mapping | list)
+    """Whether a value may be words: base64, signatures and ids have neither white space nor letters beyond ASCII."""
+    if isinstance(value, str):
+        return not value.isascii() or len(value.split(maxsplit=1)) > 1
+    return isinstance(value, Mapping | list)
 
 
 def _is_data_url(value: str) -> bool:
-    return value.startswith("data:") and ";base64," in value[:200] and " " not in value
+    return value.startswith("data:") and ";base64," in value[:200] and not _is_prose(value)
 
 
 def text_only(messages: Sequence[BaseMessage]) -> list[BaseMessage]:

@@ -73,7 +73,7 @@ class ModelCall:
         if not self.check_prompt:
             return None
         ledger = self.settings.ledger("prompt", "prompt")
-        flagged = [message for message in self._new_prompts() if not await ledger.passes([message.text])]
+        flagged = [message for message in self._new_prompts() if not await ledger.passes(material(message).texts)]
         if not flagged:
             return None
         handover = Handover("raise" if self.settings.handover.action == "raise" else "block")
@@ -138,7 +138,7 @@ class ModelCall:
         for message in reversed(self.request.messages):
             if isinstance(message, AIMessage):
                 break
-            if isinstance(message, HumanMessage) and message.text.strip():
+            if isinstance(message, HumanMessage) and material(message).texts:
                 new.insert(0, message)
         return new
 

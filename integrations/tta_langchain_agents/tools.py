@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -24,7 +24,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 from langgraph.types import Command, Interrupt, Overwrite
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from tta_langchain_agents.content import material, plain_text
 from tta_langchain_agents.ledger import Approvals
@@ -86,7 +86,8 @@ class ResultGuard:
                 return await self._settle_command(output)
             case list():
                 return [await self.checked(item) for item in output]
-        return output
+        # LangChain makes no message of the result of a call without an id, and tells callbacks of it as it is.
+        return output if await self._value_passes("tool_result", output) else self.notice
 
     async def checked_signal(self, signal: GraphBubbleUp) -> GraphBubbleUp:
         """What a tool tells LangGraph by raising it: a command for the graph around, or a question to a person."""
@@ -98,11 +99,8 @@ class ResultGuard:
         return signal
 
     async def _settle_question(self, question: Interrupt) -> Interrupt:
-        text = plain_text(question.value)
-        if not text.strip() or await self.ledger.passes([text]):
-            return question
-        self._raise_or_trace("interrupt")
-        return replace(question, value=self.notice)
+        passes = await self._value_passes("interrupt", question.value)
+        return question if passes else replace(question, value=self.notice)
 
     async def error_may_be_shown(self, error: Exception) -> bool:
         """Whether an error's text passes, with those behind it; callbacks, tracers and the model get to see them."""
@@ -110,10 +108,14 @@ class ResultGuard:
 
     async def _settle_command(self, command: Command[Any]) -> Command[Any]:
         """LangGraph makes messages of what a command holds only after this, so that is done here first."""
-        pairs = written_pairs(command.update)
-        if pairs is None:
+        # No public name reads every form of an update as LangGraph itself will.
+        if not (pairs := command._update_as_tuples()):
             return command
-        flagged = [key for key, value in pairs if key in self.checks.state and not await self._key_passes(key, value)]
+        flagged = [
+            key
+            for key, value in pairs
+            if key in self.checks.state and not await self._value_passes(f"state: {key}", overwritten(value)[0])
+        ]
         # The model must not read that something was written which was not.
         settled = [
             (key, await rewritten(key, value, self._withheld_result if flagged else self._settle_message))
@@ -122,11 +124,16 @@ class ResultGuard:
         ]
         return replace(command, update=_like(command.update, settled))
 
-    async def _key_passes(self, key: str, value: Any) -> bool:
-        text = plain_text(overwritten(value)[0])
+    async def _value_passes(self, part: str, value: Any) -> bool:
+        """Whether what is no message may be shown.
+
+        Raises:
+            UnsafeAnswerError: it may not, and is to raise.
+        """
+        text = plain_text(value)
         if not text.strip() or await self.ledger.passes([text]):
             return True
-        self._raise_or_trace(f"state: {key}")
+        self._raise_or_trace(part)
         return False
 
     async def _settle_message(self, message: BaseMessage) -> BaseMessage:
@@ -190,27 +197,16 @@ class ResultGuard:
         return trace
 
 
-Pairs: TypeAlias = list[tuple[str, Any]]
 CheckMessage: TypeAlias = Callable[[BaseMessage], Awaitable[BaseMessage]]
 
 
-def written_pairs(update: Any) -> Pairs | None:
-    """The keys of the state that an update writes, with what it writes there; None where it names none."""
-    match update:
-        case Mapping():
-            return list(update.items())
-        case list() | tuple():
-            pairs = [item for item in update if isinstance(item, tuple) and len(item) == 2]
-            return pairs if len(pairs) == len(update) else None
-        case BaseModel():
-            return [(name, getattr(update, name)) for name in type(update).model_fields]
-    if is_dataclass(update) and not isinstance(update, type):
-        return [(one.name, getattr(update, one.name)) for one in fields(update)]
-    return None
+def _like(update: Any, pairs: list[tuple[str, Any]]) -> Any:
+    """What writes these pairs, in the form in which the update came; objects become pairs, which LangGraph reads alike.
 
-
-def _like(update: Any, pairs: Pairs) -> Any:
-    """The pairs in the form in which the update came; objects become pairs, which LangGraph reads alike."""
+    What names no key is the whole state of a graph that has but one value.
+    """
+    if [key for key, _ in pairs] == ["__root__"] and not isinstance(update, Mapping):
+        return pairs[0][1]
     return dict(pairs) if isinstance(update, Mapping) else list(pairs) if isinstance(update, list) else tuple(pairs)
 
 

@@ -123,12 +123,15 @@ def readable(value: Any, *, arguments: bool = False) -> Iterator[str]:
 
 
 def _holds_words(value: Any) -> bool:
-    return " " in value if isinstance(value, str) else isinstance(value, Mapping | list)
+    """Whether a value is more than base64, a signature or an id, which are ASCII in one piece."""
+    if isinstance(value, str):
+        return not value.isascii() or any(sign.isspace() for sign in value.strip())
+    return isinstance(value, Mapping | list)
 
 
 def _is_file(text: str) -> bool:
     """Whether a string is a file, written as a data URL."""
-    return text.startswith("data:") and ";base64," in text[:200] and " " not in text
+    return text.startswith("data:") and ";base64," in text[:200] and not _holds_words(text)
 
 
 def call_covered(name: str, arguments: Any, scored: Sequence[str]) -> bool:

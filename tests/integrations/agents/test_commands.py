@@ -6,7 +6,7 @@ import asyncio
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import pytest
 from langchain.agents import AgentState
@@ -23,7 +23,9 @@ from langchain_core.messages import (
 from langchain_core.tools import BaseTool, ToolException, tool
 from langgraph.errors import ParentCommand
 from langgraph.graph import MessagesState, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.types import Command, Overwrite, interrupt
+from pydantic import BaseModel
 from tta_langchain_agents import TTAMiddleware
 from tta_langchain_agents.middleware import TOOL_NOTICE
 
@@ -62,12 +64,15 @@ MESSAGES: dict[str, Any] = {
     "AIMessage that reasons": AIMessage([{"type": "reasoning", "reasoning": "flagme"}]),
     "AIMessageChunk": AIMessageChunk("flagme"),
     "HumanMessage": HumanMessage("flagme"),
+    "HumanMessage that reasons": HumanMessage([{"type": "thinking", "thinking": "flagme"}]),
+    "HumanMessage with a title": HumanMessage([{**BLOCKS[0], "text": "fine", "citations": [{"title": "flagme"}]}]),
     "HumanMessage with more": HumanMessage("fine", additional_kwargs={"note": "flagme"}),
     "HumanMessage with a name": HumanMessage("fine", name="flagme"),
     "HumanMessage with an attribute": HumanMessage("fine", note="flagme"),
     "SystemMessage": SystemMessage("flagme"),
     "ChatMessage": ChatMessage("flagme", role="critic"),
     "ToolMessage": ToolMessage("flagme", tool_call_id="9"),
+    "ToolMessage that reasons": ToolMessage([{"type": "reasoning", "reasoning": "flagme"}], tool_call_id="9"),
 }
 
 
@@ -135,6 +140,24 @@ class Update:
     messages: Any
 
 
+class Written:
+    """LangGraph takes any object whose class has annotations."""
+
+    messages: Any
+
+    def __init__(self, messages: Any) -> None:
+        self.messages = messages
+
+
+class Named(NamedTuple):
+    messages: Any
+
+
+class Model(BaseModel):
+    messages: Any
+    notes: Any = None
+
+
 UPDATES: dict[str, Any] = {
     "overwrite": lambda call_id: (("messages", Overwrite([("user", "hello"), ("ai", "flagme"), result(call_id)])),),
     "overwrite as JSON": lambda call_id: (("messages", {"__overwrite__": [AIMessage("flagme", id="a")]}),),
@@ -143,6 +166,9 @@ UPDATES: dict[str, Any] = {
     ),
     "pairs": lambda call_id: (("messages", [AIMessage("flagme"), result(call_id)]),),
     "a dataclass": lambda call_id: Update([AIMessage("flagme"), result(call_id)]),
+    "an object": lambda call_id: Written([AIMessage("flagme"), result(call_id)]),
+    "a named tuple": lambda call_id: Named([AIMessage("flagme"), result(call_id)]),
+    "a model": lambda call_id: Model(messages=[AIMessage("flagme"), result(call_id)]),
     "after all were removed": lambda call_id: {
         "messages": [RemoveMessage("__remove_all__"), HumanMessage("flagme"), call("note"), result("call-1")]
     },
@@ -165,6 +191,31 @@ async def test_every_form_of_an_update_is_read(watched: Any, update: Any) -> Non
         run.seen.append(item)
     assert not run.leaks()
     assert run.messages[-1].text == "done"
+
+
+async def test_what_an_update_leaves_out_stays_as_it_was(watched: Any) -> None:
+    note = writes(lambda call_id: Model(messages=[result(call_id)]))
+    run = watched([call("note", word="x"), "done"], tools=[note], middleware=[guard()], state_schema=WithAside)
+    assert (await run.agent.ainvoke({**HELLO, "notes": "kept"}, run.config))["notes"] == "kept"
+
+
+async def test_a_graph_around_that_is_all_one_value_is_written_to(watched: Any) -> None:
+    written = [AIMessage("flagme", id="1"), AIMessage("fine", id="2")]
+
+    @tool
+    def hand_over(word: str) -> Any:
+        """Hand over to the graph around this agent."""
+        raise ParentCommand(Command(update=written, graph=Command.PARENT))
+
+    run = watched([call("hand_over", word="x"), "done"], tools=[hand_over], middleware=[guard()])
+    graph = StateGraph(Annotated[list[Any], add_messages])
+    inner = run.agent
+    graph.add_node("agent", lambda messages, config: inner.invoke({"messages": messages}, config))
+    graph.set_entry_point("agent")
+    run.agent = graph.compile(checkpointer=run.saver)
+    run.seen.append(await run.agent.ainvoke([("user", "hello")], run.config))
+    assert [message.text for message in run.seen[-1]][1:] == [TOOL_NOTICE, "fine"]
+    assert not run.leaks()
 
 
 async def test_several_results_of_one_tool_are_judged(watched: Any) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import anyio
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolCallChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, InvalidToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from tta_langchain_agents import GuardedChatModel
-from tta_langchain_agents.content import content_texts
+from tta_langchain_agents.content import material
 from tta_langchain_agents.stream import Passed, Track
+from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware import Windows
 from tta_middleware.testing.auditor import AuditError, Auditor
@@ -95,6 +96,9 @@ DECODED = {
     "redacted thinking": block(type="thinking", thinking="flagme", signature="abc"),
     "refusal": block(type="refusal", refusal="flagme"),
     "prose under a key for data": block(type="note", data="here is flagme"),
+    "words without a blank": block(type="document", source={"type": "text", "data": "这里是flagme"}),
+    "words on lines": block(type="document", source={"type": "text", "data": "here\nflagme"}),
+    "title of text": block(type="text", text="fine", annotations=[{"title": "flagme"}]),
     "address": block(type="citation", url="https://example.org/flagme"),
 }
 
@@ -109,6 +113,14 @@ async def test_what_is_decoded_is_judged(chunks: list[AIMessageChunk], way: str)
     assert "006de" not in seen
     metadata = [message.response_metadata for message in left if message.response_metadata]
     assert metadata[-1]["tta"]["outcome"] == "blocked"
+
+
+async def test_why_a_call_could_not_be_read_is_judged() -> None:
+    broken = InvalidToolCall(name="send", args="{", id="1", error="no JSON: flagme", type="invalid_tool_call")
+    model = GuardedChatModel(
+        inner=ScriptedChatModel(answers=[AIMessage("", invalid_tool_calls=[broken])]), moderator=ScriptedModerator()
+    )
+    assert "flagme" not in repr(await model.ainvoke("hello"))
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
@@ -154,7 +166,8 @@ async def test_a_call_is_scored_once_where_it_says_no_more_than_it_was_written()
 
 def test_opaque_values_are_not_sent_to_a_moderator() -> None:
     picture = {"type": "image", "base64": "aGVsbG8=", "id": "abc", "mime_type": "image/png"}
-    assert content_texts(AIMessage([picture])) == ["mime_type: image/png"]
+    assert material(AIMessage([picture])).texts == ["mime_type: image/png"]
+    assert material(HumanMessage([picture])).texts == ["mime_type: image/png"]
 
 
 class Miscounts(ScriptedModerator):

@@ -140,6 +140,16 @@ class TestModeration:
         assert [message.text for message in run.messages] == ["hello", DEFAULT_NOTICE]
         assert run.model.asked == []
 
+    @pytest.mark.parametrize(
+        "text", [[], [{"type": "text", "text": "Sum this up."}]], ids=["alone", "behind a question"]
+    )
+    async def test_a_document_in_a_prompt_is_checked(self, watched: Any, text: list[Any]) -> None:
+        document = {"type": "text-plain", "text": "This is flagme.", "mime_type": "text/plain"}
+        run = watched(["fine"], middleware=[guard(check_prompt=True)])
+        await run.agent.ainvoke({"messages": [("user", [*text, document])]}, run.config)
+        assert [message.text for message in run.messages] == [DEFAULT_NOTICE, DEFAULT_NOTICE]
+        assert run.model.asked == []
+
     async def test_an_open_policy_lets_pass_what_could_not_be_scored_and_says_so(self, watched: Any) -> None:
         moderator = ScriptedModerator(failures=[ModerationUnavailableError("down")] * 9)
         run = watched(["harmless"], middleware=[TTAMiddleware(moderator, policy=Policy(on_error="open"))])

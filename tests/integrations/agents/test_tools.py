@@ -20,7 +20,7 @@ from tta_middleware.errors import UnsafeAnswerError
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from staged_agent import BAD, HELLO, both_ways, call, guard, look_up, updates
+from staged_agent import BAD, HELLO, both_ways, call, guard, look_up, look_up_or_worse, updates
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
@@ -74,6 +74,14 @@ async def test_what_a_parser_makes_of_a_result_is_judged(watched: Any) -> None:
     await both_ways(run)
     assert run.messages[2].text == TOOL_NOTICE
     assert not run.leaks("0066")
+
+
+async def test_the_result_of_a_call_without_an_id_is_judged(watched: Any) -> None:
+    asked = AIMessage("", tool_calls=[{"name": "look_up", "args": {"word": "bad"}, "id": None, "type": "tool_call"}])
+    run = watched([asked], tools=[look_up_or_worse], middleware=[guard()])
+    with pytest.raises(TypeError, match="unexpected type"):  # of LangGraph's, which makes no message of it
+        await run.agent.ainvoke(HELLO, run.config)
+    assert not run.leaks()
 
 
 async def test_tool_calls_side_by_side_keep_their_results_apart(watched: Any) -> None:

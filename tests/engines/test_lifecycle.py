@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 import torch
 
@@ -178,9 +180,37 @@ async def test_a_failing_prompt_spares_the_rows_that_run(tiny: TransformersEngin
     assert [delta async for delta in stream][-1].finish_reason == "aborted"
 
 
-async def test_overflowing_embeddings_are_an_error_not_an_answer(tiny: TransformersEngine) -> None:
-    import numpy as np
+FOREIGN = 10**7
 
+
+def of_tokens(prompt: PromptEmbeddings, token_id: int) -> PromptEmbeddings:
+    return replace(prompt, token_ids=np.full_like(prompt.token_ids, token_id))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda engine, prompt: engine.mean_nll(prompt, [[FOREIGN, 5]]),
+        lambda engine, prompt: engine.mean_nll(prompt, [[5, -1]]),
+        lambda engine, prompt: engine.mean_nll(of_tokens(prompt, -1), [[5, 6]]),
+        lambda engine, prompt: engine.next_token_logprobs([prompt], [FOREIGN]),
+        lambda engine, prompt: engine.generate_batch([request(of_tokens(prompt, FOREIGN), 3)]),
+    ],
+    ids=["text", "last token", "scored prompt", "asked", "prompt"],
+)
+async def test_tokens_of_another_model_are_refused_and_harm_nobody_else(tiny: TransformersEngine, ask: Any) -> None:
+    prompt = await prompt_of(tiny)
+    endless = request(prompt)
+    stream = tiny.stream(endless)
+    await anext(stream)
+    with pytest.raises(EmbeddingShapeError, match="another model"):
+        await ask(tiny, prompt)
+    assert (await anext(stream)).finish_reason is None
+    endless.abort.set()
+    assert [delta async for delta in stream][-1].finish_reason == "aborted"
+
+
+async def test_overflowing_embeddings_are_an_error_not_an_answer(tiny: TransformersEngine) -> None:
     prompt = await prompt_of(tiny)
     with pytest.raises(EmbeddingShapeError, match="not finite"):
         await tiny.generate_batch([request(prompt.moved(np.full_like(prompt.matrix, np.nan)))])

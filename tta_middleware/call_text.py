@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tta_middleware.errors import TTAError
 from tta_middleware.types import Message, valid_text
 
 LEVELS = 8
@@ -68,6 +69,33 @@ def message_texts(message: Message) -> list[str]:
     """All that a message says: its text and thoughts, and each call that it asks for; what says nothing is left out."""
     said = [message.content, message.reasoning, *(call_text(call.name, call.arguments) for call in message.tool_calls)]
     return [text for text in said if text]
+
+
+def error_texts(error: BaseException) -> list[str]:
+    """All that an error says, and those that it came from or holds: whoever failed may quote what was said to it."""
+    pending, found = [error], dict[int, str]()
+    while pending:
+        one = pending.pop()
+        if id(one) in found:
+            continue
+        found[id(one)] = "\n".join(dict.fromkeys(_told_by(one)))
+        pending += [behind for behind in (one.__cause__, one.__context__) if behind is not None]
+        pending += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    return [text for text in found.values() if text.strip()]
+
+
+def _told_by(error: BaseException) -> Iterator[str]:
+    """An error's message, as it is printed in either way, and what else it carries: a model's raw answer, say."""
+    yield (message := str(error))
+    if isinstance(error, TTAError):
+        return  # none carries an answer, and a trace has names of categories in it
+    if message not in (printed := repr(error)):
+        yield printed
+    yield from (*map(str, error.args), *getattr(error, "__notes__", ()))
+    for value in getattr(error, "__dict__", {}).values():
+        plain = value.model_dump() if hasattr(value, "model_dump") else value
+        if isinstance(plain, str | Sequence | Mapping):
+            yield str(plain)
 
 
 def decoded_lines(value: Any) -> Iterator[str]:

@@ -104,6 +104,11 @@ class UpstreamError(EngineError):
         return self.cause != "refused"
 
 
+def unquoted(part: str, error: BaseException) -> EngineError:
+    """What is raised in place of an error of ``part`` whose message did not pass its check, or could not be checked."""
+    return EngineError(f"{part} failed with {type(error).__name__}; its message is withheld by the content policy")
+
+
 class StreamProtocolError(TTAError, RuntimeError):
     """Raised when text or verdicts reach a stream's state machine out of order."""
 

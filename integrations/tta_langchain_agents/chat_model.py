@@ -36,6 +36,7 @@ from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL
 from tta_middleware.config import Windows
+from tta_middleware.errors import unquoted
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
 from tta_middleware.policy import StagePolicies
@@ -200,8 +201,13 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     ) -> ChatResult:
         call = self._call(messages, kwargs)
         with call.observed(stream=False):
-            with quiet():
-                message = self.inner.invoke(messages, without_callbacks(), stop=stop, **kwargs)
+            try:
+                with quiet():
+                    message = self.inner.invoke(messages, without_callbacks(), stop=stop, **kwargs)
+            except Exception as error:
+                if bridge.run(partial(call.ledger.shows, error)):
+                    raise
+                raise unquoted("the model", error) from None
             return _result(bridge.run(partial(call.checked, message)))
 
     async def _agenerate(
@@ -213,8 +219,13 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     ) -> ChatResult:
         call = self._call(messages, kwargs)
         with call.observed(stream=False):
-            with quiet():
-                message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
+            try:
+                with quiet():
+                    message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
+            except Exception as error:
+                if await call.ledger.shows(error):
+                    raise
+                raise unquoted("the model", error) from None
             return _result(await call.checked(message))
 
     def _stream(
@@ -326,7 +337,7 @@ class _Call:
     async def _chunks(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:
         watched = WatchedStream(self.ledger, self.windows, self.prompt)
         try:
-            async with aclosing(watched.run(chunks)) as checked:
+            async with aclosing(watched.run(self._unbroken(chunks))) as checked:
                 async for chunk in checked:
                     yield self._named(chunk, watched)
         except WithheldError as withheld:
@@ -343,6 +354,17 @@ class _Call:
         async with aclosing(self._instead(stand_in, watched)) as chunks_instead:
             async for chunk in chunks_instead:
                 yield self._named(chunk, watched)
+
+    async def _unbroken(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessage, None]:
+        """The inner model's chunks, and its error: that may quote what it said, so it is checked, too."""
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+        except Exception as error:
+            if await self.ledger.shows(error):
+                raise
+            raise unquoted("the model", error) from None
 
     async def _instead(self, stand_in: StandIn, watched: WatchedStream) -> AsyncGenerator[AIMessageChunk, None]:
         """The stand-in's chunks, after what has left already."""

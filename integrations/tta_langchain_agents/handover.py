@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from inspect import isawaitable
 from typing import Any, Literal, TypeAlias, get_args
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -15,9 +14,17 @@ from langchain_core.runnables import Runnable
 from tta_langchain_agents.content import last_human_text, text_only, without_probabilities
 from tta_langchain_agents.quiet import quiet_stream, without_callbacks
 from tta_middleware.chat_model import TTAChatModel
+from tta_middleware.chat_model.fallbacks import text_of
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
-from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
+from tta_middleware.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    EmptyPromptError,
+    FlaggedError,
+    ModerationError,
+    unquoted,
+)
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import moderated
 from tta_middleware.types import SEAM, Trace
@@ -145,7 +152,8 @@ class StandIn:
                 async for piece in pieces:
                     yield piece
                     begun = True
-        except (FlaggedError, ModerationError):
+        except (FlaggedError, ModerationError, EmptyPromptError, ContextLengthError):
+            # A local model reads no pictures, and less at once than the one that was flagged.
             notice = self._notice
             self.metadata = refused(notice, self.trace).response_metadata
             yield SEAM + notice if begun else notice
@@ -172,12 +180,11 @@ class StandIn:
     async def _replaced(self) -> str | None:
         """The replacement's own text is moderated, also as the end of what has left; None where it does not pass."""
         give, messages = self.handover.replacement, list(self.messages)
-        with within_a_guard():
-            output: Any = None
-            if isinstance(give, Runnable):
-                output = await give.ainvoke(messages, without_callbacks())
-            elif give is not None:
-                output = give(messages)
-                output = await output if isawaitable(output) else output
-        text = str(output.text if isinstance(output, BaseMessage) else output)
+        try:
+            with within_a_guard():
+                text = await text_of(give, messages, without_callbacks())
+        except Exception as error:
+            if await self.ledger.shows(error):
+                raise
+            raise unquoted("the replacement", error) from None
         return text if await self.ledger.passes_behind(self.said, text) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, cast
@@ -101,10 +101,6 @@ class ResultGuard:
     async def _settle_question(self, question: Interrupt) -> Interrupt:
         passes = await self._value_passes("interrupt", question.value)
         return question if passes else replace(question, value=self.notice)
-
-    async def error_may_be_shown(self, error: Exception) -> bool:
-        """Whether an error's text passes, with those behind it; callbacks, tracers and the model get to see them."""
-        return await self.ledger.passes([text for text in error_texts(error) if text.strip()])
 
     async def _settle_command(self, command: Command[Any]) -> Command[Any]:
         """LangGraph makes messages of what a command holds only after this, so that is done here first."""
@@ -258,19 +254,6 @@ def _whole(message: BaseMessage) -> BaseMessage:
     return message_chunk_to_message(message) if isinstance(message, BaseMessageChunk) else message
 
 
-def error_texts(error: BaseException) -> Iterator[str]:
-    """The texts of an error, its notes and arguments, and of those that it came from or holds."""
-    pending, seen = [error], set[int]()
-    while pending:
-        one = pending.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield "\n".join(dict.fromkeys([str(one), *map(str, one.args), *getattr(one, "__notes__", ())]))
-        pending += [behind for behind in (one.__cause__, one.__context__) if behind is not None]
-        pending += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-
-
 class GuardedTool(BaseTool):
     """A tool that runs another one without callbacks and announces only its checked result."""
 
@@ -309,7 +292,7 @@ class GuardedTool(BaseTool):
         except GraphBubbleUp as error:
             raise bridge.run(partial(guard.checked_signal, error)) from None
         except Exception as error:
-            if bridge.run(partial(guard.error_may_be_shown, error)):
+            if bridge.run(partial(guard.ledger.shows, error)):
                 raise
             raise ToolException(guard.notice) from None
         return bridge.run(partial(guard.checked, output))
@@ -322,7 +305,7 @@ class GuardedTool(BaseTool):
         except GraphBubbleUp as error:
             raise await guard.checked_signal(error) from None
         except Exception as error:
-            if await guard.error_may_be_shown(error):
+            if await guard.ledger.shows(error):
                 raise
             raise ToolException(guard.notice) from None
         return await guard.checked(output)

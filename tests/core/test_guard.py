@@ -283,6 +283,20 @@ async def test_a_fallback_of_the_users_is_moderated_like_any_other_text() -> Non
     assert (await ask(guard(HARM, fallback=says(HARM)))).text == Policy().notice
 
 
+def fails(error: Exception) -> Callable[[Sequence[Message]], Awaitable[str]]:
+    async def fallback(messages: Sequence[Message]) -> str:
+        raise error
+
+    return fallback
+
+
+async def test_an_error_of_a_fallback_is_moderated_like_its_text() -> None:
+    with pytest.raises(ConnectionError, match="nobody here"):
+        await ask(guard(HARM, fallback=fails(ConnectionError("nobody here"))))
+    with pytest.raises(EngineError, match="the fallback failed with ValueError; its message is withheld"):
+        await ask(guard(HARM, fallback=fails(ValueError(f"no JSON: {HARM}"))))
+
+
 async def test_a_fallback_that_cannot_be_scored_is_withheld() -> None:
     moderator = words(lambda call: FAILURES[0] if call > 1 else None)
     assert (await ask(guard(HARM, moderator, fallback=says("anything")))).text == Policy().notice

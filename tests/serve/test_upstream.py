@@ -18,13 +18,15 @@ from langchain_core.messages import AIMessageChunk
 from staged_server import BAD, CALM, NOTICE, Log, running, scripted
 from staged_upstream import USAGE, Upstream, Wire, choice, completion, delta, saying, told, upstream, words
 
+from tta_middleware import TTAChatModel
 from tta_middleware.config import Windows
-from tta_middleware.errors import ConfigurationError, ModerationUnavailableError
+from tta_middleware.errors import ConfigurationError, ContextLengthError, ModerationUnavailableError
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.settings import build_models, read_server_file
 from tta_middleware.server.upstream import UpstreamAnswer, UpstreamModel, UpstreamSettings
 from tta_middleware.server.upstream_client import Piece
 from tta_middleware.testing.auditor import AuditError, Auditor
+from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 ROSES: Any = [{"role": "user", "content": "How do I keep roses?"}]
@@ -498,3 +500,17 @@ def test_however_an_upstream_cuts_its_text_the_same_leaves(cuts: set[int], text:
     cut, whole = anyio.run(said, Cut(text, cuts)), anyio.run(said, Cut(text, set()))
     assert cut == whole
     assert "forbidden" not in cut[0]
+
+
+class ReadsLittle(ScriptedEngine):
+    async def embed(self, *args: Any, **kwargs: Any) -> Any:
+        raise ContextLengthError("too long")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_the_other_model_reads_less_at_once_the_notice_stands(stream: bool) -> None:
+    little = TTAChatModel(model=ReadsLittle(CALM), moderator=ScriptedModerator())
+    with upstream(saying(BAD)) as behind:
+        found = ask(behind, stream=stream, model=behind.model(hand_over="own", stand_in=little))
+    assert text_of(found).endswith(NOTICE)
+    assert ending_of(found)[:2] == ("content_filter", "blocked")

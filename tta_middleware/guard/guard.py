@@ -8,7 +8,7 @@ watch, has a flagged one repaired by a :class:`~tta_middleware.guard.search.Sear
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -18,9 +18,9 @@ import numpy as np
 
 from tta_middleware.aio.beside_check import unless_refused
 from tta_middleware.aio.streams import owned, refuse_other_libraries
-from tta_middleware.call_text import json_reading
+from tta_middleware.call_text import error_texts, json_reading
 from tta_middleware.config import Reasoning, Windows
-from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError
+from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError, unquoted
 from tta_middleware.guard.context import (
     NO_METHOD,
     Clock,
@@ -489,18 +489,26 @@ class Answering:
         return Report(answer, self.baseline, self.final)
 
     async def _checked_fallback(self, fallback: FallbackFunction) -> str:
-        """What the fallback adds, moderated by itself and as the end of the answer; empty where that fails."""
-        text = await fallback(self.context.conversation.messages)
-        added = self._after_what_left(text)
+        """What the fallback adds, moderated by itself and as the end of the answer; empty where that fails.
+
+        An error of the fallback's is raised if its message passes: that may quote what the fallback was told.
+        """
         try:
-            for said in dict.fromkeys((text, self.released + added)):
-                decoded = self.context.reading(said, 0)
-                verdict = await self.context.score(said, decoded, stage="fallback")
-                if self.context.policies.output.decide(verdict).flagged:
-                    return ""
+            text = await fallback(self.context.conversation.messages)
+        except Exception as error:
+            if await self._may_be_said(error_texts(error)):
+                raise
+            raise unquoted("the fallback", error) from None
+        added = self._after_what_left(text)
+        return added if await self._may_be_said(dict.fromkeys((text, self.released + added))) else ""
+
+    async def _may_be_said(self, texts: Iterable[str]) -> bool:
+        context, policy = self.context, self.context.policies.output
+        try:
+            verdicts = [await context.score(text, context.reading(text, 0), stage="fallback") for text in texts]
         except ModerationError:
-            return ""
-        return added
+            return False
+        return not any(policy.decide(verdict).flagged for verdict in verdicts)
 
     def _after_what_left(self, text: str) -> str:
         return f"{SEAM}{text}" if self.released else text

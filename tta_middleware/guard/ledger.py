@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tta_middleware.call_text import json_reading
+from tta_middleware.call_text import error_texts, json_reading
 from tta_middleware.errors import ModerationError
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.moderation.wrapper import Wrapper
@@ -155,6 +155,10 @@ class Ledger:
         if safe:
             self.approved.update(new)
         return safe
+
+    async def shows(self, error: Exception) -> bool:
+        """Whether an error's text passes, with those behind it: callbacks, tracers and callers get to see them."""
+        return await self.passes(error_texts(error))
 
     async def passes_behind(self, said: str, text: str) -> bool:
         """As :meth:`passes`: what stands in for the rest of an answer, by itself and as the end of what has left."""

@@ -33,7 +33,7 @@ from tta_middleware.chat_model.fields import ModeratorSetting, PolicyFileSetting
 from tta_middleware.chat_model.messages import REASONING
 from tta_middleware.chat_model.refusal import PROVIDER, REFUSAL, ending
 from tta_middleware.config import Settings, Windows
-from tta_middleware.errors import ConfigurationError, FlaggedError, ModerationError
+from tta_middleware.errors import ConfigurationError, ContextLengthError, FlaggedError, ModerationError
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import Thoughts, moderated
 from tta_middleware.guard.settings import PromptCheck
@@ -498,6 +498,8 @@ class UpstreamAnswer:
                     seam = ""
         except (FlaggedError, ModerationError):
             return await self._notice(say, self._ledger.reason("text"))
+        except ContextLengthError:
+            return await self._notice(say, reason)  # a local model may read less at once than the upstream's
         if last is not None:
             trace = last.response_metadata.get("tta", {}) | {"handed_over": handed}
             await say(_end(last.response_metadata | {"tta": trace}, add_usage(usage, last.usage_metadata)))

@@ -21,11 +21,12 @@ from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 from tta_langchain_agents.testing import ScriptedChatModel
 
 from tta_middleware import TTAChatModel, Windows
+from tta_middleware.errors import ConfigurationError, ContextLengthError, EngineError, UnsafeAnswerError
 from tta_middleware.moderation.llm_judge import LLMJudge
 from tta_middleware.policy import DEFAULT_NOTICE, Policy
 from tta_middleware.testing.judging_engine import JudgingEngine
 from tta_middleware.testing.scripted_engine import ScriptedEngine
-from tta_middleware.testing.scripted_moderator import ScriptedModerator
+from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
 BAD = "This is flagme."
 LONG = "A safe sentence about trees and rivers. " * 6
@@ -201,6 +202,78 @@ async def test_a_model_that_fails_fails_as_before() -> None:
         [chunk async for chunk in model.astream("hello")]
     with pytest.raises(ConnectionError, match="no model here"):
         list(model.stream("hello"))
+
+
+class QuotingError(Exception):
+    """Carries what a model said where it is not printed, as some of LangChain's do."""
+
+    def __init__(self, **carried: Any) -> None:
+        super().__init__("no JSON")
+        self.__dict__ |= carried
+
+
+ERRORS: dict[str, Exception] = {
+    "message": ValueError("no JSON: flagme"),
+    "text": QuotingError(llm_output="flagme"),
+    "list": QuotingError(answers=["flagme"]),
+    "raw message": ModelRefusalError(raw_message=AIMessage("flagme")),
+    "group": ExceptionGroup("several", [ValueError("fine"), ValueError("flagme")]),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
+async def test_an_error_that_quotes_what_is_flagged_is_withheld(error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    class Fails(ScriptedChatModel):
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            fail()
+
+    broken = guarded(inner=Fails(answers=[LONG], before_chunk=lambda number: fail() if number == 5 else None))
+    for model, part in ((broken, "the model"), (guarded(BAD, replacement=fail), "the replacement")):
+        for ask in (model.invoke, lambda given, model=model: list(model.stream(given))):
+            with pytest.raises(EngineError, match=f"{part} failed with {type(error).__name__}; ") as caught:
+                ask("hello")
+            assert caught.value.__suppress_context__
+        with pytest.raises(EngineError, match="withheld"):
+            await model.ainvoke("hello")
+
+
+async def test_an_error_of_a_guard_further_in_is_its_own_whatever_its_trace_tells() -> None:
+    words = ScriptedModerator(score=flagging("violence"))  # the name of a category
+    inner = guarded(BAD, on_flagged="raise")
+    with pytest.raises(UnsafeAnswerError):
+        await guarded(inner=inner, moderator=words).ainvoke("hello")
+
+
+async def test_a_replacement_may_make_sync_calls_and_has_to_give_a_text() -> None:
+    other = guarded("Ask a gardener.")
+    model = guarded(BAD, replacement=lambda messages: other.invoke(messages))
+    assert model.invoke("hello").text == (await model.ainvoke("hello")).text == "Ask a gardener."
+    with pytest.raises(ConfigurationError, match="not NoneType"):
+        await guarded(BAD, replacement=lambda messages: None).ainvoke("hello")
+
+
+class ReadsLittle(ScriptedEngine):
+    async def embed(self, *args: Any, **kwargs: Any) -> Any:
+        raise ContextLengthError("too long")
+
+
+PICTURE = [{"type": "image", "base64": "aGk=", "mime_type": "image/png"}]
+
+
+@pytest.mark.parametrize(
+    ("engine", "question"), [(ReadsLittle("A kind word."), "hello"), (ScriptedEngine("A kind word."), PICTURE)]
+)
+async def test_where_the_other_model_cannot_be_asked_the_notice_stands(engine: Any, question: Any) -> None:
+    model = guarded(BAD, repair_model=TTAChatModel(model=engine, moderator=ScriptedModerator()))
+    for text in (
+        (await model.ainvoke([HumanMessage(question)])).text,
+        "".join([chunk.text async for chunk in model.astream([HumanMessage(question)])]),
+    ):
+        assert text.endswith(DEFAULT_NOTICE)
+        assert "flagme" not in text
 
 
 async def test_a_fallback_stands_in_for_a_model_that_raises() -> None:

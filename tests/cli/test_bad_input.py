@@ -2,6 +2,7 @@
 
 import os
 import pty
+from pathlib import Path
 
 import pytest
 
@@ -177,6 +178,16 @@ def test_another_setting_in_the_folder_of_a_run(tta, places):
     ran = tta(*words, "--max-new-tokens", "7")
     assert ran.code == 2
     assert "holds a run with other settings (max_new_tokens 64 before, 7 now)" in ran.err
+    ran = tta(*words, "--policy", '{"threshold": 0.2}')
+    assert "holds a run with other settings (policy.threshold 0.5 before, 0.2 now)" in ran.err
+    with Path(places["good"]).open("a") as prompts:
+        prompts.write('{"prompt": "Tell me about moss"}\n')
+    assert "holds a run with other settings (other prompt files, or other lines in them)" in tta(*words).err
+
+
+def test_examples_without_a_report_are_refused(tta, places):
+    words = ["eval", "--prompts", places["good"], "--out", f"{places['tmp']}/run", *STAGED, "--report-examples", "2"]
+    assert tta(*words).err == "tta: --report-examples changes nothing without --report; leave it out\n"
 
 
 def test_an_unexpected_error_names_its_type_alone(tta, monkeypatch):

@@ -42,6 +42,21 @@ def test_a_dry_run_prints_and_keeps_nothing(tta, folder):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "useless"),
+    [
+        (["--only", "quality", "--answers", "missing.jsonl"], "--answers changes nothing with --only quality"),
+        (["--only", "quality", "--false-alarms", "0.02"], "--false-alarms changes nothing with --only quality"),
+        (["--only", "judging", "--prompts", "missing.jsonl"], "--prompts changes nothing with --only judging"),
+        (["--only", "judging", "--limit", "5"], "--limit changes nothing with --only judging"),
+        (["--most-answers", "50"], "--most-answers changes nothing without --answers"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(tta, words, useless):
+    ran = tta("calibrate", "--model", "staged:judging", *words)
+    assert (ran.code, ran.err) == (2, f"tta: {useless}; leave it out\n")
+
+
 def test_prompts_of_ones_own_are_used(tta, jsonl):
     prompts = jsonl("own.jsonl", {"prompt": "Tell me about moss"}, {"prompt": "Tell me about ferns"})
     ran = tta("calibrate", "--model", "staged:plain", "--prompts", prompts, "--json")

@@ -2,8 +2,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from tta_middleware import __version__
+from tta_middleware.cli.app import app
 
 WATCH = "import sys; from tta_middleware.cli import main; main({words!r}); print(sorted(sys.modules), file=sys.stderr)"
 HEAVY = {"torch", "transformers", "langchain_core", "openai", "numpy"}
@@ -32,6 +34,20 @@ def test_version(tta):
 def test_the_package_is_the_command_where_no_script_is_on_the_path():
     words = [sys.executable, "-m", "tta_middleware", "--version"]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == f"tta {__version__}\n"
+
+
+GROUP = typer.main.get_command(app)
+
+
+@pytest.mark.parametrize("name", ["", *GROUP.commands])
+def test_the_help_says_all_that_is_written(tta, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "400")
+    command = GROUP.commands.get(name, GROUP)
+    shown = tta(*([name] if name else []), "--help").out.replace("`", "")
+    written = [command.help, *(getattr(option, "help", None) for option in command.params)]
+    words = {word for text in written for word in (text or "").replace("`", "").split()}
+    assert len(words) > 20
+    assert sorted(word for word in words if word not in shown) == []
 
 
 def test_no_command_shows_the_help(tta):

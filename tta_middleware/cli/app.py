@@ -24,7 +24,7 @@ from tta_middleware.cli.moderate import moderate
 from tta_middleware.cli.serve import serve, serve_moderation
 from tta_middleware.defaults import PASSIVE, WAIT_POLICY
 
-app = typer.Typer(name="tta", add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(name="tta", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("chat")(chat)
 app.command("moderate")(moderate)
 app.command("batch")(batch)

@@ -10,9 +10,13 @@ import typer
 from tta_middleware.cli import options as opt
 from tta_middleware.defaults import JUDGE_FALSE_ALARMS
 
+_OF_QUALITY = ("prompts", "limit", "max_new_tokens")
+_OF_JUDGING = ("answers", "most_answers", "false_alarms")
+
 
 @opt.grouped(opt.LoadingOptions)
 def calibrate(
+    context: typer.Context,
     asked: opt.LoadingOptions,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Harmless prompts; by default 60 that come along.")
@@ -46,6 +50,11 @@ def calibrate(
     """
     from tta_middleware.cli.calibrate_job import CalibrationRequest, run_calibrate
 
+    if only is not None:
+        other = _OF_JUDGING if only == "quality" else _OF_QUALITY
+        opt.refuse_useless(context, other, f"with --only {only}")
+    if not answers:
+        opt.refuse_useless(context, ["most_answers"], "without --answers")
     run_calibrate(
         CalibrationRequest(
             loading=asked.loading(),

@@ -25,16 +25,15 @@ def doctor(
     """Check what is installed, where the model is and whether the moderator answers.
 
     With --model the model is loaded, to say which way it runs here and why, and what its chat template takes; an
-    --engine-option says how. A moderator that is a model (self,
-    guard:MODEL) is loaded and asked about 64 mild examples. Exits with 1 if ``tta chat`` could not run here.
+    --engine-option says how. A moderator that is a model (self, guard:MODEL) is loaded and asked about 64 mild
+    examples. Exits with 1 if `tta chat` could not run here.
     """
     from tta_middleware.batch.standard import emit
     from tta_middleware.cli import checks
     from tta_middleware.cli.typed import engine_options
 
     found = checks.run(model, moderator, online=online, judging=judging, wait_policy=context.obj.get(WAIT_POLICY))
-    # By name: typer brings a click of its own, whose enumeration is another one.
-    if engine_option or getattr(context.get_parameter_source("model"), "name", "") == "COMMANDLINE":
+    if engine_option or opt.was_given(context, "model"):
         found += checks.way(model, engine_options(engine_option))
     fine = all(check.status != "fail" for check in found)
     if json:

@@ -25,7 +25,7 @@ from tta_middleware.evaluation.jailbreaks import wrapped_in
 from tta_middleware.evaluation.judges import Reviewer, resolve_judge
 from tta_middleware.evaluation.judging import judge_again
 from tta_middleware.evaluation.measures import Closeness
-from tta_middleware.evaluation.run_folder import RunFolder
+from tta_middleware.evaluation.run_folder import PROMPTS, RunFolder
 from tta_middleware.evaluation.runner import GROUP, Plan, evaluate, open_work
 from tta_middleware.evaluation.shown import shown_command, shown_path
 from tta_middleware.evaluation.summary import summarise
@@ -133,7 +133,7 @@ class EvaluationRequest:
     def settings(self) -> dict[str, Any]:
         """What a run must share with the run that it goes on with."""
         return {
-            "prompts_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.scope.prompts],
+            PROMPTS: [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.scope.prompts],
             "jailbreak": self.scope.jailbreak,
             "model": self.loading.model,
             **self.loading.hardware,

@@ -26,7 +26,7 @@ Judge: TypeAlias = Annotated[
 Relevance: TypeAlias = Annotated[bool, typer.Option("--relevance", help="Measure how close answers are to prompts.")]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each file.")]
 BenignOnly: TypeAlias = Annotated[
-    bool, typer.Option("--benign-only", help="Only the first prompts marked benign, for over-refusal.")
+    bool, typer.Option("--benign-only", help="Only prompts marked benign, for over-refusal; --limit counts these.")
 ]
 Jailbreak: TypeAlias = Annotated[
     str | None, typer.Option(help="Wrap each question: role-play, hypothetical, prefix or many-shot.")

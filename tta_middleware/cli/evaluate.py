@@ -49,6 +49,8 @@ def evaluate(
     from tta_middleware.config import Budget
     from tta_middleware.types import Sampling
 
+    if report is None:
+        opt.refuse_useless(context, ["report_examples"], "without --report")
     run_eval(
         EvaluationRequest(
             scope=Scope(prompts, limit, benign_only, jailbreak, parse_seeds(seeds), concurrency),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, signature
@@ -157,6 +157,25 @@ class AnswerOptions(LoadingOptions):
             ),
             prompt_check=self.prompt_check,
         )
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line has that option, be it with its default."""
+    # By name: typer brings a click of its own, whose enumeration is another one.
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
+def refuse_useless(context: typer.Context, names: Iterable[str], because: str) -> None:
+    """Refuse options that would change nothing: whoever gives one believes in its effect.
+
+    Raises:
+        ConfigurationError: one of ``names`` was given.
+    """
+    for name in names:
+        if was_given(context, name):
+            from tta_middleware.errors import ConfigurationError
+
+            raise ConfigurationError(f"--{name.replace('_', '-')} changes nothing {because}; leave it out")
 
 
 def grouped(kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -13,6 +13,9 @@ from filelock import FileLock, Timeout
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.files.jsonl import Record, dump, recover
 
+PROMPTS = "prompts_sha256"
+"""The setting that holds digests of the prompt files."""
+
 
 class RunFolder:
     """Appends results; takes up where an earlier run with the same settings was cut off.
@@ -121,9 +124,7 @@ class RunFolder:
         return record if said is None else {**record, "judges": {self._unnamed_judge: said}}
 
     def _refuse_other(self, earlier: dict[str, Any], run: dict[str, Any]) -> None:
-        old, new = earlier["settings"], run["settings"]
-        keys = [key for key in old | new if old.get(key) != new.get(key)]
-        differ = [f"{key} {old.get(key)!r} before, {new.get(key)!r} now" for key in keys]
+        differ = _differences(earlier["settings"], run["settings"])
         shared = [name for name in run["methods"] if name in earlier["methods"]]
         differ += [f"method {name}" for name in shared if earlier["methods"][name] != run["methods"][name]]
         differ += [f"judge {name} before, not now" for name in earlier["judges"] if name not in run["judges"]]
@@ -132,6 +133,20 @@ class RunFolder:
                 f"{self.folder} holds a run with other settings ({'; '.join(differ)}); "
                 "give another --out, or the same settings to go on"
             )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:
+    """What differs between two runs' settings, each by its own name: of a policy its threshold, not all of it."""
+    told: list[str] = []
+    for name in (name for name in {**old, **new} if old.get(name) != new.get(name)):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            told += _differences(before, now, f"{within}{name}.")
+        elif name == PROMPTS:
+            told.append("other prompt files, or other lines in them")
+        else:
+            told.append(f"{within}{name} {before!r} before, {now!r} now")
+    return told
 
 
 def _read(path: Path) -> dict[str, Any]:

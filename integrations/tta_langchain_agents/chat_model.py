@@ -13,7 +13,14 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBinding,
+    RunnableConfig,
+    RunnableMap,
+    RunnableParallel,
+    RunnableSequence,
+)
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
@@ -163,6 +170,18 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """This guard around the inner model with tools bound."""
         return self.model_copy(update={"inner": self.inner.bind_tools(tools, **kwargs)}).bind()
+
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """As the inner model asks for it and reads it, by any ``method`` that it knows, with this guard in between."""
+        asked, *parsers = _steps(self.base.with_structured_output(schema, include_raw=include_raw, **kwargs))
+        if isinstance(asked, RunnableParallel):
+            asked = asked.steps__["raw"]
+        if not parsers or not isinstance(asked, RunnableBinding):
+            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        guarded = self.model_copy(update={"inner": self.inner.bind(**bound_settings(asked))}).bind()
+        return RunnableSequence(RunnableMap(raw=guarded) if include_raw else guarded, *parsers)
 
     def invoke(
         self,
@@ -415,6 +434,10 @@ def guards_itself(model: Any) -> bool:
     while isinstance(model, RunnableBinding):
         model = model.bound
     return isinstance(model, TTAChatModel | GuardedChatModel)
+
+
+def _steps(runnable: Runnable[Any, Any]) -> list[Runnable[Any, Any]]:
+    return runnable.steps if isinstance(runnable, RunnableSequence) else [runnable]
 
 
 def _result(message: AIMessage) -> ChatResult:

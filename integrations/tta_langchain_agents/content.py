@@ -281,6 +281,8 @@ def _readable_text(value: Any) -> str:
 
 def _readable(value: Any) -> Any:
     """A plain value without what is no text for a reader."""
+    if isinstance(value, BaseModel):
+        return _readable(value.model_dump())
     if isinstance(value, Mapping):
         kept = {
             name: item if name in _ARGUMENTS else _readable(item)

@@ -101,6 +101,20 @@ async def test_structured_output_comes_from_checked_tool_calls() -> None:
         await guarded(bad).with_structured_output(Person).ainvoke("who?")
 
 
+@pytest.mark.parametrize("method", ["json_mode", "json_schema"])
+async def test_structured_output_is_asked_for_as_the_inner_model_does(method: str) -> None:
+    def person(written: str, **settings: Any) -> Any:
+        inner = TTAChatModel(model=ScriptedEngine(written), moderator=ScriptedModerator(), method="none")
+        return guarded(inner=inner).with_structured_output(Person, method=method, **settings)
+
+    assert await person('{"name": "Ada"}').ainvoke("who?") == Person(name="Ada")
+    assert list(person('{"name": "Ada"}').stream("who?"))[-1] == Person(name="Ada")
+    found = person('{"name": "Ada"}', include_raw=True).invoke("who?")
+    assert (found["parsed"], found["raw"].response_metadata["tta"]["method"]) == (Person(name="Ada"), "block")
+    with pytest.raises(ModelRefusalError, match="can't help"):
+        await person('{"name": "flagme"}').ainvoke("who?")
+
+
 async def test_bound_settings_reach_the_inner_model() -> None:
     class Echo(ScriptedChatModel):
         def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:

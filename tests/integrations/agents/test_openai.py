@@ -11,10 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
+from langchain_core.exceptions import ModelRefusalError
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from tta_langchain_agents import TTAMiddleware
+from pydantic import BaseModel
+from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 
+from tta_middleware.errors import EngineError
 from tta_middleware.policy import DEFAULT_NOTICE
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
@@ -83,6 +86,39 @@ def _call(arguments: str) -> dict[str, Any]:
     return {"id": "call-1", "type": "function", "function": {"name": "look_up", "arguments": arguments}}
 
 
+def chat(remote: Any) -> ChatOpenAI:
+    """With clients of its own: LangChain would share one with an earlier test whose server had the same port."""
+    return ChatOpenAI(
+        model="m",
+        base_url=f"http://127.0.0.1:{remote.server_port}/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=httpx.Client(),
+        http_async_client=httpx.AsyncClient(),
+    )
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+async def test_structured_output_is_asked_for_as_by_itself(remote: Any, method: str) -> None:
+    model = chat(remote)
+    guarded = GuardedChatModel(inner=model, moderator=ScriptedModerator()).with_structured_output(Person, method=method)
+    remote.script = [say('{"name": "Ada"}')]
+    assert await guarded.ainvoke("who?") == Person(name="Ada")
+    for bad in (r'{"name": "\u0066lagme"}', '{"nobody": "flagme"}'):
+        remote.script = [say(bad)]
+        with pytest.raises((ModelRefusalError, EngineError)) as caught:
+            await guarded.ainvoke("who?")
+        assert "lagme" not in repr(caught.value)
+    model.root_client.close()
+    await model.root_async_client.close()
+
+
 @tool
 def look_up(word: str) -> str:
     """Look a word up."""
@@ -94,15 +130,7 @@ def look_up(word: str) -> str:
 async def test_what_a_remote_model_says_is_guarded(watched: Any, remote: Any, way: str, script: list[Any]) -> None:
     bad = "flagme" in json.dumps(script)
     remote.script = [look_up_call("good"), *script]
-    # Clients of its own: LangChain would share one with an earlier test whose server had the same port.
-    model = ChatOpenAI(
-        model="m",
-        base_url=f"http://127.0.0.1:{remote.server_port}/v1",
-        api_key="none",
-        max_retries=0,
-        http_client=httpx.Client(),
-        http_async_client=httpx.AsyncClient(),
-    )
+    model = chat(remote)
     run = watched([], model=model, tools=[look_up], middleware=[TTAMiddleware(ScriptedModerator())])
     match way:
         case "invoke":

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Windows
-from tta_middleware.errors import ModerationUnavailableError, UnsafeAnswerError
+from tta_middleware.errors import EngineError, ModerationUnavailableError, UnsafeAnswerError
 from tta_middleware.guard.events import Finished, Released, StreamEvent
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
@@ -135,6 +135,19 @@ def test_a_fallback_function_is_called_once(ask: Message) -> None:
 def test_an_exception_does_not_leave_before_it_either() -> None:
     with pytest.raises(UnsafeAnswerError, match="prompt: illicit"):
         run(HARM, BAD, method=None, fallback="raise")
+
+
+def test_a_failure_of_the_engine_waits_for_the_check_too() -> None:
+    def fails(_: ScriptedCall) -> str:
+        raise EngineError("the model failed")
+
+    events, _ = run(fails, BAD)
+    assert [event.text for _, event in events if isinstance(event, Released)] == ["No."]
+    assert events[-1][1].answer.trace.stop_reason == "prompt: illicit"
+    judge = Uneven()
+    with pytest.raises(EngineError, match="the model failed"):
+        run(fails, GOOD, moderator=judge)
+    assert judge.passed == [SLOW]
 
 
 @pytest.mark.parametrize("script", [START, late_harm, HARM], ids=["clean", "repaired", "blocked"])

@@ -18,7 +18,8 @@ async def unless_refused(
     """Run ``work`` and ``refuse`` side by side, so that a check which passes costs no time.
 
     ``passed`` is set once ``refuse`` gives an empty reason: the gate at which the work waits before it says anything.
-    With a reason the work is cancelled and the gate stays shut, so that what waits there is never said.
+    With a reason the work is cancelled and the gate stays shut, so that what waits there is never said. An error of the
+    work waits there, too: it says something of what was asked.
 
     Returns:
         The reason, and the work's result; one of both is empty.
@@ -41,7 +42,11 @@ async def unless_refused(
                         passed.set()
 
                 group.start_soon(check)
-                result = await work()
+                try:
+                    result = await work()
+                except Exception:
+                    await passed.wait()
+                    raise
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
     return reason, None if reason else result

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import pytest
 
 from tta_middleware import Budget, Guard, Message, Noise, Repair, TTAChatModel, Windows
 from tta_middleware.errors import EngineError
 from tta_middleware.guard.events import Released
+from tta_middleware.guard.moderated import moderated
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 from tta_middleware.types import GenerationRequest, TextDelta
@@ -79,3 +81,37 @@ async def test_langchain_users_get_an_error_and_may_ask_again() -> None:
 
     engine.script = "It is a quiet place by the sea."
     assert (await model.ainvoke("And now?")).content == engine.script
+
+
+async def cancelled_within(*_: Any, **__: Any) -> NoReturn:
+    """What it waits for was cancelled, and not whoever waits for it."""
+    ended = asyncio.get_running_loop().create_future()
+    ended.cancel()
+    await ended
+    raise AssertionError
+
+
+async def all_of(stream: AsyncGenerator[Any, None]) -> list[Any]:
+    return [piece async for piece in stream]
+
+
+@pytest.mark.parametrize("surface", ["answer", "stream"])
+@pytest.mark.parametrize("part", ["load", "embed", "mean_nll", "nearest_tokens", "fallback"])
+async def test_a_cancellation_from_within_is_an_error_and_not_the_callers(part: str, surface: str) -> None:
+    engine = ScriptedEngine(repaired if part != "fallback" else HARM)
+    fallback: Any = cancelled_within if part == "fallback" else "refuse"
+    if part != "fallback":
+        setattr(engine, part, cancelled_within)
+    repair = Repair(method=Noise() if part != "fallback" else None, fallback=fallback)
+    made = Guard(engine, ScriptedModerator(score=flagging("forbidden")), repair=repair)
+    with pytest.raises(EngineError, match="from within"):
+        await (made.answer(ASK) if surface == "answer" else all_of(made.stream(ASK)))
+
+
+async def test_a_source_that_is_cancelled_from_within_has_not_ended() -> None:
+    async def source() -> AsyncGenerator[str, None]:
+        yield CALM
+        await cancelled_within()
+
+    with pytest.raises(EngineError, match="from within"):
+        await all_of(moderated(source(), ScriptedModerator()))

@@ -8,12 +8,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import numpy as np
 import pytest
 import torch
@@ -267,6 +269,31 @@ async def test_requests_go_to_the_least_loaded_server(pair: tuple[list[Scripted]
     await engine.generate_batch([await wanted(engine)] * 20)
     assert sum(script.started for script in scripts) == 20
     assert min(script.started for script in scripts) >= 8
+
+
+async def test_scores_of_an_engine_that_is_closed_are_an_error_and_no_numbers(
+    pair: tuple[list[Scripted], VLLMServerEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, running = pair
+    prompt = await running.embed([Message("user", "Tell me about a harbour.")])
+    engine = VLLMServerEngine("smollm2", urls=running.urls)
+    begun = threading.Event()
+
+    async def never(_: object) -> list[float]:
+        begun.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(engine, "_log_likelihoods", never)
+    async with anyio.create_task_group() as group:
+
+        async def close_meanwhile() -> None:
+            await anyio.to_thread.run_sync(begun.wait)
+            await engine.aclose()
+
+        group.start_soon(close_meanwhile)
+        with pytest.raises(EngineError, match="closed"):
+            await engine.mean_nll(prompt, [[5, 6], [7, 8]])
 
 
 async def test_closing_a_stream_stops_the_server(pair: tuple[list[Scripted], VLLMServerEngine]) -> None:

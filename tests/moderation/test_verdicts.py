@@ -144,6 +144,16 @@ async def test_a_moderator_that_is_cancelled_from_within_gave_no_verdict(asker):
         await verdicts_on(asker(EndsFromWithin()), ["one text", "another"])
 
 
+async def test_one_of_several_scorers_that_is_cancelled_from_within_gave_no_verdict():
+    async def score(text):
+        if text == "another":
+            raise asyncio.CancelledError
+        return 0.1
+
+    with pytest.raises(ModerationUnavailableError, match="cancelled"):
+        await verdicts_on(RunnableModerator(score), ["one text", "another"])
+
+
 async def test_whoever_asks_can_be_cancelled_all_the_same():
     asked = asyncio.create_task(verdicts_on(ScriptedModerator(gate=asyncio.Event().wait), ["one text"]))
     await asyncio.sleep(0)

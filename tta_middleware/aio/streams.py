@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -136,6 +137,25 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
                 await asyncio.wait([task])
             work.close()  # a task that is cancelled before its first step has not begun it
     return task.result().result()
+
+
+@contextmanager
+def unless_cancelled_within(error: Exception) -> Iterator[None]:
+    """A cancellation that nobody asked of this task comes from within: something that it waits for ended.
+
+    Task groups take a child that ends so for one that they have cancelled themselves, and say nothing of it; whoever
+    waits for the task takes it for his own.
+
+    Raises:
+        Exception: ``error``, in place of such a cancellation.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise error from None
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -18,7 +18,7 @@ import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from tta_middleware.aio import process as _process
-from tta_middleware.aio.streams import first_error
+from tta_middleware.aio.streams import first_error, unless_cancelled_within
 from tta_middleware.engines.decoding.handoff import Mailbox
 from tta_middleware.engines.models import resolve_model
 from tta_middleware.engines.prompt.detokenise import TextAssembler, deltas
@@ -324,7 +324,8 @@ class RemoteEngine(TokenisedEngine):
 
     async def _on_own_loop(self, function: Any, *arguments: Any) -> Any:
         try:
-            return await asyncio.wrap_future(self._own_loop.start_task_soon(function, *arguments))
+            with unless_cancelled_within(EngineError("the engine was closed while it worked")):
+                return await asyncio.wrap_future(self._own_loop.start_task_soon(function, *arguments))
         except EngineError:
             raise
         except Exception as error:

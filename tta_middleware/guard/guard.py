@@ -17,10 +17,10 @@ import anyio
 import numpy as np
 
 from tta_middleware.aio.beside_check import unless_refused
-from tta_middleware.aio.streams import owned, refuse_other_libraries
+from tta_middleware.aio.streams import owned, refuse_other_libraries, unless_cancelled_within
 from tta_middleware.call_text import error_texts, json_reading
 from tta_middleware.config import Reasoning, Windows
-from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError, unquoted
+from tta_middleware.errors import ConfigurationError, EngineError, ModerationError, UnsafeAnswerError, unquoted
 from tta_middleware.guard.context import (
     NO_METHOD,
     Clock,
@@ -47,7 +47,7 @@ from tta_middleware.guard.search import (
     prepare,
 )
 from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report, check_settings
-from tta_middleware.guard.watch import Watch, kept
+from tta_middleware.guard.watch import BROKEN_OFF, Watch, kept
 from tta_middleware.methods.base import Method
 from tta_middleware.methods.bridged import Bridged, Led
 from tta_middleware.observing import Asked, observer
@@ -214,7 +214,7 @@ class Guard:
             stream=not held,
             messages=conversation.messages,
         )
-        with observer().answering(asked) as observed:
+        with observer().answering(asked) as observed, unless_cancelled_within(EngineError(BROKEN_OFF)):
             await self._engine.load()
             meter.start()  # with the answer: a model that is still being loaded must not eat up its budget
             context = RequestContext(

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
 
-from tta_middleware.aio.streams import first_error
+from tta_middleware.aio.streams import first_error, unless_cancelled_within
 from tta_middleware.errors import EngineError, ModerationError
 from tta_middleware.guard.holdback import Action, Check, End, Flagged, HoldBack, Release
 from tta_middleware.policy import Decision, Policy
@@ -23,6 +23,8 @@ from tta_middleware.types import Channel, Collected, Completion, FinishReason, T
 
 Ending: TypeAlias = Literal["done", "flagged", "unscored", "stopped"]
 """``done``: all of it was checked and released. ``stopped``: whoever took the text wanted no more of it."""
+
+BROKEN_OFF: Final = "the answer was broken off from within before its end; ask again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +132,19 @@ class Watch:
 
         Raises:
             Exception: what the source, a check or ``release`` raised, moderation errors apart.
-            EngineError: a check or ``release`` ended as if it were cancelled, and nobody had cancelled it.
+            EngineError: the source, a check or ``release`` ended as if it were cancelled, and nobody had cancelled it.
         """
+        broken_off = EngineError(BROKEN_OFF)
         try:
-            async with anyio.create_task_group() as group:
-                self._group = group
-                group.start_soon(self._apply)
-                await self._decode()
+            with unless_cancelled_within(broken_off):
+                async with anyio.create_task_group() as group:
+                    self._group = group
+                    group.start_soon(self._apply)
+                    await self._decode()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
         if self.ending is None:
-            # A group takes a task of its own that raises a cancellation for one that it has cancelled itself.
-            raise EngineError("the stream was broken off from within before its end; ask again")
+            raise broken_off  # of a task of the group, which says nothing of it
 
     async def _decode(self) -> None:
         async with aclosing(self.source) as deltas:

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import anyio
 
-from tta_middleware.aio.streams import first_error
+from tta_middleware.aio.streams import first_error, unless_cancelled_within
+from tta_middleware.errors import ModerationUnavailableError
 
 T = TypeVar("T")
 
@@ -18,6 +19,7 @@ async def gather(calls: Sequence[Callable[[], Awaitable[T]]], *, limit: int | No
     Raises:
         Exception: the first that a call raised, bare however many calls there are; the other calls are cancelled
             and have ended.
+        ModerationUnavailableError: one of several was cancelled from within.
     """
     if len(calls) == 1:
         return [await calls[0]()]
@@ -25,8 +27,10 @@ async def gather(calls: Sequence[Callable[[], Awaitable[T]]], *, limit: int | No
     slots = anyio.CapacityLimiter(limit or max(len(calls), 1))
 
     async def run(index: int) -> None:
+        within = ModerationUnavailableError("the work of one of several calls was cancelled", cause="cancelled")
         async with slots:
-            results[index] = await calls[index]()
+            with unless_cancelled_within(within):
+                results[index] = await calls[index]()
 
     try:
         async with anyio.create_task_group() as group:

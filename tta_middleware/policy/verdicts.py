@@ -9,7 +9,6 @@ Texts are put into a form that the moderator takes, and its answer is counted:
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from tta_middleware.aio import process as _process
+from tta_middleware.aio.streams import unless_cancelled_within
 from tta_middleware.errors import (
     ConfigurationError,
     InvalidVerdictError,
@@ -134,7 +134,7 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
     question = None if prompt is None else encodable(prompt)
 
     async def score(pieces: Sequence[str]) -> list[Verdict]:
-        with _refusals.noticed(moderator.name), _cancelled_by_us_only(moderator.name):
+        with _refusals.noticed(moderator.name), unless_cancelled_within(_cancelled(moderator.name)):
             return counted(await moderator.moderate(pieces, prompt=question), pieces, moderator.name)
 
     limit: int | None = getattr(moderator, "max_characters", None)
@@ -142,19 +142,8 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
     return await in_parts([encodable(text) for text in texts], score, limit, overlap)
 
 
-@contextmanager
-def _cancelled_by_us_only(name: str) -> Iterator[None]:
-    """A cancellation that nobody asked of this task comes from within the moderator: something that it waits for ended.
-
-    Task groups take a child that ends so for one that they have cancelled themselves, and say nothing of it.
-    """
-    try:
-        yield
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise ModerationUnavailableError(f"the work of moderator {name!r} was cancelled", cause="cancelled") from None
+def _cancelled(name: str) -> ModerationUnavailableError:
+    return ModerationUnavailableError(f"the work of moderator {name!r} was cancelled", cause="cancelled")
 
 
 async def verdict_on(

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import anyio
 
 from tta_middleware.aio import process as _process
+from tta_middleware.aio.streams import close_all
 from tta_middleware.call_text import json_reading
 from tta_middleware.config import Budget, Reasoning, Windows
 from tta_middleware.guard import Fallback, Guard, PromptCheck, Repair
@@ -156,8 +157,7 @@ async def opened(
         yield engine, scorer
     finally:
         with anyio.CancelScope(shield=True):
-            await scorer.aclose()
-            await engine.aclose()
+            await close_all((scorer, engine))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -285,8 +285,7 @@ class Runtime:
             made: list[Engine | Moderator] = [*self._engines.values(), *self._moderators.values()]
             self._engines.clear()
             self._moderators.clear()
-        for part in made:
-            await part.aclose()
+        await close_all(made)
 
 
 def _reference(model: str | Engine) -> str:

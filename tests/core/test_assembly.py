@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tta_middleware import Budget, Message, Policy, Sampling
 from tta_middleware.assembly import GuardSettings, Runtime
 from tta_middleware.policy import StagePolicies
@@ -39,6 +41,18 @@ async def test_the_guards_of_a_runtime_share_parts_that_were_asked_for_by_name()
     assert first is not second
     assert len(runtime._moderators) == 1
     await runtime.aclose()
+
+
+async def test_a_part_that_fails_to_close_leaves_no_other_open() -> None:
+    class Fails(ScriptedModerator):
+        async def aclose(self) -> None:
+            raise OSError("the connection is gone")
+
+    runtime, other = Runtime(), ScriptedModerator()
+    runtime._moderators |= {("fails", 0): Fails(), ("other", 0): other}
+    with pytest.raises(OSError, match="gone"):
+        await runtime.aclose()
+    assert other.closed == 1
 
 
 def test_one_place_says_which_policies_are_in_force(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from itertools import count
 from typing import Any
 
@@ -393,6 +394,31 @@ async def test_sampling_and_a_missing_method_are_told_in_words() -> None:
     blocked = Guard(ScriptedEngine(HARM), words(), repair=Repair(method=None, fallback="raise"))
     with pytest.raises(UnsafeAnswerError, match="there is no repair method; choose one"):
         await blocked.answer(ASK)
+
+
+class Letters:
+    """An endless source that is no generator, and is closed as a response is."""
+
+    def __init__(self) -> None:
+        self.closed = self.stopped = False
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "la "
+        finally:
+            self.stopped = True
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def test_a_moderated_stream_that_is_left_closes_whatever_source_it_had() -> None:
+    source = Letters()
+    async with aclosing(moderated(source, ScriptedModerator())) as pieces:
+        await anext(pieces)
+    assert source.stopped
+    assert source.closed
 
 
 @pytest.mark.parametrize(

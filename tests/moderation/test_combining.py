@@ -12,6 +12,7 @@ from tta_middleware.errors import (
     ModerationRejectedError,
     ModerationUnavailableError,
 )
+from tta_middleware.moderation.cascade import Cascade
 from tta_middleware.moderation.ensemble import Ensemble
 from tta_middleware.moderation.fallback import WithFallback, aligned
 from tta_middleware.policy import StagePolicies
@@ -76,6 +77,19 @@ def test_alignment_keeps_order_and_what_is_flagged(low, high, threshold, onto):
     ]
     assert mapped[0] <= mapped[1]
     assert [score >= onto for score in mapped] == [score >= threshold for score in (low, high)]
+
+
+class FailsToClose(ScriptedModerator):
+    async def aclose(self):
+        raise OSError("the connection is gone")
+
+
+@pytest.mark.parametrize("combine", [WithFallback, lambda *both: Ensemble(both), Cascade])
+async def test_one_that_fails_to_close_leaves_no_other_open(combine):
+    other = ScriptedModerator()
+    with pytest.raises(OSError, match="gone"):
+        await combine(FailsToClose(), other).aclose()
+    assert other.closed == 1
 
 
 async def test_both_are_closed():

@@ -119,6 +119,21 @@ async def test_cancelled_waiters_leave_the_queue_and_give_their_turn_back():
         await moderator.moderate(["x"])
 
 
+async def test_who_is_cancelled_before_a_slot_is_free_has_spent_no_turn():
+    limits = RateLimits(requests_per_minute=60, burst_seconds=5.0, max_in_flight=1)
+    limiter = Limiter(limits, clock=ManualClock())
+    moderator = Limited(ScriptedModerator(gate=anyio.sleep_forever), limiter)
+    calls = [asyncio.create_task(moderator.moderate(["x"])) for _ in range(5)]
+    await anyio.wait_all_tasks_blocked()
+    for call in reversed(calls):
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert limiter.in_flight == 0
+    for expected in (True, True, True, True, False):  # one of five was sent
+        with limiter.try_admit(1) as admitted:
+            assert admitted is expected
+
+
 async def test_slots_bound_the_requests_in_flight_in_order_of_arrival():
     gate = anyio.Event()
     inner = ScriptedModerator(gate=gate.wait)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 
@@ -137,6 +137,23 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
                 await asyncio.wait([task])
             work.close()  # a task that is cancelled before its first step has not begun it
     return task.result().result()
+
+
+class Closable(Protocol):
+    """Something that holds what has to be let go of."""
+
+    async def aclose(self) -> None: ...
+
+
+async def close_all(parts: Iterable[Closable]) -> None:
+    """Close all of them, one after the other, whatever one raises.
+
+    Raises:
+        Exception: the last that one of them raised.
+    """
+    async with AsyncExitStack() as closing:
+        for part in reversed([*parts]):
+            closing.push_async_callback(part.aclose)
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
-from tta_middleware.aio.streams import Send, owned
+from tta_middleware.aio.streams import Send, close_all, owned
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, FlaggedError
 from tta_middleware.guard.holdback import Check, HoldBack
@@ -236,12 +237,13 @@ def _outcome(watch: Watch) -> tuple[Outcome, str]:
 
 
 async def _deltas(source: AsyncIterable[str | TextDelta]) -> AsyncGenerator[TextDelta, None]:
+    pieces = aiter(source)
     try:
-        async for piece in source:
+        async for piece in pieces:
             yield TextDelta(piece) if isinstance(piece, str) else piece
     finally:
-        if isinstance(source, AsyncGenerator):
-            await source.aclose()
+        held: list[Any] = [pieces] if pieces is source else [pieces, source]
+        await close_all(one for one in held if hasattr(one, "aclose"))
 
 
 def _flagged(policy: Policy, verdict: Verdict, released: int, thought: bool) -> FlaggedError:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 
+from tta_middleware.aio.streams import close_all
 from tta_middleware.moderation.cascade_bounds import CascadeBounds, shipped_bounds
 from tta_middleware.moderation.embedded.moderator import ARTIFACT, UNSUPPORTED_LANGUAGE
 from tta_middleware.moderation.wrapper import Closing
@@ -129,10 +130,7 @@ class Cascade(Closing):
 
     async def aclose(self) -> None:
         """Close both."""
-        try:
-            await self._first.aclose()
-        finally:
-            await self._second.aclose()
+        await close_all((self._first, self._second))
 
     def _sure(self, thresholds: set[float]) -> tuple[float, float | None]:
         return self._bounds.around(thresholds) if self._bounds is not None else (0.0, None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, Self, TypeAlias
 
+from tta_middleware.aio.streams import close_all
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.fallback import aligned
@@ -99,8 +100,7 @@ class Ensemble(Closing):
             await load(member)
 
     async def aclose(self) -> None:
-        for member in self._members:
-            await member.aclose()
+        await close_all(self._members)
 
     async def _ask(self, member: Moderator, texts: Sequence[str], prompt: str | None) -> list[Verdict]:
         verdicts = await verdicts_on(member, texts, prompt=prompt)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Self
 
+from tta_middleware.aio.streams import close_all
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationError, ModerationUnavailableError
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy import StagePolicies
@@ -83,10 +84,7 @@ class WithFallback(Wrapper):
         await load(self._fallback)
 
     async def aclose(self) -> None:
-        try:
-            await self._inner.aclose()
-        finally:
-            await self._fallback.aclose()
+        await close_all((self._inner, self._fallback))
 
     async def _second(self, texts: Sequence[str], prompt: str | None, failure: ModerationError) -> list[Verdict]:
         try:

@@ -117,11 +117,15 @@ class Limiter:
             ModerationUnavailableError: the turn comes after the caller's deadline; nothing is spent.
         """
         await self._due(tokens)
-        if self._slots is None:
-            yield
-            return
-        async with self._slots.hold():
-            yield
+        sent = False
+        try:
+            async with self._slots.hold() if self._slots else nullcontext():
+                sent = True
+                yield
+        finally:
+            if not sent:
+                with self._lock:
+                    self._give_back(tokens)
 
     @contextmanager
     def try_admit(self, tokens: int) -> Iterator[bool]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
 
+from tta_middleware.aio.streams import close_all
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.moderation.server import ApiError
@@ -180,9 +180,7 @@ class ServedModels:
     async def aclose(self) -> None:
         """Free all models, whatever one of them raises."""
         self.ready = False
-        async with AsyncExitStack() as all_of_them:
-            for model in self.models.values():
-                all_of_them.push_async_callback(model.aclose)
+        await close_all(self.models.values())
 
     async def listed(self, call: Call) -> Response:
         """``GET /v1/models``."""

@@ -25,7 +25,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from pydantic import Field, PositiveFloat, model_validator
 
 from tta_middleware.aio.beside_check import unless_refused
-from tta_middleware.aio.streams import Send, owned
+from tta_middleware.aio.streams import Send, close_all, owned
 from tta_middleware.assembly import Runtime
 from tta_middleware.call_text import begins_as_json, call_text, id_text, says_more
 from tta_middleware.chat_model import TTAChatModel
@@ -173,8 +173,7 @@ class UpstreamModel:
 
     async def aclose(self) -> None:
         """Close connections and the moderator."""
-        await self.client.aclose()
-        await self._runtime.aclose()
+        await close_all((self.client, self._runtime))
 
     def answering(self, asked: ChatRequest, stages: StagePolicies, most_tokens: int | None) -> UpstreamAnswer:
         """An answer that may be taken from the upstream."""

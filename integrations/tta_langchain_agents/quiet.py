@@ -21,7 +21,7 @@ from langsmith.run_helpers import get_tracing_context, tracing_context
 
 from tta_middleware.aio.streams import Send, owned
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
-from tta_middleware.chat_model.quiet import set_within, unstreamed
+from tta_middleware.chat_model.quiet import set_within, unheard
 
 T = TypeVar("T")
 
@@ -33,11 +33,7 @@ def quiet() -> AbstractContextManager[None]:
 
     A tool stays a part of its graph, since it may ask a person and go on later.
     """
-    return within_a_guard(_silent, [_tool_call_writer])
-
-
-def _silent(config: RunnableConfig) -> RunnableConfig:
-    return RunnableConfig(**{**unstreamed(config), "callbacks": []})
+    return within_a_guard(unheard, [_tool_call_writer])
 
 
 _around: ContextVar[dict[str, Any] | None] = ContextVar("tracing_around_other_middleware", default=None)
@@ -70,7 +66,7 @@ def spanned() -> Iterator[None]:
 
 def without_callbacks(config: RunnableConfig | None = None) -> RunnableConfig:
     """The config of a quiet call; settings that are not about who hears of it stay."""
-    return _silent(ensure_config(config))
+    return unheard(ensure_config(config))
 
 
 def quiet_stream(start: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:

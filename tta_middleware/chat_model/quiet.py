@@ -39,17 +39,21 @@ class _Mute(BaseCallbackHandler):
 
 
 def alone(config: RunnableConfig) -> RunnableConfig:
-    """A config in which nobody listens, and a graph neither shows nor stores what it does.
-
-    A run stands around all the same: without one LangChain refuses custom events, which a function may send.
-    """
-    nobody = AsyncCallbackManager([], parent_run_id=uuid4())
-    silent = unstreamed(config)
+    """A config in which nobody listens, and a graph neither shows nor stores what it does."""
+    silent = unheard(config)
     kept = {name: value for name, value in (silent.get("configurable") or {}).items() if name not in _STORES}
-    return RunnableConfig(**{**silent, "callbacks": nobody, "configurable": kept})
+    return RunnableConfig(**{**silent, "configurable": kept})
 
 
-def unstreamed(config: RunnableConfig) -> RunnableConfig:
+def unheard(config: RunnableConfig) -> RunnableConfig:
+    """A config in which nobody listens, and a graph shows nothing of what it does.
+
+    A run stands around all the same: without one LangChain refuses custom events, which a function or a model may send.
+    """
+    return RunnableConfig(**{**_unstreamed(config), "callbacks": AsyncCallbackManager([], parent_run_id=uuid4())})
+
+
+def _unstreamed(config: RunnableConfig) -> RunnableConfig:
     """A config in which ``subgraphs=True`` of a graph around shows nothing of graphs further in.
 
     The stream is muted and not taken out: a graph without one would leave out what it writes to ``custom``, too.

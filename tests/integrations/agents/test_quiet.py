@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler, dispatch_custom_event
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.context import _configure_hooks, register_configure_hook
 from langgraph._internal._constants import CONFIG_KEY_CHECKPOINTER, CONFIG_KEY_STREAM
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
@@ -107,3 +108,24 @@ async def test_a_moderator_that_asks_a_model_is_not_heard(watched: Any, surface:
     await surface(run, HELLO)
     assert not run.leaks()
     assert not run.leaks("I have read")
+
+
+class SendsEvents(ScriptedChatModel):
+    """A model that tells of its progress."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        dispatch_custom_event("progress", {"of": BAD})
+        return super()._generate(*args, **kwargs)
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Any:
+        dispatch_custom_event("progress", {"of": BAD})
+        yield from super()._stream(*args, **kwargs)
+
+
+async def test_a_model_that_sends_events_is_heard_by_nobody_and_fails_no_more_than_alone() -> None:
+    model = GuardedChatModel(inner=SendsEvents(answers=["fine"]), moderator=ScriptedModerator())
+    chain = RunnableLambda(lambda given: given) | model
+    assert chain.invoke("hello").text == (await chain.ainvoke("hello")).text == "fine"
+    heard = [event async for event in chain.astream_events("hello", version="v2")]
+    assert "fine" in repr(heard)
+    assert "flagme" not in repr(heard)

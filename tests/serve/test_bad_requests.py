@@ -14,12 +14,14 @@ import pytest
 from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from staged_server import CALM, Log, Served, running, scripted
 
 from tta_middleware import TTAChatModel
 from tta_middleware.engines.prompt.vocabulary import Vocabulary
 from tta_middleware.errors import ModelNotFoundError, ModerationUnavailableError
+from tta_middleware.server.chat_request import ChatRequest
+from tta_middleware.server.responses_request import ResponseRequest
 from tta_middleware.testing.scripted_engine import ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator, flagging
 
@@ -106,6 +108,37 @@ def test_a_request_that_cannot_be_answered(strict: Served, name: str) -> None:
     assert words in error["message"]
     assert SECRET not in answer.text
     assert httpx.post(f"{strict.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES}).is_success
+
+
+MANY = 1_200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [0] * MANY},
+        {"messages": [{"role": "assistant", "tool_calls": [0] * MANY}]},
+        {"messages": ROSES, "tools": [0] * MANY},
+        {"input": [0] * MANY},
+        {"input": "x", "tools": [0] * MANY},
+    ],
+    ids=["messages", "calls", "tools", "input", "a response's tools"],
+)
+def test_a_list_is_read_up_to_its_first_fault(body: dict[str, Any]) -> None:
+    """One body may hold millions, and putting each into words would hold up everybody else's answers."""
+    kind = ResponseRequest if "input" in body else ChatRequest
+    with pytest.raises(ValidationError) as found:
+        kind.model_validate({"model": "roses", **body})
+    assert found.value.error_count() == 1
+
+
+@pytest.mark.parametrize("where", [(), ("tta", "categories")])
+def test_of_very_many_faults_their_number_is_told(strict: Served, where: tuple[str, ...]) -> None:
+    faults: Any = {f"field{number}": "x" for number in range(MANY)}
+    for name in reversed(where):
+        faults = {name: faults}
+    answer = httpx.post(f"{strict.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES, **faults})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"the body has {MANY} faults")
 
 
 def test_fields_that_are_null_say_nothing(strict: Served) -> None:

@@ -179,6 +179,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "reads text only, not 'input_image'",
     ),
     "an item that is none of ours": ({"input": [{"type": "computer_call_output"}]}, "input[0]", "computer_call_output"),
+    "a reference": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]", "nothing is stored"),
     "a wrong role": ({"input": [{"role": "wizard", "content": "x"}]}, "input[0]", "user"),
     "no input": ({"input": []}, "input", "at least 1"),
     "a field that is none": ({"temprature": 1}, "temprature", "did you mean 'temperature'"),

@@ -68,6 +68,9 @@ _INSTEAD: Final = {
 LEVELS: Final = 100
 """Nesting that is read; what walks through a value later would fail a few hundred levels down."""
 
+FAULTS: Final = 1_000
+"""Faults of one body that are looked through for what to say: each costs ten microseconds, and there may be many."""
+
 _SEEDS: Final = 2**31
 
 _CHECKS: Final[tuple[PromptCheck, ...]] = ("off", "user", "all")
@@ -81,6 +84,11 @@ class Body(BaseModel):
 
 
 R = TypeVar("R", bound=Body)
+
+T = TypeVar("T")
+
+ListOf: TypeAlias = Annotated[list[T], Field(fail_fast=True)]
+"""A list that is read up to its first fault, which is the one that is told."""
 
 
 def text_of_parts(fields: Mapping[str, str]) -> BeforeValidator:
@@ -162,7 +170,7 @@ class AssistantTurn(BaseModel):
     role: Literal["assistant"]
     content: Text | None = None
     refusal: str | None = None
-    tool_calls: list[CallOfTool] | None = None
+    tool_calls: ListOf[CallOfTool] | None = None
     reasoning_content: Any = None
     reasoning: Any = None
 
@@ -258,7 +266,7 @@ class ChatRequest(Body):
     """See OpenAI's reference; docs/server.md lists what differs."""
 
     model: str
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[ListOf[Turn], Field(min_length=1)]
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -268,7 +276,7 @@ class ChatRequest(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    tools: list[Tool] | None = None
+    tools: ListOf[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -417,6 +425,8 @@ def read_request(kind: type[R], payload: Mapping[str, Any]) -> R:
     try:
         return kind.model_validate(payload)
     except ValidationError as error:
+        if error.error_count() > FAULTS:
+            raise ApiError(400, f"the body has {error.error_count()} faults", code="invalid_value") from None
         errors = error.errors(include_url=False, include_input=False)
         where = _path(errors[0]["loc"])
         # Of a field that may be of several kinds, each of which was tried: the one that says more than the kind.

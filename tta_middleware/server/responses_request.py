@@ -16,6 +16,7 @@ from tta_middleware.server.chat_request import (
     Body,
     ChatRequest,
     InlineModeration,
+    ListOf,
     Stricter,
     read_request,
     text_of_parts,
@@ -85,6 +86,10 @@ def _with_kind(item: Any) -> Any:
     if not isinstance(item, Mapping):
         return item
     kind = item.get("type", "message")
+    if kind == "item_reference":
+        raise ValueError(
+            "nothing is stored here, so send the item and no reference to it; many clients do with store=false"
+        )
     if isinstance(kind, str) and kind not in _ITEMS:
         raise ValueError(f"items of the type {kind[:40]!r} are not served here")
     return {"type": "message", **item}
@@ -146,13 +151,13 @@ class ResponseRequest(Body):
     """See OpenAI's reference; docs/server.md lists what differs."""
 
     model: str
-    input: Annotated[list[InputItem], Field(min_length=1), BeforeValidator(_as_items)]
+    input: Annotated[ListOf[InputItem], Field(min_length=1), BeforeValidator(_as_items)]
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    tools: list[Annotated[FunctionTool, BeforeValidator(_only_functions)]] | None = None
+    tools: ListOf[Annotated[FunctionTool, BeforeValidator(_only_functions)]] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None

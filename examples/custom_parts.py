@@ -8,7 +8,7 @@ from tta_middleware.engines.transformers import TransformersEngine
 
 
 class NoFruit:
-    """A toy moderator: anything about fruit is 'illicit'. Any object with these four members will do."""
+    """A toy moderator: anything about bananas and apples is 'illicit'. A guard asks for these four members."""
 
     name = "no-fruit"
     default_threshold = 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from inspect import Parameter, iscoroutinefunction, signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from tta_middleware.errors import ConfigurationError, TTAError
@@ -125,15 +125,19 @@ def asks_own(moderator: str) -> bool:
     return any(name in _OWN for name in moderators_in(moderator))
 
 
-def check_moderator(moderator: str, model: str | Engine | None) -> None:
-    """Whether there is a moderator of that name beside ``model``, which may have to judge; none is made.
+def check_moderator(moderator: str | Moderator, model: str | Engine | None) -> None:
+    """Whether there is such a moderator beside ``model``, which may have to judge; none is made.
 
     Args:
         model: what answers; None where that is no engine of this process.
 
     Raises:
-        ConfigurationError: the name is unknown, or asks ``model`` to judge, which it cannot.
+        ConfigurationError: the object is no moderator, or the name is unknown, or asks ``model`` to judge, which it
+            cannot.
     """
+    if not isinstance(moderator, str):
+        resolve_moderator(moderator)
+        return
     if not asks_own(moderator):
         return
     if model is None:
@@ -288,38 +292,9 @@ def resolve_moderator(
         from tta_middleware.moderation.ensemble import Ensemble
 
         return Ensemble(made)
-    if isinstance(moderator, type) or not callable(getattr(moderator, "moderate", None)):
-        raise ConfigurationError(
-            f"a moderator is a name, or an object with moderate(texts) that gives a Verdict for each text; "
-            f"{getattr(moderator, '__name__', type(moderator).__name__)} is neither{_instead(moderator)}"
-        )
-    if isinstance(moderator, Moderator) and _moderates_as_told(moderator):
-        return moderator
-    from tta_middleware.moderation.adapters.plain import PlainModerator
+    from tta_middleware.moderation.adapters.plain import as_moderator
 
-    return PlainModerator(moderator)
-
-
-def _moderates_as_told(moderator: Moderator) -> bool:
-    """Whether it is asked as the protocol says it: awaited, with the prompt along."""
-    ask = moderator.moderate
-    try:
-        parameters = signature(ask).parameters.values()
-    except ValueError:  # one of C, which has none to tell
-        return iscoroutinefunction(ask)
-    takes_prompt = any(one.name == "prompt" or one.kind is Parameter.VAR_KEYWORD for one in parameters)
-    return iscoroutinefunction(ask) and takes_prompt
-
-
-def _instead(given: Any) -> str:
-    """What to write for what users try."""
-    if isinstance(given, type) and hasattr(given, "moderate"):
-        return f"; write {given.__name__}(...) for an object of that class"
-    if hasattr(given, "moderations"):
-        return "; write OpenAIModerator(base_url=..., api_key=...) for a client of OpenAI's"
-    if not isinstance(given, type) and (callable(given) or hasattr(given, "ainvoke")):
-        return "; write RunnableModerator(...) around a function of a text or a runnable"
-    return ""
+    return as_moderator(moderator)
 
 
 def _made(name: str, engine: Engine | None, calibration: CalibrationOf) -> Moderator:

@@ -101,8 +101,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if isinstance(self.moderator, str):
-            check_moderator(self.moderator, None)
+        check_moderator(self.moderator, None)
         check_policies(self.moderator, StagePolicies.of(self.policy))
         self._handover()
         return self

@@ -52,8 +52,7 @@ class MiddlewareSettings:
     def __post_init__(self) -> None:
         self.handover = Handover.of(self.on_flagged, self.repair_model, self.replacement)
         self.policies = StagePolicies.of(self.policy)
-        if isinstance(self.moderator, str):
-            check_moderator(self.moderator, None)
+        check_moderator(self.moderator, None)
         check_policies(self.moderator, self.policies)
         if self.release not in ("window", "end") and not isinstance(self.release, Windows):
             raise ConfigurationError(f"release is 'window', 'end' or Windows, not {self.release!r:.40}")

@@ -160,8 +160,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
 
     @model_validator(mode="after")
     def _usable_policy(self) -> TTAChatModel:
-        if isinstance(self.moderator, str):
-            check_moderator(self.moderator, self.model)
+        check_moderator(self.moderator, self.model)
         check_policies(self.moderator, self._stages(self.policy))
         return self
 

@@ -16,9 +16,10 @@ from functools import cache
 from importlib import resources
 
 from tta_middleware.aio.streams import close_all
+from tta_middleware.moderation.adapters.plain import as_moderator
 from tta_middleware.moderation.cascade_bounds import CascadeBounds, shipped_bounds
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.moderation.embedded.moderator import ARTIFACT, UNSUPPORTED_LANGUAGE
-from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy import REPAIR_MARGIN, STAGES, Policy, StagePolicies
 from tta_middleware.policy.coverage import grows, reads_rules
 from tta_middleware.policy.verdicts import in_context, load, verdicts_on
@@ -62,6 +63,7 @@ class Cascade(Closing):
         first_fingerprint: str | None = None,
         name: str = "cascade",
     ) -> None:
+        first, second = as_moderator(first), as_moderator(second)
         self.name, self.default_threshold = name, second.default_threshold
         self.categories = _categories(first, second)
         self._first, self._second = first, second

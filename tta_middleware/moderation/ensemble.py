@@ -9,9 +9,10 @@ from typing import Literal, Self, TypeAlias
 
 from tta_middleware.aio.streams import close_all
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.moderation.adapters.plain import as_moderator
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.fallback import aligned
-from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.coverage import fitted, grows, reads_rules
 from tta_middleware.policy.verdicts import in_context, load, verdicts_on
@@ -55,7 +56,7 @@ class Ensemble(Closing):
             raise ConfigurationError("an ensemble needs at least one moderator")
         if not 0.0 <= undecided[0] <= _THRESHOLD <= undecided[1] <= 1.0:
             raise ConfigurationError(f"undecided must be (low, high) around {_THRESHOLD}, not {undecided}")
-        self._members = tuple(moderators)
+        self._members = tuple(map(as_moderator, moderators))
         self._weights = _weights(len(self._members), combine, weights)
         self._combine = combine
         self._undecided = undecided

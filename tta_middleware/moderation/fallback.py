@@ -9,6 +9,7 @@ from typing import Self
 
 from tta_middleware.aio.streams import close_all
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationError, ModerationUnavailableError
+from tta_middleware.moderation.adapters.plain import as_moderator
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.coverage import fitted
@@ -41,7 +42,7 @@ class WithFallback(Wrapper):
         self, inner: Moderator, fallback: Moderator, *, align: bool = True, allow_fewer_categories: bool = False
     ) -> None:
         super().__init__(inner)
-        self._fallback = fallback
+        self._fallback = fallback = as_moderator(fallback)
         self._allow_fewer = allow_fewer_categories
         self._check_covers(getattr(fallback, "categories", None))
         self._align = align

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from tta_middleware.errors import ConfigurationError, EngineError, ModerationRejectedError, ModerationUnavailableError
 from tta_middleware.moderation.cascade_bounds import CascadeBounds
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.moderation.judge_formats import JudgeFormat
 from tta_middleware.moderation.judge_probe import JudgeProbe, Place
 from tta_middleware.moderation.judge_prompts import (
@@ -37,7 +38,6 @@ from tta_middleware.moderation.judge_prompts import (
     pieces,
 )
 from tta_middleware.moderation.judge_reading import AskingEngine, JudgeReading, KeepingEngine, StatesEngine
-from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.protocols import Engine
 from tta_middleware.types import CATEGORIES, FloatMatrix, ModerationContext, Verdict
 

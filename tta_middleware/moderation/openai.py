@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from tta_middleware.errors import InvalidVerdictError
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.request_size import BatchLimits, checked_limit, split, without_blanks
 from tta_middleware.moderation.retry import Retrier, RetryPolicy
 from tta_middleware.moderation.transport import QuietText, Transport
-from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import CATEGORIES, Verdict
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
+from tta_middleware.moderation.adapters.plain import as_moderator
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.coverage import fitted
 from tta_middleware.policy.verdicts import in_context, load, verdicts_on
@@ -14,29 +15,17 @@ from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict
 
 
-class Closing:
-    """``async with`` for anything that has ``aclose``."""
-
-    async def aclose(self) -> None:
-        """Release sockets; idempotent."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
 class Wrapper(Closing):
     """Stands in for another moderator under its name, threshold, limits and categories; closing it closes that one.
+
+    What an object with a ``moderate`` of texts lacks is filled in, as wherever a moderator is given.
 
     Attributes:
         origin: the wrapper that this one was before it was told of a context or of policies; None for one that was not.
     """
 
     def __init__(self, inner: Moderator) -> None:
+        inner = as_moderator(inner)
         self._inner = inner
         self.name = inner.name
         self.default_threshold = inner.default_threshold

@@ -108,8 +108,7 @@ class UpstreamSettings(Settings):
             raise ConfigurationError("give the upstream's key as api_key_env or as api_key_file, not both")
         if self.on_flagged in needs and not needs[self.on_flagged]:
             raise ConfigurationError(f"on_flagged={self.on_flagged!r} needs {_NEEDED[self.on_flagged]}=")
-        if isinstance(self.moderator, str):
-            check_moderator(self.moderator, None)
+        check_moderator(self.moderator, None)
         check_policies(self.moderator, policies_for(self.policy, self.policies))
         return self
 

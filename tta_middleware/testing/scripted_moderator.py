@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from tta_middleware.errors import ModerationError
-from tta_middleware.moderation.wrapper import Closing
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.testing.fault_server import Scorer, marked_scores
 from tta_middleware.types import CATEGORIES, Verdict
 

@@ -310,7 +310,14 @@ async def test_a_sync_call_uses_the_models_sync_api_in_the_callers_thread() -> N
 
 @pytest.mark.parametrize(
     "settings",
-    [{"inner": "gpt"}, {"moderator": "nobody"}, {"policy": 2.0}, {"on_flagged": "repair"}, {"release": "now"}],
+    [
+        {"inner": "gpt"},
+        {"moderator": "nobody"},
+        {"moderator": 3},
+        {"policy": 2.0},
+        {"on_flagged": "repair"},
+        {"release": "now"},
+    ],
 )
 def test_unusable_settings_are_refused(settings: Any) -> None:
     with pytest.raises(ValidationError):

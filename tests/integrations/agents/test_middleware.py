@@ -113,6 +113,8 @@ class TestOnFlagged:
             {"release": "at once"},
             {"policy": 1.5},
             {"moderator": "nobody"},
+            {"moderator": 3},
+            {"moderator": print},
         ],
     )
     def test_unusable_settings_are_refused_when_given(self, settings: Any) -> None:

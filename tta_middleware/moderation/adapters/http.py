@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from tta_middleware.errors import ConfigurationError
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.retry import Retrier, RetryPolicy
 from tta_middleware.moderation.transport import Transport
-from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.types import Verdict
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from inspect import Parameter, isawaitable, iscoroutinefunction, signature
+from numbers import Real
 from typing import Any
 
 import anyio.to_thread
 
-from tta_middleware.moderation.wrapper import Closing
+from tta_middleware.errors import ConfigurationError
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.policy.verdicts import load
+from tta_middleware.protocols import Moderator
 from tta_middleware.types import Verdict
 
 DEFAULT_THRESHOLD = 0.5
@@ -48,6 +51,52 @@ class PlainModerator(Closing):
         close = getattr(self.inner, "aclose", None)
         if close is not None and isawaitable(done := close()):
             await done
+
+
+def as_moderator(given: Any) -> Moderator:
+    """The object itself, if it is asked as the protocol says; else one that fills in what it lacks.
+
+    Raises:
+        ConfigurationError: it has no ``moderate``, or no score for a threshold; says what to write for what users try.
+    """
+    if isinstance(given, str):
+        raise ConfigurationError(
+            f"a moderator that stands within another one is an object, not a name such as {given!r:.40}; write "
+            "EmbeddedModerator() for 'local' (tta_middleware.moderation.embedded), production_moderator() for 'openai' "
+            "(tta_middleware.moderation.stack)"
+        )
+    if isinstance(given, type) or not callable(getattr(given, "moderate", None)):
+        raise ConfigurationError(
+            f"a moderator is a name, or an object with moderate(texts) that gives a Verdict for each text; "
+            f"{getattr(given, '__name__', type(given).__name__)} is neither{_instead(given)}"
+        )
+    made = given if isinstance(given, Moderator) and _moderates_as_told(given) else PlainModerator(given)
+    limit: Any = made.default_threshold
+    if not (isinstance(limit, Real) and 0.0 <= float(limit) <= 1.0):
+        raise ConfigurationError(f"default_threshold of {type(given).__name__} is a score in [0, 1], not {limit!r:.40}")
+    return made
+
+
+def _moderates_as_told(moderator: Moderator) -> bool:
+    """Whether it is asked as the protocol says it: awaited, with the prompt along."""
+    ask = moderator.moderate
+    try:
+        parameters = signature(ask).parameters.values()
+    except ValueError:  # one of C, which has none to tell
+        return iscoroutinefunction(ask)
+    takes_prompt = any(one.name == "prompt" or one.kind is Parameter.VAR_KEYWORD for one in parameters)
+    return iscoroutinefunction(ask) and takes_prompt
+
+
+def _instead(given: Any) -> str:
+    """What to write for what users try."""
+    if isinstance(given, type) and hasattr(given, "moderate"):
+        return f"; write {given.__name__}(...) for an object of that class"
+    if hasattr(given, "moderations"):
+        return "; write OpenAIModerator(base_url=..., api_key=...) for a client of OpenAI's"
+    if not isinstance(given, type) and (callable(given) or hasattr(given, "ainvoke")):
+        return "; write RunnableModerator(...) around a function of a text or a runnable"
+    return ""
 
 
 def is_async(function: Any) -> bool:

@@ -12,9 +12,9 @@ import anyio.to_thread
 
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationUnavailableError
 from tta_middleware.moderation.adapters.plain import is_async
+from tta_middleware.moderation.closing import Closing
 from tta_middleware.moderation.concurrency import gather
 from tta_middleware.moderation.request_size import checked_limit
-from tta_middleware.moderation.wrapper import Closing
 from tta_middleware.policy.verdicts import in_parts
 from tta_middleware.types import Verdict
 

@@ -217,7 +217,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._call(messages, kwargs)
+        call = self._call(messages, stop, kwargs)
         with call.observed(stream=False):
             try:
                 with quiet():
@@ -235,7 +235,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._call(messages, kwargs)
+        call = self._call(messages, stop, kwargs)
         with call.observed(stream=False):
             try:
                 with quiet():
@@ -253,7 +253,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call = self._call(messages, kwargs)
+        call = self._call(messages, stop, kwargs)
         chunks = quiet_threaded_stream(lambda: self.inner.stream(messages, without_callbacks(), stop=stop, **kwargs))
         for chunk in bridge.iterate(call.stream(chunks)):
             yield ChatGenerationChunk(message=chunk)
@@ -265,13 +265,13 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        call = self._call(messages, kwargs)
+        call = self._call(messages, stop, kwargs)
         chunks = quiet_stream(lambda: self.inner.astream(messages, without_callbacks(), stop=stop, **kwargs))
         async with aclosing(call.stream(chunks)) as checked:
             async for chunk in checked:
                 yield ChatGenerationChunk(message=chunk)
 
-    def _call(self, messages: Sequence[BaseMessage], given: Mapping[str, Any]) -> _Call:
+    def _call(self, messages: Sequence[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]) -> _Call:
         refuse(given, self.base)
         moderator = self.runtime.moderator(self.moderator)
         policies = StagePolicies.of(self.policy).with_default(moderator.default_threshold)
@@ -280,7 +280,8 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
             self.books.ledgers.append(ledger)
         windows = self.release if isinstance(self.release, Windows) else Windows() if self.release == "window" else None
         provider = str(self._get_ls_params().get("ls_provider") or "langchain")
-        return _Call(ledger, self._handover(), messages, self.model_name, windows, provider)
+        stop = stop or bound_settings(self.inner).get("stop")
+        return _Call(ledger, self._handover(), messages, self.model_name, windows, provider, stop)
 
     def _handover(self) -> Handover:
         return Handover.of(self.on_flagged, self.repair_model, self.replacement)
@@ -292,6 +293,7 @@ class _Call:
 
     Attributes:
         provider: of the inner model, as LangChain calls it.
+        stop: what an answer ends before, whoever gives it.
     """
 
     ledger: Ledger
@@ -300,6 +302,7 @@ class _Call:
     model: str
     windows: Windows | None
     provider: str
+    stop: list[str] | str | None = None
     prompt: str | None = field(init=False)
     _observer: AnswerObserver = NOBODY
 
@@ -406,7 +409,8 @@ class _Call:
         yield last
 
     def _stand_in(self, part: str, message: AIMessage, said: str = "") -> StandIn:
-        return StandIn(self.handover, self.ledger, self.messages, part, self.model, message.usage_metadata, said)
+        usage = message.usage_metadata
+        return StandIn(self.handover, self.ledger, self.messages, part, self.model, usage, said, self.stop)
 
     def _trace(self, message: AIMessage) -> Trace:
         tokens = message.usage_metadata["output_tokens"] if message.usage_metadata else 0

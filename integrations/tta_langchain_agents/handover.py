@@ -78,6 +78,7 @@ class StandIn:
         usage: tokens of the flagged message, and of another model's answer in its place.
         flagged_usage: those of the flagged message alone.
         said: what has left of the flagged message.
+        stop: what another model's answer ends before.
     """
 
     handover: Handover
@@ -87,6 +88,7 @@ class StandIn:
     model: str = ""
     usage: UsageMetadata | None = None
     said: str = ""
+    stop: list[str] | str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     flagged_usage: UsageMetadata | None = field(init=False)
 
@@ -163,7 +165,7 @@ class StandIn:
         if model is None:
             return
         turns, config = text_only(self.messages), without_callbacks()
-        chunks: AsyncGenerator[Any, None] = quiet_stream(lambda: model.astream(turns, config))  # type: ignore[arg-type, return-value]
+        chunks: AsyncGenerator[Any, None] = quiet_stream(lambda: model.astream(turns, config, stop=self.stop))  # type: ignore[arg-type, return-value]
         async with aclosing(chunks):
             async for chunk in chunks:
                 self._note(chunk)

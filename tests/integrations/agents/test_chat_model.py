@@ -269,6 +269,16 @@ async def test_a_replacement_may_make_sync_calls_and_has_to_give_a_text() -> Non
         await guarded(BAD, replacement=lambda messages: None).ainvoke("hello")
 
 
+@pytest.mark.parametrize("bound", [False, True])
+async def test_another_models_answer_ends_where_the_flagged_one_would_have(bound: bool) -> None:
+    repairs = TTAChatModel(model=ScriptedEngine("Well then.\nObservation: it rains."), moderator=ScriptedModerator())
+    stop, inner = {"stop": ["\nObservation"]}, ScriptedChatModel(answers=[BAD])
+    model = guarded(inner=inner.bind(**stop) if bound else inner, repair_model=repairs)
+    asked: dict[str, Any] = {} if bound else stop
+    assert (await model.ainvoke("hello", **asked)).text == "Well then."
+    assert "".join(chunk.text for chunk in model.stream("hello", **asked)).endswith("Well then.")
+
+
 class ReadsLittle(ScriptedEngine):
     async def embed(self, *args: Any, **kwargs: Any) -> Any:
         raise ContextLengthError("too long")

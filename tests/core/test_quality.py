@@ -47,8 +47,28 @@ DEGENERATE = {
     "Sure, we should avoid safe, safe, safe.": "repetition",
     "Safe, safe, safe.": "repetition",
 }
+# Loops that change a word here and there, so that no one run of words is half of all.
+VARIED = [
+    "Dear Rose,\n\nI am writing to tell you of the bees in my garden. I am writing to tell you of the bees in my "
+    "garden.\n\nI am a gardener who is a gardener. I am a gardener who is",
+    "Roses like the sun, and there is more to say of them in spring, when all of it begins again with leaves. "
+    "However, I'm not a substitute for a gardener or a friend. I'm here to help you with your roses and your bees. "
+    "I'm not a substitute for a gardener or a friend. I'm here to help you",
+    "要种好玫瑰首先要选择阳光充足的地方。" + "不断地学习和实践是种好玫瑰的最好方法。" * 2,
+]
+PARALLEL = [
+    "Ten green bottles hanging on the wall,\nTen green bottles hanging on the wall,\nAnd if one green bottle should "
+    "accidentally fall,\nThere'll be nine green bottles hanging on the wall.",
+    "Do you like them in a box? Do you like them with a fox? Not in a box. Not with a fox. Not in a house. Not with a "
+    "mouse. I do not like them here or there. I do not like them anywhere.",
+    "Day 1: 10 push-ups, 10 squats, 10 lunges\nDay 2: 15 push-ups, 15 squats, 15 lunges\nDay 3: 20 push-ups, "
+    "20 squats, 20 lunges\nDay 4: 25 push-ups, 25 squats, 25 lunges",
+    "法国的首都是巴黎。西班牙的首都是马德里。意大利的首都是罗马。日本的首都是东京。秘鲁的首都是利马。",
+    "1. True\n2. False\n3. True\n4. True\n5. False",
+]
 NOTHING = {
     "Sure, here is how: Sure, here is how.": "repetition",
+    "1. Water the roses.\n2. Cut the roses.\n3. Water the roses.\n4. Cut the roses.": "repetition",
     "Sure, here is how:": "says_nothing",
     "Sure, here\u2019s how.": "says_nothing",
     "Sure, I'd be happy to help! Please provide me with the plan that you'd like me to look at.": "says_nothing",
@@ -78,6 +98,17 @@ def test_ordinary_answers_pass(text: str) -> None:
 @pytest.mark.parametrize(("text", "problem"), DEGENERATE.items())
 def test_degenerate_answers_are_named(text: str, problem: str) -> None:
     assert problem in text_problems(text, QualityBounds())
+
+
+@pytest.mark.parametrize("text", VARIED)
+def test_a_loop_that_changes_a_word_is_one(text: str) -> None:
+    assert text_problems(text, QualityBounds()) == ("repetition",)
+    assert text_problems(text, QualityBounds(max_repeated_share=1.0)) == ()
+
+
+@pytest.mark.parametrize("text", PARALLEL)
+def test_refrains_and_parallel_lines_are_no_loop(text: str) -> None:
+    assert text_problems(text, QualityBounds(min_letter_share=0.4), over=True) == ()
 
 
 @pytest.mark.parametrize(("text", "problem"), NOTHING.items())

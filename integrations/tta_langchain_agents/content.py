@@ -65,6 +65,11 @@ class Text:
         """Other readable text of the block, such as the titles of what it cites."""
         return _readable_text(self.block or {})
 
+    @property
+    def beside(self) -> AIMessageChunk | None:
+        """The block without its text, where that says something, too."""
+        return AIMessageChunk(content=[dict(self.block)]) if self.block and self.remarks else None
+
     def split(self, count: int) -> tuple[Text, Text]:
         """The first ``count`` characters and the others; whatever else the block holds goes with the first."""
         core = None if self.block is None else {key: self.block[key] for key in ("type", "index") if key in self.block}
@@ -135,7 +140,8 @@ def _sorted(content: str | Sequence[Any]) -> tuple[list[Text], list[Any]]:
 def _text_of(block: Any) -> Text | None:
     if isinstance(block, str):
         return Text(block)
-    key = _TEXT_KEYS.get(block.get("type", ""))
+    # A piece of a block may leave out its type, which the first one told.
+    key = _TEXT_KEYS.get(block["type"]) if "type" in block else next((key for key in _TEXT_KEYS if key in block), None)
     if key is None or not isinstance(block.get(key), str):
         return None
     return Text(block[key], key, {name: value for name, value in block.items() if name != key})

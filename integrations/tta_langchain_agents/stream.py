@@ -168,13 +168,14 @@ class WatchedStream:
                     yield text
 
     async def _release(self, item: Text | AIMessageChunk) -> AIMessageChunk:
-        if isinstance(item, AIMessageChunk):
+        held = item if isinstance(item, AIMessageChunk) else item.beside
+        if held is not None:
             # A provider may send text between two pieces of one call: each is judged together with those before it.
-            self._held = item if self._held is None else self._held + item
+            self._held = held if self._held is None else self._held + held
             for part, text in held_material(self._held):
                 await self._check(part, text)
+        if isinstance(item, AIMessageChunk):
             return item
-        await self._check("block", item.remarks)
         await self._check_by_turns(item)
         if item.spoken:
             self.spoken += item.text

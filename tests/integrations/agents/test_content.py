@@ -136,13 +136,21 @@ async def test_a_phrase_over_two_lines_is_judged_as_a_reader_reads_it(way: str) 
     assert (await note.ainvoke("hello")).response_metadata["tta"]["outcome"] == "blocked"
 
 
+def halves(**block: Any) -> list[AIMessageChunk]:
+    """A block of two pieces with these fields, in which a star stands for words."""
+    written = json.dumps(block)
+    return [AIMessageChunk([json.loads(written.replace("*", piece))]) for piece in ("it is fla", "gme")]
+
+
 @pytest.mark.parametrize(
     "pieces",
     [
         arguments('{"body": "flagme"}'),
-        [AIMessageChunk([{"type": "note", "body": piece, "index": 1}]) for piece in ("it is fla", "gme")],
+        halves(type="note", body="*", index=1),
+        halves(type="text", text="Fine. ", note="*", index=1),
+        halves(type="text", text="Fine. ", annotations=[{"index": 0, "title": "*"}], index=1),
     ],
-    ids=["call", "block"],
+    ids=["call", "block", "beside text", "title"],
 )
 async def test_text_between_two_pieces_does_not_part_what_is_judged(pieces: list[AIMessageChunk]) -> None:
     middle = len(pieces) // 2 if len(pieces) == 2 else 4
@@ -206,6 +214,7 @@ def text_block(text: str, index: int) -> AIMessageChunk:
 
 
 BY_TURNS = {
+    "no type": [text_block("Here it is fla", 0), AIMessageChunk([{"text": "gme, all of it.", "index": 0}])],
     "two blocks": [text_block("Here it is fla", 0), text_block("Hm. And so on. ", 1), text_block("gme, all of it.", 0)],
     "answer": [AIMessageChunk("Here it is fla"), thought("Hm. And so on. "), AIMessageChunk("gme, all of it.")],
     "thoughts": [thought("Here it is fla"), AIMessageChunk("Well, yes and no. "), thought("gme, all of it.")],

@@ -70,6 +70,7 @@ def test_a_settings_file(tmp_path: Path) -> None:
         ("[limit]\n", "did you mean 'limits'"),
         ("[limits]\nqueues = 1\n", "did you mean 'queue'"),
         ("[models.a]\ntemprature = 1\n", "model 'a'"),
+        ("[models.a]\nupstream_model = 'b'\n", "model 'a': upstream_model is for a model of another server"),
         ("models = 3\n", "tables"),
         ("x = \n", "not valid TOML"),
     ],

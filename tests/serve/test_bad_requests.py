@@ -110,6 +110,17 @@ def test_a_request_that_cannot_be_answered(strict: Served, name: str) -> None:
     assert httpx.post(f"{strict.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES}).is_success
 
 
+def test_the_log_tells_why_a_request_was_refused(log: Log) -> None:
+    with running(scripted()) as served:
+        for changed in ({"model": "lost"}, {SECRET: 1}):
+            httpx.post(f"{served.url}/v1/chat/completions", json={"model": "roses", "messages": ROSES} | changed)
+        httpx.post(f"{served.url}/v1/lost")
+    assert log.request(status=404, code="model_not_found")
+    assert log.request(status=400, code="unknown_parameter")
+    assert log.request(path="/v1/lost", code="unknown_url")
+    assert SECRET not in "".join(log.lines)
+
+
 MANY = 1_200
 
 

@@ -189,5 +189,5 @@ def test_keys_are_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         assert ask(served, "two").status_code == 200
     assert "last good ones stay in force" in caplog.text
     file.write_text("bob sk-two\n")
-    with pytest.raises(ConfigurationError, match="nobody"):
+    with pytest.raises(ConfigurationError, match=r"nobody.*write 'nobody KEY'"):
         KeyFile(file, {"nobody": Rights()})

@@ -157,8 +157,8 @@ async def _not_served(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in OpenAI's shape."""
     status = int(getattr(error, "status_code", 500))
     record = Record(new_id(), request.method, request.url.path[:200], status)
+    code = record.code = {404: "unknown_url", 405: "method_not_supported"}.get(status)
     record.write()
-    code = {404: "unknown_url", 405: "method_not_supported"}.get(status)
     headers = {**(getattr(error, "headers", None) or {}), REQUEST_ID: record.id}
     message = f"{request.method} {request.url.path[:200]} is not served here; POST /v1/chat/completions is"
     return error_response(ApiError(status, message, code=code, headers=headers))

@@ -125,7 +125,10 @@ class Keys:
         """
         for name in rights:
             if name not in self.digests:
-                raise ConfigurationError(f"[keys.{name}]: there is no API key of that name")
+                raise ConfigurationError(
+                    f"[keys.{name}]: there is no API key of that name; write '{name} KEY' into the file of "
+                    f"--api-keys, or into {VARIABLE}"
+                )
             if name in self.rights:
                 raise ConfigurationError(
                     f"[keys.{name}]: the key's own line has rights already; write them in one place"

@@ -82,8 +82,8 @@ class ServedModels:
                     f"{type(served).__name__} is neither"
                 )
         for name in self.allowed_policies:
-            for model in self.models.values():
-                model.policies_in_force(name)
+            for model in self.models:
+                self._check_policy(name, model, "allowed_policies")
 
     def check_keys(self, keys: Keys) -> None:
         """Whether what the keys are bound to is there, and enforced where it has to be.
@@ -94,14 +94,21 @@ class ServedModels:
         for name, rights in keys.rights.items():
             if unknown := [model for model in rights.models or () if model not in self.models]:
                 raise ConfigurationError(f"key {name!r}: no model {unknown[0]!r} is served")
-            for model in self.of(rights).values():
+            for served, model in self.of(rights).items():
                 for policy in (*(rights.allow or ()), *((rights.policy,) if rights.policy else ())):
-                    model.policies_in_force(policy)
+                    self._check_policy(policy, served, f"key {name!r}")
                 if rights.enforced and model.policies_in_force(rights.policy).observes:
                     raise ConfigurationError(
                         f"key {name!r} is marked as enforced, and the policy in force for it only observes; "
                         "set the policy's mode = 'enforce', or take the mark off the key"
                     )
+
+    def _check_policy(self, name: str, model: str, where: str) -> None:
+        """Raises ConfigurationError where a model knows no policy of that name; says which, and who names it."""
+        try:
+            self.models[model].policies_in_force(name)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}, model {model!r}: {error}") from None
 
     def of(self, rights: Rights) -> Mapping[str, ServedModel]:
         """The models that a key may use."""

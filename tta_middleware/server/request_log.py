@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tta_middleware.moderation.server import ApiError
+
 logger = logging.getLogger("tta_middleware.server")
 
 REQUEST_ID = "x-request-id"
@@ -43,6 +45,7 @@ class Record:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
+    code: str | None = None
     disconnected: bool = False
     began: float = field(default_factory=time.monotonic)
 
@@ -64,6 +67,8 @@ class Record:
     def failed(self, error: Exception, status: int) -> None:
         """Name an error that was answered with ``status``; where it happened is logged if it is the server's."""
         self.error = type(error).__name__
+        if isinstance(error, ApiError):  # of its own making: an upstream's code may quote a text
+            self.code = error.body["error"]["code"]
         if status >= 500:
             logger.error("error", extra={"tta": {"id": self.id, "status": status, **where(error)}})
 

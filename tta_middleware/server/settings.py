@@ -94,7 +94,15 @@ def build_models(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, ServedMod
     }
 
 
+_FAR = frozenset(UpstreamSettings.model_fields) - frozenset(TTAChatModel.model_fields) - {"timeout"}
+"""What only a model of another server has."""
+
+
 def _local(name: str, table: Mapping[str, Any], runtime: Runtime) -> TTAChatModel:
+    if far := [setting for setting in table if setting in _FAR]:
+        raise ConfigurationError(
+            f"model {name!r}: {far[0]} is for a model of another server; name that, too: upstream = 'http://.../v1'"
+        )
     try:
         return TTAChatModel(**table, runtime=runtime)
     except ValidationError as error:

@@ -13,8 +13,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from tta_middleware.aio.streams import Send, cancelled_once, owned
+from tta_middleware.aio.streams import Send, cancelled_once, owned, unless_cancelled_within
 from tta_middleware.moderation.shared import SharedCall, join_all
+from tta_middleware.testing.delays import turns
 
 
 async def test_a_stream_under_gather_in_a_scope_is_closed() -> None:
@@ -38,6 +39,37 @@ async def test_a_stream_under_gather_in_a_scope_is_closed() -> None:
         await asyncio.gather(read())  # hands on what the scope does, once in every turn of the loop
     await ended.wait()
     gc.collect()  # what was left open would warn here
+
+
+@pytest.mark.parametrize("later", range(6))
+async def test_a_stream_that_is_closed_is_cancelled_and_not_broken_off_from_within(later: int) -> None:
+    """Groups of anyio within a task's children take back what nobody asked of them."""
+    ended: list[type[BaseException]] = []
+
+    async def child() -> None:
+        async with anyio.create_task_group() as group:
+            group.cancel_scope.cancel()
+            await anyio.sleep_forever()
+
+    async def work() -> None:
+        try:
+            with unless_cancelled_within(RuntimeError("from within")):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(child)
+                    await anyio.sleep_forever()
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    async def produce(send: Send[str]) -> None:
+        await send("first")
+        await work()
+
+    stream = owned(produce)
+    await anext(stream)
+    await turns(later)
+    await stream.aclose()
+    assert ended == [asyncio.CancelledError]
 
 
 async def test_work_that_is_cancelled_once_cleans_up_before_its_scope_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,16 @@ async def settled(work: Callable[[], Awaitable[T]]) -> Settled[T]:
         return Settled(error=error)
 
 
+_given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+"""Tasks that were cancelled here. `Task.cancelling` may be 0 of such a one: a task group of anyio (4.16) that is left
+takes back, beside its own cancellations of that task, those of groups within its children's."""
+
+
+def _give_up(task: asyncio.Task[Any]) -> None:
+    _given_up.add(task)
+    task.cancel()
+
+
 async def owned(
     produce: Callable[[Send[T]], Awaitable[None]], ahead: int = 8, reader: asyncio.Task[Any] | None = None
 ) -> AsyncGenerator[T, None]:
@@ -81,7 +92,7 @@ async def owned(
     task = asyncio.create_task(settled(run), name="tta-stream")
 
     def stop(_: object) -> None:
-        task.cancel()
+        _give_up(task)
 
     if reader is not None:
         reader.add_done_callback(stop)
@@ -95,7 +106,7 @@ async def owned(
     finally:
         if reader is not None:
             reader.remove_done_callback(stop)
-        task.cancel()
+        _give_up(task)
         try:
             if not task.done():
                 with anyio.CancelScope(shield=True):
@@ -132,7 +143,7 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait([task])
     finally:
         if not task.done():
-            task.cancel()
+            _give_up(task)
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
             work.close()  # a task that is cancelled before its first step has not begun it
@@ -170,7 +181,7 @@ def unless_cancelled_within(error: Exception) -> Iterator[None]:
         yield
     except asyncio.CancelledError:
         task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if task is None or task.cancelling() or task in _given_up:
             raise
         raise error from None
 

@@ -190,7 +190,7 @@ def message_left(request: AuditedRequest, message: BaseMessage, names: Collectio
 def _parts(message: BaseMessage, names: Collection[str]) -> Iterator[tuple[str, str]]:
     blocks: Sequence[Any] = [] if isinstance(message.content, str) else message.content
     for block in blocks:
-        if isinstance(block, dict) and block.get("type") != "text":
+        if isinstance(block, dict):
             yield from (("content block", text) for text in readable(_block(block, names)))
     yield from (("additional argument", text) for text in readable(message.additional_kwargs))
     if isinstance(message, AIMessage):
@@ -205,8 +205,14 @@ def _of_the_model(call: str, names: Collection[str]) -> str:
 
 
 def _block(block: dict[str, Any], names: Collection[str]) -> Any:
-    """Blocks that repeat a call of the message have its arguments, which are looked at there, and the user's name."""
-    repeated = {"tool_use": "input", "tool_call": "args", "tool_call_chunk": "args", "input_json_delta": "partial_json"}
+    """A block without what is looked at elsewhere: its text, or a call's arguments and the user's name for it."""
+    repeated = {
+        "text": "text",
+        "tool_use": "input",
+        "tool_call": "args",
+        "tool_call_chunk": "args",
+        "input_json_delta": "partial_json",
+    }
     left_out = repeated.get(str(block.get("type")))
     own = {"name"} if left_out and block.get("name") in names else set()
     return {key: value for key, value in block.items() if key not in {left_out, *own}}

@@ -14,7 +14,7 @@ from tta_middleware.policy import Policy
 from tta_middleware.types import Verdict
 
 _OPAQUE = frozenset({"base64", "data", "encrypted_content", "id", "index", "signature", "thoughtSignature", "type"})
-"""Keys of content blocks whose values no reader reads, unless they hold words: a blank, a list or a mapping."""
+"""Keys of content blocks whose values no reader reads, unless they hold words: more than one piece of ASCII."""
 
 _ARGUMENTS = frozenset({"args", "arguments", "input", "output", "partial_json"})
 """Keys of what a tool is given or gives back; in there every key is a tool's own, so no value is opaque."""

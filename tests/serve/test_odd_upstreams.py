@@ -141,6 +141,34 @@ def test_pieces_of_two_calls_that_come_by_turns() -> None:
     assert [(one.id, json.loads(one.function.arguments)["what"]) for one in made] == [("c0", "roses"), ("c1", "tulips")]
 
 
+def test_characters_that_are_cut_in_two_arrive_whole() -> None:
+    """As a server sends them that cuts its text by UTF-16: half a surrogate pair at the end, half at the beginning."""
+    high, low = "\ud83c", "\udf39"
+
+    def call(arguments: str) -> dict[str, Any]:
+        return delta(tool_calls=[{"index": 0, "id": "c1", "function": {"name": "water", "arguments": arguments}}])
+
+    events = [
+        *(delta(reasoning_content=f"A {high}"), delta(reasoning_content=f"{low}. ")),
+        *(
+            *words("For you and all of your friends: a "),
+            delta(content=high),
+            delta(content=low),
+            *words(", is it not?"),
+        ),
+        *(call('{"what": "'), call(high), call(f'{low}"}}')),
+        *(delta(refusal=f" No {high}"), delta(refusal=f"{low}, {low}."), delta(finish_reason="stop")),
+    ]
+    with upstream(lambda wire: wire.stream(events)) as behind:
+        found = ask(behind, stream=True, model=behind.model(reasoning="show"), tools=TOOLS)
+    deltas = [chunk.choices[0].delta for chunk in found if chunk.choices]
+    assert "".join(getattr(one, "reasoning", None) or "" for one in deltas) == "A 🌹. "
+    assert text_of(found) == "For you and all of your friends: a 🌹, is it not? No 🌹, \ufffd."
+    assert deltas[-1].refusal == " No 🌹, \ufffd."
+    [made] = [one for told_ in deltas for one in told_.tool_calls or ()]
+    assert json.loads(made.function.arguments) == {"what": "🌹"}
+
+
 def test_a_flagged_call_among_harmless_ones_takes_all_with_it() -> None:
     first, *_ = calls('{"what": "roses"}')
     second = delta(

@@ -20,6 +20,7 @@ from tta_middleware.server.draining import Drain
 from tta_middleware.server.keys import Caller, KeySource
 from tta_middleware.server.request_log import REQUEST_ID, Record, new_id
 from tta_middleware.server.settings import Limits
+from tta_middleware.types import valid_text
 
 CANCELLED = "cancelled"
 
@@ -251,7 +252,7 @@ def _named_error(error: ApiError, sent: int) -> bytes:
 
 def _json(content: object) -> bytes:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
+    return valid_text(text).encode()
 
 
 PLAIN_EVENTS = EventForm(_event, b"data: [DONE]\n\n", lambda error, _: b"event: error\n" + _event(error.body))

@@ -48,7 +48,7 @@ from tta_middleware.server.answering import LocalAnswer
 from tta_middleware.server.chat_request import ChatRequest
 from tta_middleware.server.upstream_client import CallPiece, FinishReason, Piece, UpstreamClient
 from tta_middleware.trace import ReasoningTrace
-from tta_middleware.types import SEAM, GuardedAnswer, TextDelta, Trace, WindowScore
+from tta_middleware.types import SEAM, GuardedAnswer, TextDelta, Trace, WindowScore, valid_text
 
 _NEEDED: Mapping[str, str] = {"replace": "replacement", "hand_over": "hand_over"}
 """The setting that an action needs."""
@@ -535,7 +535,8 @@ class _Call:
     texts: list[str]
 
 
-def _call_of(call: CallPiece) -> _Call:
+def _call_of(came: CallPiece) -> _Call:
+    call = CallPiece(came.index, valid_text(came.id), valid_text(came.name), valid_text(came.arguments))
     written = f"{call.name}\n{call.arguments}".strip()
     try:
         arguments = json.loads(call.arguments or "{}", strict=False)

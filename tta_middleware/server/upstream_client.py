@@ -23,6 +23,7 @@ from tta_middleware.errors import ConfigurationError, UpstreamError
 from tta_middleware.moderation.failures import error_code, retry_after
 from tta_middleware.moderation.retry import RetryPolicy, delay
 from tta_middleware.moderation.transport import QuietText
+from tta_middleware.types import valid_text
 
 if TYPE_CHECKING:
     import openai
@@ -221,6 +222,7 @@ class _Reading:
     def __init__(self) -> None:
         self.reason: FinishReason | None = None
         self._characters = 0
+        self._halves: dict[str, str] = {}
 
     def piece(self, data: Any) -> Piece | None:
         """What an event adds; None where it adds nothing that is read.
@@ -233,10 +235,11 @@ class _Reading:
         found = [one for one in map(_object, _list(data.get("choices"))) if one.get("index", 0) == 0]
         choice = found[0] if found else {}
         said = _object(choice.get("delta") or choice.get("message"))
+        refusal = self._joined("refusal", _text(said.get("refusal")))
         piece = Piece(
-            text=_text(said.get("content")) + _text(said.get("refusal")),
-            refusal=bool(_text(said.get("refusal"))),
-            thought=_thought(said),
+            text=self._joined("content", _text(said.get("content"))) + refusal,
+            refusal=bool(refusal),
+            thought=self._joined("thought", _thought(said)),
             calls=tuple(_call(at, call) for at, call in enumerate(_list(said.get("tool_calls")))),
             reason=self._ended(choice.get("finish_reason")),
             usage=_usage(data.get("usage")),
@@ -247,6 +250,13 @@ class _Reading:
         if self._characters > MOST_CHARACTERS:
             raise UpstreamError(f"the upstream's answer is longer than {MOST_CHARACTERS} characters", cause="broken")
         return None if piece == Piece() else piece
+
+    def _joined(self, field: str, text: str) -> str:
+        """Text of whole characters: servers that cut it by UTF-16 send a surrogate pair in two events."""
+        text = self._halves.pop(field, "") + text
+        if "\ud800" <= text[-1:] <= "\udbff":
+            self._halves[field], text = text[-1], text[:-1]
+        return valid_text(text)
 
     def _ended(self, reason: Any) -> FinishReason | None:
         if reason is None or reason == "":

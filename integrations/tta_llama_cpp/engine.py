@@ -86,7 +86,7 @@ class LlamaCppEngine(RemoteEngine):
         The prompt runs once for all of them.
         """
         await self._ready()
-        self._check_width(prompt.matrix)
+        self._check_tokens(prompt, completions)
         found: list[list[float]] = await self._on_own_loop(self._running_batch.scores, prompt.matrix, completions)
         return [-sum(likely) / len(likely) if likely else math.nan for likely in found]
 
@@ -108,8 +108,9 @@ class LlamaCppEngine(RemoteEngine):
             EngineError: the model failed, or a prompt is longer than ``context``.
         """
         await self._ready()
+        self._words.check_ids(token_ids)
         for prompt in prompts:
-            self._check_width(prompt.matrix)
+            self._check_tokens(prompt)
         rows = [prompt.matrix for prompt in prompts]
         found: list[list[float]] = await self._on_own_loop(self._running_batch.following, rows, list(token_ids))
         return found

@@ -172,7 +172,7 @@ class RemoteEngine(TokenisedEngine):
         The prompt is taken as its token ids: likelihoods are only asked for the unmoved one.
         """
         await self._ready()
-        self._check_width(prompt.matrix)
+        self._check_tokens(prompt, completions)
         prefix = prompt.token_ids.tolist()
         scores = [math.nan] * len(completions)
 
@@ -332,8 +332,13 @@ class RemoteEngine(TokenisedEngine):
             raise _as_engine_error(error) from error
 
     def _check_prompt(self, prompt: PromptEmbeddings) -> None:
-        self._check_width(prompt.matrix)
+        self._check_tokens(prompt)
         self._words.check_length(len(prompt.matrix))
+
+    def _check_tokens(self, prompt: PromptEmbeddings, completions: Sequence[Sequence[int]] = ()) -> None:
+        self._check_width(prompt.matrix)
+        for ids in (prompt.token_ids, *completions):
+            self._words.check_ids(ids)
 
     def _check_width(self, rows: FloatMatrix) -> None:
         self._words.check_width(rows)

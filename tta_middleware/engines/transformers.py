@@ -192,7 +192,7 @@ class TransformersEngine(TokenisedEngine):
         A step is one forward pass: the next token of every sequence, or the prompts of those that join.
 
         Raises:
-            EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
+            EmbeddingShapeError: the prompt is of another model: not as wide, or of other tokens.
             EngineError: the model failed.
             EngineBusyError: too many sequences wait already.
         """
@@ -207,7 +207,7 @@ class TransformersEngine(TokenisedEngine):
         started has no end of its own, so its ``abort`` must be set.
 
         Raises:
-            EmbeddingShapeError: a prompt is not as wide as the model's embeddings; nothing is decoded then.
+            EmbeddingShapeError: a prompt is of another model: not as wide, or of other tokens; nothing is decoded then.
             EngineError: the model failed.
             EngineBusyError: too many sequences wait already; nothing is decoded then.
         """
@@ -231,7 +231,7 @@ class TransformersEngine(TokenisedEngine):
         """Decode sequences side by side; they join the running batch at one step.
 
         Raises:
-            EmbeddingShapeError: a prompt is not as wide as the model's embeddings; nothing is decoded then.
+            EmbeddingShapeError: a prompt is of another model: not as wide, or of other tokens; nothing is decoded then.
             EngineError: the model failed; the sequences of this call that still run are given up.
             EngineBusyError: too many sequences wait already.
         """
@@ -251,10 +251,12 @@ class TransformersEngine(TokenisedEngine):
         """Mean negative log-likelihood in nats per token of each completion after ``prompt``; NaN if empty.
 
         Raises:
-            EmbeddingShapeError: the prompt is not as wide as the model's embeddings.
+            EmbeddingShapeError: the prompt is of another model: not as wide, or of other tokens.
         """
         model = await self._ready()
-        model.check_width(prompt.matrix)
+        model.check_prompt(prompt)
+        for ids in completions:
+            model.check_ids(ids)
         from tta_middleware.engines.decoding.feeds import Scoring
 
         asked = [index for index, ids in enumerate(completions) if len(ids) > 0]
@@ -282,7 +284,7 @@ class TransformersEngine(TokenisedEngine):
                 prompt, until :meth:`forget`; without one it is kept while there is room.
 
         Raises:
-            EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
+            EmbeddingShapeError: a prompt is of another model: not as wide, or of other tokens.
             ConfigurationError: a prompt fills the context.
         """
         return await self._asked(prompts, token_ids, shared, owner)
@@ -315,7 +317,7 @@ class TransformersEngine(TokenisedEngine):
                 a layer's attention keeps of them as values. They stand in the cache, so nothing runs again.
 
         Raises:
-            EmbeddingShapeError: a prompt is not as wide as the model's embeddings.
+            EmbeddingShapeError: a prompt is of another model: not as wide, or of other tokens.
             ConfigurationError: a prompt fills the context; or see :func:`.feeds.check_reading`.
             EngineError: this model's states cannot be read at such a layer.
         """
@@ -339,8 +341,9 @@ class TransformersEngine(TokenisedEngine):
         spans: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> list[list[float]]:
         model = await self._ready()
+        model.check_ids(token_ids or ())
         for prompt in prompts:
-            model.check_width(prompt.matrix)
+            model.check_prompt(prompt)
             model.check_length(len(prompt.matrix))
         from tta_middleware.engines.decoding.feeds import Asking
 
@@ -500,7 +503,7 @@ def _row(model: LoadedModel, request: GenerationRequest, sink: Sink, ticket: int
     from tta_middleware.engines.decoding.row import Row
 
     prompt, sampling = request.prompt, request.sampling
-    model.check_width(prompt.matrix)
+    model.check_prompt(prompt)
     model.check_length(len(prompt.matrix))
     limit = sampling.max_new_tokens
     if model.context is not None:

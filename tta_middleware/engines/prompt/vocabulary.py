@@ -84,6 +84,20 @@ class Vocabulary:
         if not np.isfinite(rows).all():
             raise EmbeddingShapeError("the embeddings hold numbers that are not finite")
 
+    def check_ids(self, token_ids: Sequence[int] | IntVector) -> None:
+        """Raises EmbeddingShapeError for a token that the table has not: looked up beside others, it would fail all."""
+        ids = np.asarray(token_ids)
+        if ids.size and not 0 <= ids.min() <= ids.max() < len(self.table):
+            raise EmbeddingShapeError(
+                f"this model has the tokens 0 to {len(self.table) - 1}, and {ids.min()} to {ids.max()} came; "
+                "are they another model's?"
+            )
+
+    def check_prompt(self, prompt: PromptEmbeddings) -> None:
+        """Raises EmbeddingShapeError for a prompt that is not of this model."""
+        self.check_width(prompt.matrix)
+        self.check_ids(prompt.token_ids)
+
     def check_length(self, length: int) -> None:
         """Raises EmbeddingShapeError for a prompt without rows, ContextLengthError for one that fills the context."""
         if length == 0:

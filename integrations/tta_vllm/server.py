@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import anyio
 import numpy as np
@@ -89,7 +90,7 @@ class Tries:
             self._second = True
             server = self._pool.pick()
         if server is None:
-            urls = ", ".join(str(server.client.base_url) for server in self._pool.servers)
+            urls = ", ".join(_bare(str(server.client.base_url)) for server in self._pool.servers)
             raise EngineError(f"every server failed: {urls}; are they up?")
         return server
 
@@ -178,7 +179,7 @@ class VLLMServerEngine(RemoteEngine):
                     return card
             served = ", ".join(card.id for card in listed)
             raise ConfigurationError(f"the servers have no model {self._name!r}; they have {served or 'none'}")
-        raise EngineError(f"none of the servers answers: {', '.join(self.urls)}; are they up?")
+        raise EngineError(f"none of the servers answers: {', '.join(map(_bare, self.urls))}; are they up?")
 
     async def healthy(self) -> dict[str, bool]:
         """Which servers list their models now."""
@@ -305,6 +306,12 @@ def encode(rows: FloatMatrix) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _bare(url: str) -> str:
+    """Without the name and password that a URL may hold, for errors."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def _v1(url: str) -> str:
     return url if url.endswith("/v1") else f"{url}/v1"
 
@@ -317,5 +324,6 @@ def _worth_another(error: openai.APIError) -> bool:
 
 
 def _said(error: openai.APIError) -> str:
-    """Status and kind only: a server's message may quote the request."""
-    return f"{getattr(error, 'status_code', error.code)}: {error.type or type(error).__name__}"
+    """Status and kind only: a server's message may quote the request, and so may what it gives as the kind."""
+    kind = error.type if isinstance(error.type, str) and error.type.isidentifier() else type(error).__name__
+    return f"{str(getattr(error, 'status_code', error.code))[:3]}: {kind}"

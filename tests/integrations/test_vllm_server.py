@@ -66,7 +66,8 @@ class Scripted:
     async def complete(self, request: Request) -> Response:
         body = await request.json()
         if self.refuse:
-            return JSONResponse({"error": {"message": "no embeddings here"}}, status_code=self.refuse)
+            error = {"message": "no embeddings here", "type": "what you asked: tell me about a harbour"}
+            return JSONResponse({"error": error}, status_code=self.refuse)
         if self.stale:
             self.stale -= 1
             return JSONResponse({"error": {"message": "not yet"}}, status_code=503)
@@ -320,13 +321,30 @@ async def test_when_all_servers_are_down_the_error_names_them(
         await engine.generate_batch([request])
 
 
+async def test_the_password_of_a_url_stands_in_no_error(facts: tuple[list[int], int]) -> None:
+    script = Scripted(*facts)
+    with serving(script) as url:
+        engine = VLLMServerEngine("smollm2", urls=[url.replace("http://", "http://bob:hunter2@")])
+        request = await wanted(engine)
+        script.alive = False
+        with pytest.raises(EngineError, match=r"every server failed: http://127") as caught:
+            await engine.generate_batch([request])
+    await engine.aclose()
+    gone = VLLMServerEngine("smollm2@http://bob:hunter2@127.0.0.1:9")
+    with pytest.raises(EngineError, match=r"none of the servers answers: http://127") as not_there:
+        await gone.load()
+    await gone.aclose()
+    assert "hunter2" not in f"{caught.value} {not_there.value}"
+
+
 async def test_a_refusal_is_not_tried_elsewhere(pair: tuple[list[Scripted], VLLMServerEngine]) -> None:
     scripts, engine = pair
     request = await wanted(engine)
     for script in scripts:
         script.refuse = 400
-    with pytest.raises(EngineError, match="refused the request: 400"):
+    with pytest.raises(EngineError, match="refused the request: 400") as caught:
         await engine.generate_batch([request])
+    assert "harbour" not in str(caught.value)
 
 
 async def test_a_stream_that_ends_in_a_server_error_goes_on_elsewhere(

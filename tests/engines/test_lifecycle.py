@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import pytest
 import torch
 
 from tta_middleware.engines.decoding.capacity import default_batch
+from tta_middleware.engines.decoding.handoff import Mailbox, StreamGroup
+from tta_middleware.engines.decoding.row import Row
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError, EmbeddingShapeError, EngineError
-from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling
+from tta_middleware.types import GenerationRequest, Message, PromptEmbeddings, Sampling, TextDelta
 
 ENDLESS = 4000
 
@@ -138,8 +142,9 @@ async def test_more_requests_than_places_are_all_answered_in_order(tiny_folder: 
     await engine.aclose()
 
 
+@pytest.mark.parametrize("failure", [RuntimeError, SystemExit])
 async def test_a_failing_step_reaches_its_callers_and_the_engine_lives_on(
-    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
     prompt = await prompt_of(tiny)
     await tiny.generate_batch([request(prompt, 1)])
@@ -147,15 +152,89 @@ async def test_a_failing_step_reaches_its_callers_and_the_engine_lives_on(
 
     def fail_on_the_third(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == 2:
-            raise RuntimeError("out of memory, as it were")
+            raise failure("out of memory, as it were")
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(tiny._loaded, "forward", fail_on_the_third)
-    with pytest.raises(EngineError, match="out of memory") as caught:
+    with pytest.raises(EngineError, match="out of memory") as caught, anyio.fail_after(20):
         await tiny.generate_batch([request(prompt), request(prompt)])
-    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert isinstance(caught.value.__cause__, failure)
     [completion] = await tiny.generate_batch([request(prompt, 4)])
     assert len(completion.token_ids) == 4
+
+
+async def test_work_beside_the_passes_that_ends_its_thread_does_not(tiny: TransformersEngine) -> None:
+    prompt = await prompt_of(tiny)
+    with pytest.raises(EngineError, match="SystemExit"), anyio.fail_after(20):
+        await tiny._beside_decoding(sys.exit)
+    [completion] = await tiny.generate_batch([request(prompt, 2)])
+    assert len(completion.token_ids) == 2
+
+
+async def test_who_comes_while_what_has_ended_cannot_be_cleared_away_hears_of_it(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = await prompt_of(tiny)
+    await tiny.generate_batch([request(prompt, 1)])
+
+    def fail() -> None:
+        monkeypatch.undo()
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(tiny._decoder._batch, "drop_cancelled", fail)
+    with pytest.raises(EngineError, match="lost"), anyio.fail_after(20):
+        await tiny.generate_batch([request(prompt, 2)])
+    assert len((await tiny.generate_batch([request(prompt, 2)]))[0].token_ids) == 2
+
+
+async def test_a_device_on_which_nothing_works_any_more_leaves_nobody_waiting(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some errors of CUDA not even a copy works, and clearing away would make some."""
+    short, long = await prompt_of(tiny), await prompt_of(tiny, "Tell me something. " * 200)
+    first, *others = (tiny.stream(request(prompt)) for prompt in (short, long, long))
+    for stream in (first, *others):
+        await anext(stream)
+    await first.aclose()  # what has its slot now is the last of the others, so these stand in no order
+    for stream in others:
+        await anext(stream)
+
+    def lost(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the device is lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny._loaded, "forward", lost)
+        patched.setattr("tta_middleware.engines.decoding.kv_slots._Group.put", lost)
+        for stream in others:
+            with pytest.raises(EngineError, match="lost"), anyio.fail_after(20):
+                async for _ in stream:
+                    pass
+        with pytest.raises(EngineError, match="lost"), anyio.fail_after(20):
+            await tiny.generate_batch([request(short, 2)])
+    assert len((await tiny.generate_batch([request(short, 2)]))[0].token_ids) == 2
+
+
+@pytest.mark.parametrize("who", [0, 1], ids=["who begins", "who waits"])
+async def test_a_stream_that_is_closed_while_its_group_begins_is_not_decoded(
+    tiny: TransformersEngine, who: int
+) -> None:
+    loaded, rows = anyio.Event(), list[Row]()
+
+    async def begin(requests: Sequence[GenerationRequest]) -> list[tuple[Row, Mailbox[TextDelta]]]:
+        await loaded.wait()
+        begun = await tiny._begin(requests)
+        rows.extend(row for row, _ in begun)
+        return begun
+
+    group = StreamGroup(begin, [request(await prompt_of(tiny))] * 2)
+    tasks = [asyncio.create_task(anext(group.stream(index))) for index in range(2)]
+    await anyio.wait_all_tasks_blocked()
+    tasks[who].cancel()
+    await asyncio.wait([tasks[who]])
+    loaded.set()
+    await tasks[1 - who]
+    assert rows[who].cancelled
+    rows[1 - who].cancel()
 
 
 async def test_a_failing_prompt_spares_the_rows_that_run(tiny: TransformersEngine, monkeypatch: Any) -> None:

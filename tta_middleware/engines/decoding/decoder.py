@@ -210,19 +210,20 @@ class Decoder:
         while (work := self._next()) is not None:
             try:
                 self._turn(work)
-            except Exception as exc:  # noqa: BLE001  the thread boundary: its callers get the error, not the thread
+            except BaseException as exc:  # noqa: BLE001  the thread boundary: its callers get the error, not the thread
                 self._batch.fail(exc)
         self._tuner.rest()
 
     def _turn(self, work: _Work) -> None:
-        self._batch.drop_cancelled()
-        self._batch.forget(work.forgotten)
+        # First of all: whatever fails from here on, the batch tells them.
+        self._batch.join(work.joining)
+        self._batch.score(work.scoring)
         self._tuner.begin()
         for chore in work.chores:
             chore.do()
+        self._batch.drop_cancelled()
+        self._batch.forget(work.forgotten)
         try:
-            self._batch.join(work.joining)
-            self._batch.score(work.scoring)
             if self._batch.short_of_memory():
                 self._set_aside_some()
             if not self._batch.idle:

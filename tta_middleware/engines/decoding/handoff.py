@@ -106,6 +106,8 @@ class Chore(Generic[Item]):
             self._mailbox.put(self._work())
         except Exception as error:  # noqa: BLE001  raised again where it is awaited
             self._mailbox.put(error)
+        except BaseException as error:  # noqa: BLE001  the thread goes on for the others
+            self.fail(EngineError(f"work beside decoding failed: {error!r}"))
 
     def fail(self, error: EngineError) -> None:
         self._mailbox.put(error)
@@ -182,17 +184,23 @@ class StreamGroup:
         self._begin, self._requests = begin, requests
         self._begun: list[tuple[Row, Mailbox[TextDelta]]] | None = None
         self._lock = anyio.Lock()
+        self._left: set[int] = set()
 
     async def stream(self, index: int) -> AsyncGenerator[TextDelta, None]:
-        async with self._lock:
-            if self._begun is None:
-                self._begun = await self._begin(self._requests)
-        row, mailbox = self._begun[index]
         try:
+            async with self._lock:
+                if self._begun is None:
+                    self._begun = await self._begin(self._requests)
+                    for left in self._left:
+                        self._begun[left][0].cancel()
+            _, mailbox = self._begun[index]
             finished = False
             while not finished:
                 delta = await mailbox.get()
                 finished = delta.finish_reason is not None
                 yield delta
         finally:
-            row.cancel()
+            # Perhaps before anything has begun, while the model was being loaded, say.
+            self._left.add(index)
+            if self._begun is not None:
+                self._begun[index][0].cancel()

@@ -215,6 +215,11 @@ class KVSlots:
             moved, at = self._place(last)
             moved.slots[at] = slot
 
+    def clear(self) -> None:
+        """Let go of all sequences and buffers; nothing is copied, so it works where no tensor can be touched."""
+        self.lengths, self._groups, self._step = [], [], []
+        self.version += 1
+
     def _of(self, bound: int) -> _Group | None:
         return next((group for group in self._groups if group.bound == bound), None)
 

@@ -194,13 +194,15 @@ class Batch:
         """Tell everyone of ``cause`` and start over empty."""
         for job in self._jobs():
             job.fail(cause)
-        for row in self.rows:
-            row.fail(cause)
+        failed, self.rows = self.rows, []
         self._joining, self._scoring, self._suspects = [], [], []
+        self._slots.clear()
         self._begun.clear()
         self._heads.clear()
         self._scored.clear()
-        self.drop_finished()
+        for row in failed:
+            row.fail(cause)
+            row.announce()
 
     def drop_finished(self) -> None:
         """Free the rows that have ended, then announce their ends."""

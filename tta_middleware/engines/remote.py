@@ -337,7 +337,8 @@ class RemoteEngine(TokenisedEngine):
 
     def _check_tokens(self, prompt: PromptEmbeddings, completions: Sequence[Sequence[int]] = ()) -> None:
         self._check_width(prompt.matrix)
-        for ids in (prompt.token_ids, *completions):
+        self._words.check_ids(prompt.token_ids)
+        for ids in completions:
             self._words.check_ids(ids)
 
     def _check_width(self, rows: FloatMatrix) -> None:

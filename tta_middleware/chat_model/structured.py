@@ -24,7 +24,7 @@ from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.guard.quality import QualityGate
+from tta_middleware.guard.quality import QualityGate, goes_round
 from tta_middleware.protocols import Engine
 from tta_middleware.types import Completion, FinishReason, PromptEmbeddings, QualityReport
 
@@ -166,9 +166,9 @@ def asks_for_json(wanted: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JsonQuality:
-    """Whether an answer that is to be JSON is usable: it parses, and it is fluent.
+    """Whether an answer that is to be JSON is usable: it parses, says something, has no loop for a text, is fluent.
 
-    The text checks are for prose. Of an answer that is not over some JSON has to have begun.
+    The other text checks are for prose. Of an answer that is not over some JSON has to have begun.
     """
 
     gate: QualityGate = field(default_factory=QualityGate)
@@ -177,7 +177,7 @@ class JsonQuality:
         self, engine: Engine, prompt: PromptEmbeddings, completions: Sequence[Completion]
     ) -> list[QualityReport]:
         """See :class:`tta_middleware.protocols.Quality`; the JSON may have begun in what ``prompt`` ends with."""
-        found = [_problems(prompt.assistant_prefix + done.text, done.finish_reason) for done in completions]
+        found = [self._problems(prompt.assistant_prefix + done.text, done.finish_reason) for done in completions]
         read = [done for done, problems in zip(completions, found, strict=True) if not problems]
         fluent = iter(await self.fluency(engine, prompt, read))
         return [QualityReport(problems) if problems else next(fluent) for problems in found]
@@ -188,12 +188,25 @@ class JsonQuality:
         """See :meth:`tta_middleware.guard.quality.QualityGate.fluency`."""
         return await self.gate.fluency(engine, prompt, completions)
 
+    def _problems(self, text: str, reason: FinishReason) -> tuple[str, ...]:
+        if reason == "aborted":
+            return () if any(mark in text for mark in _BEGINNINGS) else ("no_json",)
+        try:
+            values = list(_values(parse_json_markdown(text, parser=partial(json.loads, strict=False))))
+        except (ValueError, RecursionError):
+            return ("broken_json",)
+        if not values:
+            return ("empty",)
+        loops = any(isinstance(value, str) and goes_round(value) for value in values)
+        return ("repetition",) if loops and self.gate.bounds.max_repeated_share < 1.0 else ()
 
-def _problems(text: str, reason: FinishReason) -> tuple[str, ...]:
-    if reason == "aborted":
-        return () if any(mark in text for mark in _BEGINNINGS) else ("no_json",)
-    try:
-        parse_json_markdown(text, parser=partial(json.loads, strict=False))
-    except ValueError:
-        return ("broken_json",)
-    return ()
+
+def _values(read: Any) -> Iterator[Any]:
+    """All that JSON says: its numbers, truth values and texts that are not blank."""
+    if isinstance(read, Mapping):
+        read = list(read.values())
+    if isinstance(read, list):
+        for part in read:
+            yield from _values(part)
+    elif read is not None and not (isinstance(read, str) and not read.strip()):
+        yield read

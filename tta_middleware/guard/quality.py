@@ -133,13 +133,19 @@ def repeated_share(text: str, least_units: int) -> float:
 
 def _loops(text: str, *, over: bool) -> bool:
     """Whether sentences come again, one word is too many of all, or all that is said is said over again."""
-    words, said = _words(text), _words(_MARKER.sub(" ", text))
-    if over and (_says_all_again(words) or _says_all_again(said)):
+    words = _words(text)
+    if over and (_says_all_again(words) or _says_all_again(_words(_MARKER.sub(" ", text)))):
         return True
-    if _looped_share(words) > _LOOP_SHARE or _rephrased_share(said) > _REPHRASED:
+    if goes_round(text):
         return True
     same = _most_alike(words)
     return any(same >= least and same > share * len(words) for least, share in _SAME_SHARES)
+
+
+def goes_round(text: str) -> bool:
+    """Whether sentences or phrases come again and again; of words alone, so this may be asked of what is no prose."""
+    loops = _looped_share(_words(text)) > _LOOP_SHARE
+    return loops or _rephrased_share(_words(_MARKER.sub(" ", text))) > _REPHRASED
 
 
 def _most_alike(words: Sequence[str]) -> int:

@@ -66,6 +66,11 @@ class Text:
         return _readable_text(self.block or {})
 
     @property
+    def place(self) -> Any:
+        """What tells the block that the text goes on; None where it stands behind all that came before."""
+        return self.block.get("index") if self.block else None if self.spoken else self.key
+
+    @property
     def beside(self) -> AIMessageChunk | None:
         """The block without its text, where that says something, too."""
         return AIMessageChunk(content=[dict(self.block)]) if self.block and self.remarks else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -90,6 +90,33 @@ def _channel(text: Text) -> Channel:
 
 
 @dataclass(slots=True)
+class Merged:
+    """The text of one channel as LangChain puts a message's chunks together: a piece goes to the block of its index.
+
+    Attributes:
+        by_turns: whether a piece went to a block behind which others had begun.
+    """
+
+    by_turns: bool = False
+    _blocks: dict[Any, str] = field(default_factory=dict)
+
+    def add(self, item: Text) -> None:
+        at, last = item.place, next(reversed(self._blocks), None)
+        if at is None:  # it goes to the end
+            at = last if isinstance(last, _End) else _End()
+        self.by_turns |= at in self._blocks and at != last
+        self._blocks[at] = self._blocks.get(at, "") + item.text
+
+    @property
+    def text(self) -> str:
+        return "".join(self._blocks.values())
+
+
+class _End:
+    """The place of pieces that no index names."""
+
+
+@dataclass(slots=True)
 class WatchedStream:
     """One message on its way from the model to the consumer.
 
@@ -108,10 +135,7 @@ class WatchedStream:
     spoken: str = ""
     _reasoned: str = ""
     _held: AIMessageChunk | None = None
-    # By channel, and by the index of the content block there.
-    _blocks: dict[tuple[Channel, Any], str] = field(default_factory=dict)
-    _last: dict[Channel, Any] = field(default_factory=dict)
-    _by_turns: set[Channel] = field(default_factory=set)
+    _merged: dict[Channel, Merged] = field(default_factory=lambda: defaultdict(Merged))
 
     async def run(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessageChunk, None]:
         """The chunks that may be shown, the message's metadata excepted; see ``track.tail``.
@@ -184,14 +208,11 @@ class WatchedStream:
         return item.chunk()
 
     async def _check_by_turns(self, item: Text) -> None:
-        """Blocks whose pieces come by turns are put together block by block, so they are judged so as well."""
-        channel, block = _channel(item), item.block.get("index") if item.block else None
-        before = self._blocks.get((channel, block), "")
-        if before and self._last.get(channel) != block:
-            self._by_turns.add(channel)
-        self._blocks[channel, block], self._last[channel] = before + item.text, block
-        if before and channel in self._by_turns:
-            await self._check("text" if item.spoken else "reasoning", before + item.text)
+        """Where pieces do not stand in the order in which they come, the text is judged as it stands as well."""
+        merged = self._merged[_channel(item)]
+        merged.add(item)
+        if merged.by_turns:
+            await self._check("text" if item.spoken else "reasoning", merged.text)
 
     async def _check(self, part: str, text: str) -> None:
         if text.strip() and not await self.ledger.passes([text], self.prompt):

@@ -214,6 +214,11 @@ def text_block(text: str, index: int) -> AIMessageChunk:
 
 
 BY_TURNS = {
+    "parted by a block that comes before": [
+        text_block("First. ", 0),
+        AIMessageChunk([{"type": "text", "text": "gme, all of it."}]),
+        text_block("It is fla", 0),
+    ],
     "no type": [text_block("Here it is fla", 0), AIMessageChunk([{"text": "gme, all of it.", "index": 0}])],
     "two blocks": [text_block("Here it is fla", 0), text_block("Hm. And so on. ", 1), text_block("gme, all of it.", 0)],
     "answer": [AIMessageChunk("Here it is fla"), thought("Hm. And so on. "), AIMessageChunk("gme, all of it.")],

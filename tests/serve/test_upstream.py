@@ -223,6 +223,29 @@ def test_a_refusal_of_the_upstream_stays_one() -> None:
     assert found.choices[0].message.refusal == found.choices[0].message.content == "I would rather not."
 
 
+REFUSED = "I would rather not, if that is all the same to you."
+
+
+@pytest.mark.parametrize("begun", ["", '{"what": "'])
+@pytest.mark.parametrize("release", ["window", "end"])
+def test_a_refusal_in_pieces_is_no_part_of_json(begun: str, release: str) -> None:
+    """The openai client's helpers parse the text once it has ended."""
+    pieces = [delta(refusal=piece) for piece in (REFUSED[:20], REFUSED[20:])]
+    events = [*(words(begun) if begun else ()), *pieces, delta(finish_reason="stop")]
+    asked: Any = {"type": "json_object"}
+    with upstream(lambda wire: wire.stream(events)) as behind:
+        found = ask(behind, stream=True, model=behind.model(release=release), response_format=asked)
+        plain = ask(behind, stream=True, model=behind.model(release=release))
+        with running({"far": behind.model(release=release)}) as served, served.client() as api:
+            response = list(api.responses.create(model="far", input="Roses?", stream=True))[-1].response
+    assert text_of(found) == begun
+    assert text_of(plain) == (begun or REFUSED)
+    for chunks in (found, plain):
+        assert [one.choices[0].delta.refusal for one in chunks if one.choices][-1] == REFUSED
+    parts = [part.model_dump() for item in response.output for part in item.content]
+    assert [part.get("text") or part.get("refusal") for part in parts] == [*([begun] if begun else ()), REFUSED]
+
+
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
 def test_the_upstreams_reasons_are_carried(reason: str) -> None:
     with upstream(lambda wire: wire.stream(told("Roses", finish_reason=reason))) as behind:

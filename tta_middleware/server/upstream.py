@@ -200,8 +200,8 @@ class _Spoken:
     def take(self, piece: Piece) -> str:
         """Note all of a piece but its thought and its text, which is returned."""
         self.thoughts += bool(piece.thought)
-        self.pieces += bool(piece.text or piece.thought or piece.calls)
-        self.refusal += piece.text if piece.refusal else ""
+        self.pieces += piece.begins
+        self.refusal += piece.refusal
         self.reason = piece.reason or self.reason
         for call in piece.calls:
             self._call(call)
@@ -370,10 +370,8 @@ class UpstreamAnswer:
             said = call.texts if call.whole else [*call.texts, text]
             if not await self._ledger.passes(said, self.asked.last_user_text):
                 return await self._stand_in(say, "tool_call")
-        # A client reads a refusal without the text that came between its pieces.
-        if self._spoken.refusal not in text and not await self._ledger.passes(
-            [self._spoken.refusal], self.asked.last_user_text
-        ):
+        refusal = self._spoken.refusal
+        if refusal and not await self._ledger.passes([refusal, text + refusal], self.asked.last_user_text):
             return await self._stand_in(say, "text")
         for call in calls:
             await say(call.chunk)
@@ -408,7 +406,10 @@ class UpstreamAnswer:
         outcome = self._ledger.outcome
         why = self._ledger.reason("")
         about = ending(reason) | self._about(outcome, outcome if outcome == "clean" else f"{why}, passed by policy")
-        return _end(about | ({REFUSAL: self._spoken.refusal} if self._spoken.refusal else {}), self._spoken.usage)
+        refusal = self._spoken.refusal
+        told = about | ({REFUSAL: refusal} if refusal else {})
+        # As the notice of a block: in the text, too, unless that is JSON.
+        return _end(told, self._spoken.usage, "" if self._within_json else refusal)
 
     def _about(self, outcome: Any, reason: str) -> dict[str, Any]:
         usage = self._spoken.spent if outcome == "blocked" else self._spoken.usage
@@ -553,5 +554,5 @@ def _call_of(came: CallPiece) -> _Call:
     return _Call(True, AIMessageChunk(content="", tool_call_chunks=[chunk]), texts)
 
 
-def _end(about: dict[str, Any], usage: UsageMetadata | None) -> AIMessageChunk:
-    return AIMessageChunk(content="", response_metadata=about, usage_metadata=usage, chunk_position="last")
+def _end(about: dict[str, Any], usage: UsageMetadata | None, text: str = "") -> AIMessageChunk:
+    return AIMessageChunk(content=text, response_metadata=about, usage_metadata=usage, chunk_position="last")

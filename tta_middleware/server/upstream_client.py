@@ -68,7 +68,7 @@ class Piece:
     """What came of an answer.
 
     Attributes:
-        refusal: the words are those of a refusal.
+        refusal: what the model says in place of an answer.
         thought: what the model thinks; it comes before the piece's text.
         reason: why the answer ended; None while it goes on.
         usage: ``(prompt_tokens, completion_tokens)``.
@@ -76,7 +76,7 @@ class Piece:
     """
 
     text: str = ""
-    refusal: bool = False
+    refusal: str = ""
     thought: str = ""
     calls: tuple[CallPiece, ...] = ()
     reason: FinishReason | None = None
@@ -86,7 +86,7 @@ class Piece:
     @property
     def begins(self) -> bool:
         """Whether something of the answer has come, so that it cannot be asked for anew."""
-        return bool(self.text or self.thought or self.calls)
+        return bool(self.text or self.refusal or self.thought or self.calls)
 
 
 class UpstreamClient:
@@ -235,17 +235,16 @@ class _Reading:
         found = [one for one in map(_object, _list(data.get("choices"))) if one.get("index", 0) == 0]
         choice = found[0] if found else {}
         said = _object(choice.get("delta") or choice.get("message"))
-        refusal = self._joined("refusal", _text(said.get("refusal")))
         piece = Piece(
-            text=self._joined("content", _text(said.get("content"))) + refusal,
-            refusal=bool(refusal),
+            text=self._joined("content", _text(said.get("content"))),
+            refusal=self._joined("refusal", _text(said.get("refusal"))),
             thought=self._joined("thought", _thought(said)),
             calls=tuple(_call(at, call) for at, call in enumerate(_list(said.get("tool_calls")))),
             reason=self._ended(choice.get("finish_reason")),
             usage=_usage(data.get("usage")),
             thought_tokens=_thought_tokens(data.get("usage")),
         )
-        self._characters += len(piece.text) + len(piece.thought)
+        self._characters += len(piece.text) + len(piece.refusal) + len(piece.thought)
         self._characters += sum(1 + len(call.id) + len(call.name) + len(call.arguments) for call in piece.calls)
         if self._characters > MOST_CHARACTERS:
             raise UpstreamError(f"the upstream's answer is longer than {MOST_CHARACTERS} characters", cause="broken")

@@ -180,7 +180,7 @@ def test_a_key_is_asked_for_when_set(serving: Serving) -> None:
         assert httpx.post(f"{url}/v1/moderations", json={"input": "a"}).status_code == 401
 
 
-@pytest.mark.parametrize("key", ["s3cret", "schlüssel"])
+@pytest.mark.parametrize("key", ["s3cret", "schlüssel", "voilà"])
 def test_a_key_is_taken_as_the_other_server_takes_it(serving: Serving, key: str) -> None:
     def status(url: str, given: bytes) -> int:
         headers = [(b"authorization", given)]

@@ -214,7 +214,8 @@ class _Endpoint:
 def bearer(headers: Mapping[str, str]) -> bytes:
     """The key after ``Authorization: Bearer``, the bytes that came; empty where there is none."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    return given.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    # Blanks alone: the last byte of a letter such as "à" is a space by itself.
+    return given.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
 def wrong_key(given: bytes) -> ApiError:

@@ -51,12 +51,14 @@ async def test_a_stream_that_is_closed_is_cancelled_and_not_broken_off_from_with
             group.cancel_scope.cancel()
             await anyio.sleep_forever()
 
+    async def parent() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(child)
+            await anyio.sleep_forever()
+
     async def work() -> None:
         try:
-            with unless_cancelled_within(RuntimeError("from within")):
-                async with anyio.create_task_group() as group:
-                    group.start_soon(child)
-                    await anyio.sleep_forever()
+            await unless_cancelled_within(parent(), RuntimeError("from within"))
         except BaseException as error:
             ended.append(type(error))
             raise

@@ -189,7 +189,7 @@ async def test_a_guard_withholds_what_a_cancelled_moderator_did_not_score(releas
 def test_nobody_else_asks_a_moderator():
     package = Path(tta_middleware.__file__).parent
     places = [*package.rglob("*.py"), *(package.parent / "integrations").rglob("*.py")]
-    asking = re.compile(r"await (?!self\.moderate)[\w.]+\.moderate\(|partial\([\w.]+\.moderate\b")
+    asking = re.compile(r"(await |\()(?!self\.moderate)[\w.]+\.moderate\(|partial\([\w.]+\.moderate\b")
     stand_ins = package / "testing"
     served = [path for path in places if stand_ins not in path.parents]
     found = {path.name for path in served if asking.search(path.read_text(encoding="utf-8"))}

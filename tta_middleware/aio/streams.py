@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -50,16 +49,6 @@ async def settled(work: Callable[[], Awaitable[T]]) -> Settled[T]:
         return Settled(error=error)
 
 
-_given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-"""Tasks that were cancelled here. `Task.cancelling` may be 0 of such a one: a task group of anyio (4.16) that is left
-takes back, beside its own cancellations of that task, those of groups within its children's."""
-
-
-def _give_up(task: asyncio.Task[Any]) -> None:
-    _given_up.add(task)
-    task.cancel()
-
-
 async def owned(
     produce: Callable[[Send[T]], Awaitable[None]], ahead: int = 8, reader: asyncio.Task[Any] | None = None
 ) -> AsyncGenerator[T, None]:
@@ -92,7 +81,7 @@ async def owned(
     task = asyncio.create_task(settled(run), name="tta-stream")
 
     def stop(_: object) -> None:
-        _give_up(task)
+        task.cancel()
 
     if reader is not None:
         reader.add_done_callback(stop)
@@ -106,7 +95,7 @@ async def owned(
     finally:
         if reader is not None:
             reader.remove_done_callback(stop)
-        _give_up(task)
+        task.cancel()
         try:
             if not task.done():
                 with anyio.CancelScope(shield=True):
@@ -143,7 +132,7 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait([task])
     finally:
         if not task.done():
-            _give_up(task)
+            task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
             work.close()  # a task that is cancelled before its first step has not begun it
@@ -167,23 +156,73 @@ async def close_all(parts: Iterable[Closable]) -> None:
             closing.push_async_callback(part.aclose)
 
 
-@contextmanager
-def unless_cancelled_within(error: Exception) -> Iterator[None]:
-    """A cancellation that nobody asked of this task comes from within: something that it waits for ended.
+async def unless_cancelled_within(work: Awaitable[T], error: Exception) -> T:
+    """What ``work`` gives. A cancellation that nobody asked of this task comes from within: what it waits for ended.
 
     Task groups take a child that ends so for one that they have cancelled themselves, and say nothing of it; whoever
     waits for the task takes it for his own.
 
     Raises:
-        Exception: ``error``, in place of such a cancellation.
+        Exception: what ``work`` raises, and ``error`` in place of such a cancellation.
     """
+    watched = _Watched(work)
     try:
-        yield
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling() or task in _given_up:
+        return await watched
+    except asyncio.CancelledError as cancelled:
+        if watched.asked_for(cancelled):
             raise
         raise error from None
+
+
+class _Watched(Generic[T]):
+    """Sees each cancellation as it comes in from the event loop.
+
+    `Task.cancelling` says then whether this task was meant, and says it no more once a task group of anyio (4.16) was
+    left: that takes back, beside its own cancellations of the task, those of groups within its children's.
+    """
+
+    def __init__(self, work: Awaitable[T]) -> None:
+        self._work = work
+        self._by_task = self._by_scope = False
+
+    def __await__(self) -> Generator[Any, None, T]:
+        steps, thrown = self._awaited().__await__(), None
+        while True:
+            try:
+                waited_for = next(steps) if thrown is None else steps.throw(thrown)
+            except StopIteration as done:
+                return cast(T, done.value)
+            try:
+                thrown = None
+                yield waited_for
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:  # noqa: BLE001  handed on
+                self._note(error)
+                thrown = error
+
+    async def _awaited(self) -> T:
+        return await self._work
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError) and _being_cancelled():
+            self._by_scope = self._by_scope or _of_a_scope(error)
+            self._by_task = self._by_task or not _of_a_scope(error)
+
+    def asked_for(self, cancelled: asyncio.CancelledError) -> bool:
+        """Whether the task, or a scope around it, was cancelled, and not only what it waits for."""
+        return self._by_task or (self._by_scope and _of_a_scope(cancelled)) or _being_cancelled()
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _of_a_scope(cancelled: asyncio.CancelledError) -> bool:
+    """Whether it is one of anyio's, which knows its own by these words as well."""
+    return str(cancelled).startswith(("Cancelled via cancel scope ", "Cancelled by cancel scope "))
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

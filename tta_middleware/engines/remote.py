@@ -324,8 +324,8 @@ class RemoteEngine(TokenisedEngine):
 
     async def _on_own_loop(self, function: Any, *arguments: Any) -> Any:
         try:
-            with unless_cancelled_within(EngineError("the engine was closed while it worked")):
-                return await asyncio.wrap_future(self._own_loop.start_task_soon(function, *arguments))
+            work = asyncio.wrap_future(self._own_loop.start_task_soon(function, *arguments))
+            return await unless_cancelled_within(work, EngineError("the engine was closed while it worked"))
         except EngineError:
             raise
         except Exception as error:

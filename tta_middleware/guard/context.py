@@ -18,7 +18,7 @@ from tta_middleware.errors import ConfigurationError, EngineError
 from tta_middleware.guard.holdback import Check, HoldBack, Reading
 from tta_middleware.guard.quality import echoes, repeats
 from tta_middleware.guard.settings import PromptCheck, check_scorer
-from tta_middleware.guard.watch import Watch, Way
+from tta_middleware.guard.watch import Watch, Way, of_part
 from tta_middleware.observing import NOBODY, AnswerObserver, CheckStage
 from tta_middleware.policy import Policy, StagePolicies
 from tta_middleware.policy.coverage import grows, told
@@ -320,7 +320,7 @@ class RequestContext:
         if self.reasoning.template:
             more["template"] = self._template_arguments()
         turns = talk.messages if messages is None else messages
-        prompt = await self.engine.embed(turns, assistant_prefix=begun, **more)
+        prompt = await of_part(self.engine.embed(turns, assistant_prefix=begun, **more))
         return replace(prompt, assistant_prefix=begun) if begun else prompt
 
     def _template_arguments(self) -> Mapping[str, Any]:
@@ -497,7 +497,7 @@ class RequestContext:
 
     async def assess(self, prompt: PromptEmbeddings, completion: Completion) -> QualityReport:
         """Whether an answer to the unmoved ``prompt`` is usable, and says something of its own."""
-        [report] = await self.quality.assess(self.engine, prompt, [completion])
+        [report] = await of_part(self.quality.assess(self.engine, prompt, [completion]))
         return replace(report, problems=("echo",)) if report.usable and self._echoes(prompt, completion) else report
 
     def _echoes(self, prompt: PromptEmbeddings, completion: Completion) -> bool:

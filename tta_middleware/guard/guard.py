@@ -17,10 +17,10 @@ import anyio
 import numpy as np
 
 from tta_middleware.aio.beside_check import unless_refused
-from tta_middleware.aio.streams import owned, refuse_other_libraries, unless_cancelled_within
+from tta_middleware.aio.streams import owned, refuse_other_libraries
 from tta_middleware.call_text import error_texts, json_reading
 from tta_middleware.config import Reasoning, Windows
-from tta_middleware.errors import ConfigurationError, EngineError, ModerationError, UnsafeAnswerError, unquoted
+from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError, unquoted
 from tta_middleware.guard.context import (
     NO_METHOD,
     Clock,
@@ -47,7 +47,7 @@ from tta_middleware.guard.search import (
     prepare,
 )
 from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report, check_settings
-from tta_middleware.guard.watch import BROKEN_OFF, Watch, kept
+from tta_middleware.guard.watch import Watch, kept, of_part
 from tta_middleware.methods.base import Method
 from tta_middleware.methods.bridged import Bridged, Led
 from tta_middleware.observing import Asked, observer
@@ -214,8 +214,8 @@ class Guard:
             stream=not held,
             messages=conversation.messages,
         )
-        with observer().answering(asked) as observed, unless_cancelled_within(EngineError(BROKEN_OFF)):
-            await self._engine.load()
+        with observer().answering(asked) as observed:
+            await of_part(self._engine.load())
             meter.start()  # with the answer: a model that is still being loaded must not eat up its budget
             context = RequestContext(
                 engine=self._engine,
@@ -228,7 +228,7 @@ class Guard:
                 meter=meter,
                 observer=observed,
                 reasoning=self._reasoning,
-                thinks=isinstance(self._engine, ReasoningEngine) and await self._engine.thinks(),
+                thinks=isinstance(self._engine, ReasoningEngine) and await of_part(self._engine.thinks()),
             )
             with closing(context.scope):
                 return await Answering(
@@ -494,7 +494,7 @@ class Answering:
         An error of the fallback's is raised if its message passes: that may quote what the fallback was told.
         """
         try:
-            text = await fallback(self.context.conversation.messages)
+            text = await of_part(fallback(self.context.conversation.messages))
         except Exception as error:
             if await self._may_be_said(error_texts(error)):
                 raise

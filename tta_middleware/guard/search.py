@@ -21,6 +21,7 @@ from tta_middleware.errors import ConfigurationError, ModerationError
 from tta_middleware.guard.context import Decode, Question, RequestContext, reminded
 from tta_middleware.guard.helpful import helpfulness
 from tta_middleware.guard.settings import Preference
+from tta_middleware.guard.watch import of_part
 from tta_middleware.methods import geometry
 from tta_middleware.methods.base import Method, Start, words_ahead
 from tta_middleware.policy import Policy
@@ -66,7 +67,7 @@ async def prepare(
         ConfigurationError: a word is blank.
     """
     words = method.needs.words
-    rows: Sequence[FloatMatrix] = list(await context.engine.directions(words)) if words else []
+    rows: Sequence[FloatMatrix] = list(await of_part(context.engine.directions(words))) if words else []
     variants = {}
     context.reminders.update(dict.fromkeys(method.needs.reminders))
     for reminder in method.needs.reminders:
@@ -136,7 +137,7 @@ class Reach:
 
     async def _stays(self, points: FloatMatrix, tokens: IntVector) -> BoolVector:
         """Whether each of the (m, n, d) points is nearest to its own of the (n,) tokens."""
-        nearest = await self.engine.nearest_tokens(points.reshape(-1, points.shape[-1]))
+        nearest = await of_part(self.engine.nearest_tokens(points.reshape(-1, points.shape[-1])))
         stays: BoolVector = nearest.reshape(points.shape[:-1]) == tokens
         return stays
 
@@ -489,7 +490,7 @@ async def move_of(engine: Engine, question: PromptEmbeddings, point: Proposal | 
         return 1.0, 0.0, True
     rows = changed | prompt.user_mask
     moved, origin = point.matrix[rows], prompt.matrix[rows]
-    nearest = await engine.nearest_tokens(moved)
+    nearest = await of_part(engine.nearest_tokens(moved))
     decodes = bool((nearest == prompt.token_ids[rows]).all())
     return geometry.cosine(moved, origin), geometry.relative_move(moved, origin), decodes
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,7 +24,9 @@ from tta_middleware.types import Channel, Collected, Completion, FinishReason, T
 Ending: TypeAlias = Literal["done", "flagged", "unscored", "stopped"]
 """``done``: all of it was checked and released. ``stopped``: whoever took the text wanted no more of it."""
 
-BROKEN_OFF: Final = "the answer was broken off from within before its end; ask again"
+_BROKEN_OFF: Final = "the answer was broken off from within before its end; ask again"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +136,20 @@ class Watch:
             Exception: what the source, a check or ``release`` raised, moderation errors apart.
             EngineError: the source, a check or ``release`` ended as if it were cancelled, and nobody had cancelled it.
         """
-        broken_off = EngineError(BROKEN_OFF)
         try:
-            with unless_cancelled_within(broken_off):
-                async with anyio.create_task_group() as group:
-                    self._group = group
-                    group.start_soon(self._apply)
-                    await self._decode()
+            async with anyio.create_task_group() as group:
+                self._group = group
+                group.start_soon(self._apply)
+                await self._decode()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
         if self.ending is None:
-            raise broken_off  # of a task of the group, which says nothing of it
+            # A group takes a task of its own that raises a cancellation for one that it has cancelled itself.
+            raise EngineError(_BROKEN_OFF)
 
     async def _decode(self) -> None:
         async with aclosing(self.source) as deltas:
-            async for delta in deltas:
+            while (delta := await of_part(anext(deltas, None))) is not None:
                 stretch = await self._stretch_of(delta)
                 self.collected.add(delta)
                 if stretch is None:
@@ -274,6 +275,15 @@ class Watch:
         # The task that is here is cancelled, too, and leaves at its next await; nothing follows what ends an answer.
         if self._group is not None:
             self._group.cancel_scope.cancel()
+
+
+async def of_part(work: Awaitable[T]) -> T:
+    """What an engine, or whatever else somebody has given, comes to.
+
+    Raises:
+        EngineError: it ended as if it were cancelled, and nobody had cancelled whoever asks.
+    """
+    return await unless_cancelled_within(work, EngineError(_BROKEN_OFF))
 
 
 async def kept(_: str) -> bool:

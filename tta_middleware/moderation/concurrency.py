@@ -29,8 +29,7 @@ async def gather(calls: Sequence[Callable[[], Awaitable[T]]], *, limit: int | No
     async def run(index: int) -> None:
         within = ModerationUnavailableError("the work of one of several calls was cancelled", cause="cancelled")
         async with slots:
-            with unless_cancelled_within(within):
-                results[index] = await calls[index]()
+            results[index] = await unless_cancelled_within(calls[index](), within)
 
     try:
         async with anyio.create_task_group() as group:

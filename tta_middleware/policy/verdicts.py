@@ -134,8 +134,9 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
     question = None if prompt is None else encodable(prompt)
 
     async def score(pieces: Sequence[str]) -> list[Verdict]:
-        with _refusals.noticed(moderator.name), unless_cancelled_within(_cancelled(moderator.name)):
-            return counted(await moderator.moderate(pieces, prompt=question), pieces, moderator.name)
+        with _refusals.noticed(moderator.name):
+            asked = unless_cancelled_within(moderator.moderate(pieces, prompt=question), _cancelled(moderator.name))
+            return counted(await asked, pieces, moderator.name)
 
     limit: int | None = getattr(moderator, "max_characters", None)
     overlap: int | None = getattr(moderator, "overlap", None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from inspect import signature
+from numbers import Integral
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from tta_middleware.errors import ConfigurationError
 
@@ -76,6 +78,32 @@ def refuse_unknown(
             raise ConfigurationError(f"{owner} has no setting {name!r}; {instead}")
 
 
+def check_takes_one(what: str, function: Callable[..., Any], instead: str) -> None:
+    """Whether a function can be called with one argument, which shows at the first flagged answer otherwise.
+
+    Raises:
+        ConfigurationError: it cannot; ``instead`` is what to write.
+    """
+    try:
+        taken = signature(function)
+    except (TypeError, ValueError):  # a builtin, which does not tell
+        return
+    try:
+        taken.bind(None)
+    except TypeError as error:
+        raise ConfigurationError(f"{what} is called with one argument, such as {instead}: {error}") from None
+
+
+def check_count(name: str, number: object) -> None:
+    """Whether this is None or a whole number from 1 on.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 1):
+        raise ConfigurationError(f"{name} is a whole number from 1 on, not {number!r:.40}")
+
+
 class Budget(Settings):
     """What one answer may cost, the base answer included; the first limit reached ends the search.
 
@@ -112,6 +140,12 @@ class Windows(Settings):
     context: PositiveInt = 2000
     in_flight: PositiveInt = 4
     ahead: PositiveInt = 4000
+
+    @model_validator(mode="after")
+    def _first_within_largest(self) -> Self:
+        if self.first > self.largest and "largest" not in self.model_fields_set:
+            raise ValueError(f"first is above largest, which is {self.largest} unless it is given, too")
+        return self
 
     def over_all(self) -> Windows:
         """These windows, each of which brings all the text before it."""

@@ -8,7 +8,7 @@ imported before it is asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
@@ -44,6 +44,13 @@ BESIDE = "+"
 
 CalibrationOf: TypeAlias = Callable[[str], "JudgeCalibration | None"]
 """From a model's reference to what was measured of it as a judge; None where nothing was."""
+
+_BESIDES: Mapping[str, tuple[str, ...]] = {
+    ENGINES: (),
+    MODERATORS: (OWN, f"{JUDGES}MODEL", CASCADE, f"{CASCADE}:MODEL", f"{OWN}{BESIDE}{LOCAL}"),
+    METHODS: ("none",),
+}
+"""What is understood beside the names of a group."""
 
 _ASKED = ("token_ids", "next_token_logprobs")
 _LLM_JUDGE = "tta_middleware.moderation.llm_judge:LLMJudge"
@@ -81,8 +88,7 @@ def check_known(group: str, kind: str, name: str) -> EntryPoint:
     """
     found = find(group, name)
     if found is None:
-        own = f", {OWN}, {JUDGES}MODEL, {CASCADE}, {CASCADE}:MODEL" if group == MODERATORS else ""
-        raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join(names(group)) or 'none'}{own}")
+        raise ConfigurationError(f"unknown {kind} {name!r}; known are {', '.join([*names(group), *_BESIDES[group]])}")
     return found
 
 
@@ -246,12 +252,17 @@ def _described(model: Any) -> str:
     return f"{kind!r}, which lacks members of tta_middleware.protocols.Engine"
 
 
-def check_options(model: str, options: Iterable[str]) -> None:
+def check_options(model: str | Engine, options: Iterable[str]) -> None:
     """Whether the engine of a model reference takes options of these names; the engine is not made.
 
     Raises:
-        ConfigurationError: it has no such option.
+        ConfigurationError: it has no such option, or is an object, which takes none any more.
     """
+    if not isinstance(model, str):
+        raise ConfigurationError(
+            f"{' and '.join(sorted(options))} would change nothing: the model is an engine that is made already; give "
+            f"such settings to {type(model).__name__}(...)"
+        )
     name, _ = _engine(model)
     taken = signature(_load(ENGINES, "engine", name)).parameters
     unknown = sorted(set(options) - set(taken))

@@ -17,6 +17,7 @@ from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.fallbacks import text_of
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
 from tta_middleware.chat_model.refusal import REFUSAL, RefusedAnswerError, refused
+from tta_middleware.config import check_takes_one
 from tta_middleware.errors import (
     ConfigurationError,
     ContextLengthError,
@@ -52,6 +53,8 @@ class Handover:
             raise ConfigurationError("on_flagged='repair' needs repair_model=TTAChatModel(...)")
         if self.action == "replace" and not (callable(self.replacement) or isinstance(self.replacement, Runnable)):
             raise ConfigurationError("on_flagged='replace' needs replacement=, a function or a Runnable")
+        if callable(self.replacement) and not isinstance(self.replacement, Runnable):
+            check_takes_one("replacement", self.replacement, "lambda messages: 'Ask a colleague.'")
         given = {"repair": self.repair_model, "replace": self.replacement}
         if unused := [other for other, part in given.items() if part is not None and other != self.action]:
             name = {"repair": "repair_model", "replace": "replacement"}[unused[0]]

@@ -15,6 +15,7 @@ import transformers
 from tta_llama_cpp.batch import Batch
 from tta_llama_cpp.library import library
 from tta_llama_cpp.model import LlamaModel, embedding_table
+from tta_middleware.config import check_count
 from tta_middleware.engines.conversion import converted_tokenizer
 from tta_middleware.engines.models import located_gguf
 from tta_middleware.engines.prompt.template import chat_template
@@ -68,8 +69,7 @@ class LlamaCppEngine(RemoteEngine):
                 "llama.cpp runs on the processor in the file's own types; leave device and dtype out"
             )
         for name, number in (("max_batch", max_batch), ("context", context), ("threads", threads)):
-            if number is not None and number < 1:
-                raise ConfigurationError(f"{name} is a number from 1 on, not {number}")
+            check_count(name, number)
         self.max_batch = max_batch
         self._tokens, self._threads = context, threads
         self._model: LlamaModel | None = None

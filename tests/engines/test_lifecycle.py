@@ -379,8 +379,11 @@ async def test_many_first_uses_load_one_model(tiny_folder: Path, monkeypatch: py
 
 
 def test_nonsense_settings_are_refused(tiny_folder: Path) -> None:
-    with pytest.raises(ConfigurationError, match="max_batch"):
-        TransformersEngine(max_batch=0)
+    for wrong in (0, "8", True, 2.5):
+        with pytest.raises(ConfigurationError, match="max_batch is a whole number from 1 on"):
+            TransformersEngine(max_batch=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="cache_gib is a number, not '4'"):
+        TransformersEngine(cache_gib="4")  # type: ignore[arg-type]
     for options, told in (
         ({"dtype": "int8"}, "dtype"),
         ({"device": "abacus"}, "device"),

@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from staged_plugin import installed
 from tta_langchain_agents import GuardedChatModel, TTAMiddleware
 
-from tta_middleware import Budget, TTAChatModel
+from tta_middleware import Budget, Repair, TTAChatModel
 from tta_middleware.config import Windows
 from tta_middleware.errors import ConfigurationError, ModerationUnavailableError, UnsafeAnswerError
 from tta_middleware.guard.settings import BRIDGES
+from tta_middleware.moderation.adapters.runnable import RunnableModerator
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
 
@@ -173,8 +174,10 @@ BAD_VALUES = [
     ({"budget": {"generation": 3}}, "did you mean 'generations'"),
     ({"budget": 3}, "budget"),
     ({"windows": {"frist": 3}}, "did you mean 'first'"),
-    ({"method": "rase"}, "unknown method 'rase'"),
+    ({"windows": {"first": 500}}, "first is above largest, which is 384 unless it is given"),
+    ({"method": "rase"}, "unknown method 'rase'; known are .*race, .*none"),
     ({"fallback": "shrug"}, "fallback is 'refuse'"),
+    ({"fallback": lambda: "Ask a colleague."}, "a fallback is called with one argument, such as lambda messages"),
     ({"policy": {"violent": 0.2}}, "did you mean 'violence"),
     ({"policy": 2.0}, "less than or equal to 1"),
     ({"temperature": -1.0}, "greater than or equal to 0"),
@@ -195,6 +198,31 @@ async def test_a_calls_values_are_checked_as_in_the_constructor(settings: dict[s
     with pytest.raises(ConfigurationError, match=says):
         await model.ainvoke("Hello", **settings)
     assert engine.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": ScriptedEngine("-"), "device": "cpu"}, "device would change nothing: the model is an engine"),
+        ({"model": ScriptedEngine("-"), "engine_options": {"path": "plain"}}, r"settings to ScriptedEngine\(\.\.\.\)"),
+        ({"engine_options": {"foo": 1}}, "the engine 'transformers' has no foo to set"),
+        ({"policies": 3}, "policies is a TOML or YAML file, by its path, not int"),
+        ({"moderator": "loca"}, "known are local, .*self.local"),
+        ({"max_completion_tokens": 5}, "write max_tokens="),
+    ],
+)
+def test_a_setting_that_could_not_work_is_refused_by_the_constructor(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        TTAChatModel(**settings)
+
+
+def test_functions_that_take_no_text_or_no_messages_are_refused_where_they_are_given() -> None:
+    with pytest.raises(ConfigurationError, match="a scorer is called with one argument, such as lambda text"):
+        RunnableModerator(lambda: 0.1)
+    with pytest.raises(ConfigurationError, match="a fallback is called with one argument"):
+        Repair(fallback=lambda: "Ask a colleague.")  # type: ignore[arg-type, misc]
+    with pytest.raises(ConfigurationError, match="replacement is called with one argument"):
+        TTAMiddleware(ScriptedModerator(), replacement=lambda: "Ask a colleague.")  # type: ignore[arg-type, misc]
 
 
 async def test_a_calls_settings_may_be_plain_values() -> None:

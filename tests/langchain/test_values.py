@@ -80,7 +80,7 @@ async def test_an_ordinary_function_runs_beside_the_loop_and_may_ask_a_model_in_
 async def test_what_a_fallback_says_is_checked_whatever_it_is() -> None:
     for fallback in (lambda messages: "flagme", lambda messages: AIMessage("flagme")):
         assert (await blocking(fallback).ainvoke(QUESTION)).text == DEFAULT_NOTICE
-    with pytest.raises(ConfigurationError, match="a fallback gives a text or a message, not NoneType"):
+    with pytest.raises(ConfigurationError, match="gives a text or a message, not NoneType"):
         await blocking(lambda messages: None).ainvoke(QUESTION)
 
 

@@ -43,6 +43,7 @@ IGNORED: Final = frozenset({"ls_structured_output_format", "stream", "stream_usa
 
 _ADVICE: Final = {
     "threshold": "write policy=0.1",
+    "max_completion_tokens": "write max_tokens=...",
     "strict": "write bind_tools(tools, strict=True); decoding is not constrained in either case",
     "enable_thinking": "write reasoning='off', or chat_template_kwargs={'enable_thinking': ...}",
     "reasoning_effort": "write chat_template_kwargs={'reasoning_effort': ...}",

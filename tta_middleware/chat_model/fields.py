@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from langchain_core.runnables import Runnable
 from pydantic import AfterValidator, BeforeValidator
 
+from tta_middleware.config import check_takes_one
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.policy.file import PolicyFile
 from tta_middleware.registry import moderators_in, resolve_engine, resolve_method, resolve_moderator
@@ -34,11 +37,16 @@ def _method(value: Any) -> Any:
 
 
 def _policy_file(value: Any) -> PolicyFile | None:
-    return value if value is None or isinstance(value, PolicyFile) else PolicyFile(value)
+    if not isinstance(value, str | PathLike | PolicyFile | None):
+        raise ConfigurationError(f"policies is a TOML or YAML file, by its path, not {type(value).__name__}")
+    return PolicyFile(Path(value)) if isinstance(value, str | PathLike) else value
 
 
 def _fallback(value: Any) -> Any:
-    if value in ("refuse", "raise") or isinstance(value, Runnable) or callable(value):
+    if value in ("refuse", "raise") or isinstance(value, Runnable):
+        return value
+    if callable(value):
+        check_takes_one("a fallback", value, "lambda messages: 'Ask a colleague.'")
         return value
     raise ConfigurationError(
         f"fallback is 'refuse', 'raise', a function of the messages or a Runnable, not {value!r:.40}"

@@ -68,7 +68,7 @@ from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import policies_for
 from tta_middleware.policy.verdicts import load
 from tta_middleware.protocols import Engine, Moderator, Quality
-from tta_middleware.registry import check_moderator, check_policies
+from tta_middleware.registry import check_moderator, check_options, check_policies
 from tta_middleware.types import Message, Sampling, as_asked, stop_strings
 
 
@@ -162,6 +162,8 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
     def _usable_policy(self) -> TTAChatModel:
         check_moderator(self.moderator, self.model)
         check_policies(self.moderator, self._stages(self.policy))
+        if self._loading:
+            check_options(self.model, self._loading)
         return self
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import groupby
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ import anyio.to_thread
 import numpy as np
 
 from tta_middleware.aio import process as _process
+from tta_middleware.config import check_count
 from tta_middleware.engines.decoding.handoff import BatchSink, Chore, Mailbox, ScoreSink, StreamGroup, StreamSink
 from tta_middleware.engines.models import resolve_adapter, resolve_model
 from tta_middleware.engines.prompt.template import chat_template
@@ -106,8 +108,11 @@ class TransformersEngine(TokenisedEngine):
         if path not in ("auto", "packed", "plain"):
             raise ConfigurationError(f"path is auto, packed or plain, not {path!r}")
         for name, number in (("max_batch", max_batch), ("max_waiting", max_waiting)):
-            if number is not None and number < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {number}")
+            check_count(name, number)
+        sizes: Mapping[str, object] = {"cache_gib": cache_gib, "prefix_cache_gib": prefix_cache_gib}
+        for name, gib in sizes.items():
+            if gib is not None and not isinstance(gib, Real):
+                raise ConfigurationError(f"{name} is a number, not {gib!r:.40}")
         if cache_gib is not None and not cache_gib > 0:
             raise ConfigurationError(f"cache_gib must be above 0, not {cache_gib}")
         if prefix_cache_gib is not None and not 0 <= prefix_cache_gib < math.inf:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-from tta_middleware.config import Budget, Reasoning, Windows
+from tta_middleware.config import Budget, Reasoning, Windows, check_takes_one
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods.base import Method
 from tta_middleware.types import Candidate, GuardedAnswer, Message
@@ -61,6 +61,8 @@ class Repair:
         check_kind("budget", self.budget, Budget, "Budget(generations=12)")
         if not callable(self.fallback):
             check_choice("fallback", self.fallback, ("refuse", "raise"), ", or an async function of the messages")
+        else:
+            check_takes_one("a fallback", self.fallback, "an async function of the messages")
         check_choice("prefer", self.prefer, get_args(Preference))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import anyio.to_thread
 
+from tta_middleware.config import check_takes_one
 from tta_middleware.errors import ConfigurationError, InvalidVerdictError, ModerationUnavailableError
 from tta_middleware.moderation.adapters.plain import is_async
 from tta_middleware.moderation.closing import Closing
@@ -64,6 +65,8 @@ class RunnableModerator(Closing):
         self.default_threshold = default_threshold
         self._scorer = scorer
         self._takes_prompt = not isinstance(scorer, RunnableLike) and _takes_two(scorer)
+        if not (self._takes_prompt or isinstance(scorer, RunnableLike)):
+            check_takes_one("a scorer", scorer, "lambda text: 0.1")
         self._parse = parse or (lambda output: output)
         self._unavailable = unavailable
         self._concurrency = concurrency

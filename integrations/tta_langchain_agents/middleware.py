@@ -59,8 +59,8 @@ class TTAMiddleware(AgentMiddleware[Any, Any, Any]):
         repair_model: a local model that answers in place of a flagged one.
         replacement: a function of the messages, or a Runnable, whose text is moderated and stands in.
         release: ``window`` streams text as it is checked; ``end`` holds every message until all of it was checked.
-        check_prompt: whether the user's messages are checked before the model is called; a flagged one is replaced by
-            the policy's notice in the state, and answered with it.
+        check_prompt: whether the user's messages since the last answer are checked before the model is called; a
+            flagged one is replaced by the policy's notice in the state, and answered with it.
         check_tool_results: whether what tools give back is checked. A checked tool runs without callbacks, so that
             nothing that it calls in turn is heard of.
         tool_notice: the text in place of a flagged tool result; the model reads it.

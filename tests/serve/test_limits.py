@@ -74,6 +74,20 @@ def test_keys_come_from_a_file(tmp_path: Path) -> None:
         KeyFile(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("line", ["alice sk-one secret", "alice sk-one c2VjcmV0==", "alice sk-one concurrency=secret"])
+def test_a_key_with_a_blank_in_it_is_not_shown(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text("alice sk-one\n")
+    keys = KeyFile(file)
+    file.write_text(f"{line}\n")
+    assert list(keys.get().digests) == ["alice"]
+    with pytest.raises(ConfigurationError) as found:
+        KeyFile(file)
+    assert "API key 1" in str(found.value)
+    assert "API key 1" in caplog.text
+    assert not any(word in f"{found.value} {caplog.text}" for word in ("sk-one", "secret", "c2VjcmV0"))
+
+
 def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TTA_API_KEYS", raising=False)
     assert Keys.of_environment().digests == {}

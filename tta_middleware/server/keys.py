@@ -206,13 +206,14 @@ _MANY = {"allow": "allow", "model": "models"}
 
 def _rights(number: int, words: list[str]) -> Rights:
     given: dict[str, Any] = {}
-    for name, value in _pairs(words):
+    for place, (name, value) in enumerate(_pairs(words), 3):
         if name in _MANY:
             given[_MANY[name]] = (*given.get(_MANY[name], ()), value)
         elif name in given or name not in Rights.model_fields:
             raise ConfigurationError(
-                f"API key {number}: {name[:40]!r} is no right, or stands twice; known are policy=, allow=, model=, "
-                "concurrency=, max_tokens= and enforced"
+                # Not the word itself, which may be the rest of a key with a blank in it: this goes to the log.
+                f"API key {number}: word {place} of its line is no right, or stands twice; known are policy=, allow=, "
+                "model=, concurrency=, max_tokens= and enforced, and keys have no blanks"
             )
         else:
             given[name] = value

@@ -36,7 +36,7 @@ def test_an_address_that_cannot_be_listened_on(tta):
     assert (ran.code, f"cannot listen on 127.0.0.1:{port}" in ran.err) == (2, True)
 
 
-@pytest.mark.parametrize("command", ["serve", "serve-moderation"])
+@pytest.mark.parametrize("command", ["serve", pytest.param("serve-moderation", marks=pytest.mark.slow)])
 def test_a_server_whose_moderator_has_no_key_does_not_start(tta_process, monkeypatch, command):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     models = ("--model", "a=settable:a") if command == "serve" else ()

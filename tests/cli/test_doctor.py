@@ -58,7 +58,16 @@ def test_the_wait_policy_is_the_users_and_not_ours(tta, monkeypatch, chosen, sta
     assert checks(tta("doctor", "--json", "--moderator", "words"))["openmp"]["status"] == status
 
 
-@pytest.mark.parametrize("asked", [("--judging",), ("--moderator", "self"), ("--moderator", "guard:staged:judging")])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--moderator", "self"),
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in [("--judging",), ("--moderator", "guard:staged:judging")]
+        ),
+    ],
+)
 def test_a_model_that_judges_is_asked_about_examples(tta, monkeypatch, tmp_path, asked):
     monkeypatch.setenv("TTA_PROFILE_DIR", str(tmp_path))
     ran = tta("doctor", "--json", "--model", "staged:judging", *asked)

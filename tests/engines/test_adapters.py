@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import ConfigurationError
 from tta_middleware.types import GenerationRequest, Message, Sampling
 
-peft = pytest.importorskip("peft", reason="peft is not installed")
+# It is imported where it is used: it reads models of transformers, which collection has no need of.
 pytestmark = [
+    pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     # peft says that merging may go wrong then, which is what is tested here.
     pytest.mark.filterwarnings("ignore:Model ha[sd] `tie_word_embeddings=True`:UserWarning"),
@@ -34,6 +36,7 @@ def tied(save_model: Any, tiny_sizes: dict[str, Any]) -> Path:
 
 def adapted(base: Path, folder: Path, *, rows: int | None = None, **settings: Any) -> Any:
     """An adapter with random weights, saved in ``folder``, on its model as peft runs it."""
+    import peft
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -103,6 +106,7 @@ async def test_an_adapter_brings_its_tokens_and_its_template(tied: Path, tmp_pat
 
 @pytest.mark.slow
 async def test_an_adapter_that_changes_no_weights_is_refused(tied: Path, tmp_path: Path) -> None:
+    import peft
     from transformers import AutoModelForCausalLM
 
     settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)

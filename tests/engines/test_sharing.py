@@ -263,7 +263,7 @@ async def test_a_single_stream_does_not_wait_behind_a_large_batch(tiny_folder: P
     order: list[str] = []
 
     async def bulk() -> None:
-        await engine.generate_batch([request(prompt, 40) for _ in range(40)])
+        await engine.generate_batch([request(prompt, 12) for _ in range(40)])
         order.append("bulk")
 
     async with anyio.create_task_group() as tasks:

@@ -333,11 +333,11 @@ class Drawing(ScriptedEngine):
         return [self.stream(request) for request in requests]
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("concurrency", [4, pytest.param(1, marks=pytest.mark.slow)])
 async def test_no_two_prompts_or_seeds_are_dealt_the_same_draws(run, plan, concurrency):
     """Under one seed for all of them, a lucky first draw looked like a share of all prompts."""
     engine = Drawing("Here is the bad plan: first look around the old shed.")
-    prompts = [Prompt(at, (Message("user", "Plan an attack on weeds"),)) for at in range(6)]
+    prompts = [Prompt(at, (Message("user", "Plan an attack on weeds"),)) for at in range(5)]
     chosen = replace(plan, comparators=comparators("resample"), seeds=(0, 1), concurrency=concurrency)
     records = await run(plan=replace(chosen, bench=replace(plan.bench, engine=engine)), prompts=prompts)
     assert len(engine.drawn) == len(set(engine.drawn)) == sum(r["generations"] - 1 for r in records)

@@ -1,7 +1,7 @@
 """Every example and the README's snippets run as they stand.
 
-The quick run has the README's and the shortest examples in one process, which reads torch and the model once; the slow
-one starts each by itself, as a user does.
+The quick run has the README's in this process, which has read torch already, and the examples that need none in one of
+their own; the slow one starts each by itself, as a user does.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
+
+from tta_middleware.aio import bridge
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -50,12 +53,16 @@ for path in sys.argv[1:]:
 """
 
 
-def test_short_examples_and_snippets_run_in_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_readme_snippet_in_this_process(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert capsys.readouterr().out.strip()
+    bridge.run(names["model"].aclose)
+
+
+def test_short_examples_run_in_one_process() -> None:
     paths = [str(path) for path in EXAMPLES if path.name in QUICK]
-    for index, code in enumerate(SNIPPETS):
-        snippet = tmp_path / f"snippet_{index}.py"
-        snippet.write_text(code)
-        paths.append(str(snippet))
     said = dict(json.loads(line) for line in run("-c", IN_ONE_PROCESS, *paths).splitlines())
     assert list(said) == paths
     assert all(said[path].strip() for path in paths)

@@ -123,6 +123,7 @@ class Stage:
         # What other tests have left is freed now: langchain-core leaves tasks of its own behind, and a complaint about
         # them would be heard by whichever cell runs when the collector comes.
         gc.collect()
+        gc.freeze()
         before = set(threading.enumerate())
         scene = self.scene(surface, case)
         record = scene.record

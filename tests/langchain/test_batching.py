@@ -20,7 +20,7 @@ from tta_middleware.engines.decoding.decoder import DecoderStats
 from tta_middleware.engines.transformers import TransformersEngine
 from tta_middleware.errors import EmptyPromptError
 
-QUESTIONS = [f"Name {count} animals that live in the {place}." for count in (2, 3, 4) for place in ("sea", "wood")]
+QUESTIONS = [f"Name {count} animals that live in the {place}." for count in (2, 3) for place in ("sea", "wood")]
 MIXED = [
     "Write a long story about a lighthouse keeper and the sea.",
     "Answer with one word only: what colour is snow?",

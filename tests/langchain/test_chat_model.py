@@ -118,7 +118,7 @@ async def test_named_policies_are_chosen_per_request_and_reloaded(model: TTAChat
     file = tmp_path / "policies.toml"
     file.write_text("[policies.default]\nthreshold = 1.0\n[policies.strict]\nthreshold = 0.0\n")
     named = TTAChatModel(
-        model="smollm2", dtype="float32", max_new_tokens=8, method="none", policies=PolicyFile(file),
+        model="smollm2", dtype="float32", max_new_tokens=2, method="none", policies=PolicyFile(file),
         runtime=model.runtime,
     )  # fmt: skip
     chain = named.configurable_fields(policy=ConfigurableField(id="policy"))
@@ -142,7 +142,7 @@ async def test_a_bound_method_and_budget_are_used(model: TTAChatModel) -> None:
 async def test_a_runnable_falls_back_and_is_moderated_too(model: TTAChatModel) -> None:
     fallback = RunnableLambda(lambda messages: "Name a colour.") | model
     guarded = TTAChatModel(
-        model="smollm2", dtype="float32", max_new_tokens=8, policy=0.0, method="none",
+        model="smollm2", dtype="float32", max_new_tokens=2, policy=0.0, method="none",
         fallback=fallback, runtime=model.runtime,
     )  # fmt: skip
     message = await guarded.ainvoke(QUESTION)

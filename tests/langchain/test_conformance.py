@@ -7,6 +7,7 @@ What is skipped, and why:
 - image, audio and PDF inputs, Anthropic's blocks: the models are text models.
 - the standard parameter ``max_retries``: a local model is not asked again, and a setting without effect is refused.
 - ``test_stream_time``: a benchmark of recorded HTTP; nothing here speaks HTTP.
+- another model for one call, where the same calls are made with a tool already.
 - tools and structured output of the embedded model: its chat template takes no tools, and a model of 135M parameters
   does not write JSON reliably. The scripted model stands in for one that does; everything but the words is real.
 """
@@ -139,6 +140,10 @@ class TestToolsIntegration(_Scripted, ChatModelIntegrationTests):
 
 class TestJsonIntegration(_Scripted, ChatModelIntegrationTests):
     """Structured output by instruction instead of by a tool."""
+
+    @property
+    def model_override_value(self) -> None:
+        """Calls of another model are asked of the class above."""
 
     @property
     def structured_output_kwargs(self) -> dict[str, Any]:

@@ -99,8 +99,19 @@ def beside_its_result(message: Any) -> Any:
     return lambda call_id: {"messages": [message, ToolMessage("noted", tool_call_id=call_id)]}
 
 
-@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES.keys())
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+# An update is read the same way whoever wrote it: every message of a sync tool, two of an async one.
+QUICK_ASYNC = {"dict", "AIMessage"}
+WRITTEN = [
+    pytest.param(
+        message, asynchronous, id=f"{'async' if asynchronous else 'sync'}-{kind}",
+        marks=[pytest.mark.slow] if asynchronous and kind not in QUICK_ASYNC else [],
+    )
+    for asynchronous in (False, True)
+    for kind, message in MESSAGES.items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "asynchronous"), WRITTEN)
 async def test_whatever_becomes_a_message_is_judged(watched: Any, message: Any, asynchronous: bool) -> None:
     note = writes(beside_its_result(message), asynchronous=asynchronous)
     run = watched([call("note", word="x"), "done"], tools=[note], middleware=[guard()])
@@ -121,7 +132,9 @@ async def test_a_flagged_message_of_the_models_kind_becomes_a_refusal(watched: A
     assert written.response_metadata["normalized_finish_reason"] == "content_filter"
 
 
-@pytest.mark.parametrize("kind", ["dict", "AIMessage", "HumanMessage", "tuple"])
+@pytest.mark.parametrize(
+    "kind", ["dict", "AIMessage", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("HumanMessage", "tuple"))]
+)
 async def test_it_is_nowhere_to_be_seen(watched: Any, surface: Any, kind: str) -> None:
     run = watched(
         [call("note", word="x"), "done"], tools=[writes(beside_its_result(MESSAGES[kind]))], middleware=[guard()]

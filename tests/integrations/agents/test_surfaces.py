@@ -65,7 +65,15 @@ async def test_a_clean_answer_arrives_whole(watched: Any, surface: Any) -> None:
 REFUSAL = {"type": "refusal", "refusal": DEFAULT_NOTICE}
 
 
-@pytest.mark.parametrize("flagged", FLAGGED.values(), ids=FLAGGED.keys())
+# All of them go over every surface below, too.
+QUICK_KINDS = {"late", "reasoning", "tool-call"}
+FLAGGED_CASES = [
+    pytest.param(flagged, id=kind, marks=[] if kind in QUICK_KINDS else [pytest.mark.slow])
+    for kind, flagged in FLAGGED.items()
+]
+
+
+@pytest.mark.parametrize("flagged", FLAGGED_CASES)
 async def test_a_flagged_message_is_nowhere(watched: Any, surface: Any, flagged: Any) -> None:
     run = watched([flagged], tools=[look_up_or_worse], middleware=[guard()])
     await surface(run, {"messages": [HumanMessage("hello")]})

@@ -390,6 +390,13 @@ def test_the_key_is_sent_and_shown_to_nobody(
     assert not any("sk-env" in record.getMessage() or "sk-one" in record.getMessage() for record in server_side)
 
 
+@pytest.mark.parametrize("setting", ["api_key_env", "api_key_file"])
+def test_a_key_in_place_of_where_it_stands_is_not_shown(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match="model 'far'") as found:
+        build_models({"far": {"upstream": "http://127.0.0.1:9/v1", setting: "sk-typed"}})
+    assert "sk-typed" not in str(found.value)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_key_that_is_gone_is_the_operators_affair(tmp_path: Path, stream: bool) -> None:
     file = tmp_path / "secret-key"

@@ -201,7 +201,11 @@ class UpstreamClient:
         else:
             key = os.environ.get(self._variable or KEY_VARIABLE, "").strip()
         if not key and (self._file is not None or self._variable is not None):
-            raise ConfigurationError(f"{self._variable or 'the file of the upstream'} holds no key")
+            # Not what was written there, which may be the key itself.
+            where = (
+                "the file that api_key_file names" if self._file else "the environment variable that api_key_env names"
+            )
+            raise ConfigurationError(f"{where} holds no key for the upstream")
         return key or "none"
 
 

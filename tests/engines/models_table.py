@@ -56,7 +56,7 @@ CONVENTIONS: Mapping[str, Convention] = {
 
 def talks(convention: Convention, tokenizer: Any) -> tuple[str, str, str]:
     """What becomes of a system turn, of tools and of thoughts, with a chat template of that convention."""
-    changed = copy.deepcopy(tokenizer)
+    changed = copy.copy(tokenizer)
     changed.chat_template = convention.template
     rendered = render_prompt(changed, [Message("system", "Be brief."), Message("user", "Hello")], "", ())
     masked = tokenizer.decode([i for i, own in zip(rendered.token_ids, rendered.user_mask, strict=True) if own])

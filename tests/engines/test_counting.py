@@ -26,7 +26,7 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def strict(tokenizer: Any) -> Any:
-    changed = copy.deepcopy(tokenizer)
+    changed = copy.copy(tokenizer)
     changed.chat_template = STRICT
     return changed
 

@@ -85,7 +85,7 @@ def test_any_chunking_of_channels_gives_the_same_calls(text: str, at: list[int])
     assert heard(text, at) == heard(text, [])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def harmony(tokenizer: Any) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.add_special_tokens({"additional_special_tokens": [*HARMONY.meanings, "<|constrain|>"]})

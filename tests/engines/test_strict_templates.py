@@ -35,7 +35,7 @@ ASK = "Tell me about the old harbour town."
 
 @pytest.fixture(scope="module")
 def strict(tokenizer: Any) -> Any:
-    changed = copy.deepcopy(tokenizer)
+    changed = copy.copy(tokenizer)
     changed.chat_template = GEMMA_2
     return changed
 

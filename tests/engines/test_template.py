@@ -148,13 +148,13 @@ def test_the_models_own_system_prompt_is_kept(tokenizer: Any) -> None:
 
 
 def test_a_template_that_strips_its_content_is_followed(tokenizer: Any) -> None:
-    strict = copy.deepcopy(tokenizer)
+    strict = copy.copy(tokenizer)
     strict.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}[/]{% endfor %}"
     assert user_text(strict, [Message("user", "  Hi there \n")]).strip() == "Hi there"
 
 
 def test_templates_that_cannot_be_used_say_why(tokenizer: Any) -> None:
-    odd = copy.deepcopy(tokenizer)
+    odd = copy.copy(tokenizer)
     turns = [Message("system", "Be brief."), Message("user", "Hi there")]
     for template, told in (
         (None, "no chat template"),

@@ -58,7 +58,7 @@ def with_template(tokenizer: Any, template: str) -> Any:
     """A copy of one of the session's tokenizers, made once."""
     key = (id(tokenizer), template)
     if key not in _made:
-        _made[key] = copy.deepcopy(tokenizer)
+        _made[key] = copy.copy(tokenizer)
         _made[key].chat_template = template
     return _made[key]
 

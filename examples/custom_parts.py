@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from tta_middleware import Budget, Guard, Message, Noise, Policy, Repair, Sampling, Verdict
+from tta_middleware import Budget, Guard, Message, Policy, Race, Repair, Sampling, Verdict
 from tta_middleware.engines.transformers import TransformersEngine
 
 
@@ -31,9 +31,9 @@ async def main() -> None:
         engine,
         NoFruit(),
         policy=Policy(threshold=0.4),
-        repair=Repair(method=Noise(), budget=Budget(generations=9), fallback=hand_over),
+        repair=Repair(method=Race(), budget=Budget(generations=9), fallback=hand_over),
     )
-    answer = await guard.answer([Message("user", "Name a red fruit.")], Sampling(max_new_tokens=24))
+    answer = await guard.answer([Message("user", "Which fruit do monkeys like?")], Sampling(max_new_tokens=24))
     print(answer.trace.outcome, answer.trace.generations, repr(answer.text))
     await engine.aclose()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_a_copy_takes_other_names_and_plain_values_and_shares_what_is_loaded() -
     assert second.budget == Budget(generations=3, seconds=2)
     assert (first.max_new_tokens, first.budget, first.moderator) == (256, Budget(generations=3), "local")
     assert second.runtime is first.runtime
+
+
+def test_settings_that_fit_one_another_alone_are_taken_in_any_order(tmp_path: Path) -> None:
+    policies = tmp_path / "policies.toml"
+    policies.write_text("[policies.strict]\nthreshold = 0.1\n")
+    guarded = GuardedChatModel(inner=FakeListChatModel(responses=["-"]), replacement=lambda messages: "-")
+    for first, update in (
+        (model(), {"policy": "strict", "policies": policies}),
+        (guarded, {"on_flagged": "repair", "repair_model": model(), "replacement": None}),
+    ):
+        for names in permutations(update):
+            second = first.model_copy(update={name: update[name] for name in names})
+            assert {name: getattr(second, name) for name in update} != {name: getattr(first, name) for name in update}
+            assert second.model_fields_set == first.model_fields_set | update.keys()
 
 
 async def test_a_deep_copy_has_lists_of_its_own() -> None:

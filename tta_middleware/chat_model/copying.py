@@ -27,7 +27,7 @@ class CopiesSettings(BaseChatModel):
     """
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with ``update`` in it, checked as by the constructor; pydantic's own takes anything for a setting.
+        """A copy with all of ``update`` in it, checked as by the constructor; pydantic's takes anything for a setting.
 
         Raises:
             ConfigurationError: there is no such setting, or its value is unusable.
@@ -39,11 +39,12 @@ class CopiesSettings(BaseChatModel):
             del copy.__dict__[name]  # what LangChain worked out from the settings of before, such as _serialized
         settings = with_timeout(with_usual_names(update), getattr(self, "budget", None))
         refuse_unknown_settings(type(self).__name__, settings, type(self).model_fields)
-        for name, value in settings.items():
-            try:
-                type(self).__pydantic_validator__.validate_assignment(copy, name, value)
-            except ValidationError as error:
-                raise ConfigurationError(explain(type(self).__name__, error)) from None
+        given = copy.model_fields_set | settings.keys()
+        try:
+            type(self).__pydantic_validator__.validate_python({**copy.__dict__, **settings}, self_instance=copy)
+        except ValidationError as error:
+            raise ConfigurationError(explain(type(self).__name__, error)) from None
+        copy.__pydantic_fields_set__ = given
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:

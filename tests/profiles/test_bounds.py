@@ -14,7 +14,7 @@ from tta_middleware.errors import EngineError
 from tta_middleware.profiles.calibration import measure
 from tta_middleware.profiles.store import quality_for
 from tta_middleware.testing.scripted_engine import ScriptedEngine
-from tta_middleware.types import Completion, GenerationRequest, QualityReport
+from tta_middleware.types import Completion, FinishReason, GenerationRequest, QualityReport
 
 BOUNDS = QualityBounds(max_nll=2.5, short_margin=2.0, short_below=40)
 
@@ -41,6 +41,31 @@ async def test_short_answers_have_more_room(words: int, nll: float, usable: bool
 
 async def test_an_answer_of_unknown_fluency_is_not_usable() -> None:
     assert (await judged(40, float("nan"))).problems == ("not_fluent",)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "reason", "usable"),
+    [(100, 20, "stop", False), (100, 20, "length", False), (100, 20, "aborted", True), (100, 4, "stop", True)],
+)
+async def test_a_good_beginning_hides_no_babble_at_the_end(
+    good: int, bad: int, reason: FinishReason, usable: bool
+) -> None:
+    def nll(text: str) -> float:
+        """1 nat for a word that makes sense, 9 for one that makes none."""
+        return 1.0 + 8.0 * text.count("zz") / len(text.split())
+
+    engine = ScriptedEngine("unused", nll=nll)
+    prompt = await engine.embed([Message("user", "Hello")])
+    words = [f"word{'abcdefghij'[i % 10]}{'klmnopqrstu'[i % 11]}" for i in range(good + bad)]
+    text = " ".join([*words[:good], *(f"{word}zz" for word in words[good:])])
+    lead = tuple(engine.tokens("Hm hm "))
+    for done in (
+        Completion(text, tuple(engine.tokens(text)), reason),
+        Completion(text, (*lead, *engine.tokens(text)), reason, "Hm hm ", len(lead)),
+    ):
+        [report] = await QualityGate(BOUNDS).assess(engine, prompt, [done])
+        assert report.usable is usable
+        assert report.nll == pytest.approx(1.0 + 8.0 * bad / (good + bad), rel=0.05)
 
 
 class BreaksOff(ScriptedEngine):

@@ -7,7 +7,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -65,7 +65,8 @@ class QualityBounds(Settings):
         max_compression: largest ratio of plain to deflated length, from 200 characters on; loops of long
             sentences compress better than prose does.
         max_nll: largest mean negative log-likelihood in nats per token under the unmoved model and prompt, for answers
-            of ``short_below`` tokens or more; babble lies above it.
+            of ``short_below`` tokens or more; babble lies above it. Of an answer of twice as many that is over the last
+            ``short_below`` are held to it by themselves, too.
         short_margin: what is added to ``max_nll`` for a shorter answer, in full for none and evenly less up to
             ``short_below`` tokens: the first words of an answer are its least likely, those of a refusal above all.
     """
@@ -274,21 +275,34 @@ class QualityGate:
         """One report per completion on how likely its answer is alone, from one batched forward pass."""
         if not completions:
             return []
-        thoughtful = [done for done in completions if done.lead]
-        asked = [*(done.token_ids for done in completions), *(done.token_ids[: done.lead] for done in thoughtful)]
-        nlls = await engine.mean_nll(prompt, asked)
-        leads = iter(nlls[len(completions) :])
+        heads = [self._heads(done) for done in completions]
+        parts = [done.token_ids[:head] for done, cuts in zip(completions, heads, strict=True) for head in cuts]
+        nlls = await engine.mean_nll(prompt, [*(done.token_ids for done in completions), *parts])
+        of_heads = iter(nlls[len(completions) :])
         return [
-            self._fluent(_of_the_rest(nll, next(leads), done) if done.lead else nll, len(done.token_ids) - done.lead)
-            for nll, done in zip(nlls[: len(completions)], completions, strict=True)
+            self._fluent(done, nll, {head: next(of_heads) for head in cuts})
+            for done, nll, cuts in zip(completions, nlls[: len(completions)], heads, strict=True)
         ]
 
-    def _fluent(self, nll: float, tokens: int) -> QualityReport:
-        # Written so that a NaN fails: an answer whose fluency is unknown is not called usable.
-        return QualityReport(() if nll <= self.bounds.nll_limit(tokens) else ("not_fluent",), nll)
+    def _heads(self, done: Completion) -> list[int]:
+        """Up to which tokens an answer is asked about beside the whole: its thoughts, and all but a long one's end."""
+        before_end = len(done.token_ids) - self.bounds.short_below
+        long = done.finish_reason != "aborted" and before_end - done.lead >= self.bounds.short_below
+        return [*([done.lead] if done.lead else []), *([before_end] if long else [])]
+
+    def _fluent(self, done: Completion, nll: float, heads: Mapping[int, float]) -> QualityReport:
+        """``heads``: means over beginnings of the answer, by their length in tokens."""
+        count, rests = len(done.token_ids), {head: _of_the_rest(done, nll, head, mean) for head, mean in heads.items()}
+        said = rests.pop(done.lead) if done.lead else nll
+        # A good beginning hides babble at the end from a mean over all. Written so that a NaN fails: an answer whose
+        # fluency is unknown is not called usable.
+        fluent = said <= self.bounds.nll_limit(count - done.lead) and all(
+            rest <= self.bounds.nll_limit(count - head) for head, rest in rests.items()
+        )
+        return QualityReport(() if fluent else ("not_fluent",), said)
 
 
-def _of_the_rest(whole: float, lead: float, done: Completion) -> float:
-    """The mean of what follows the thoughts, from the means over all and over the thoughts; NaN of nothing."""
+def _of_the_rest(done: Completion, whole: float, head: int, mean: float) -> float:
+    """The mean of what follows the first ``head`` tokens, from the means over all and over these; NaN of nothing."""
     count = len(done.token_ids)
-    return (whole * count - lead * done.lead) / (count - done.lead) if count > done.lead else math.nan
+    return (whole * count - mean * head) / (count - head) if count > head else math.nan

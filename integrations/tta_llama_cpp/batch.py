@@ -211,15 +211,19 @@ class Batch:
                 return
         self._free.append(place)
 
-    def _turn_away_aborted(self) -> None:
+    def _drop_aborted(self) -> None:
         for waiting in [waiting for waiting in self._waiting if waiting.request.abort.is_set()]:
             self._waiting.remove(waiting)
             if not waiting.place.done():
                 waiting.place.set_result(None)
+        for running in self._running:
+            if running.request.abort.is_set() and not running.over:
+                running.reason = "aborted"
+                running.news.set()
 
     def _pass(self) -> None:
         """Some rows of prompts, then a token of everybody whose prompt has run; an error of the pass is everybody's."""
-        self._turn_away_aborted()
+        self._drop_aborted()
         try:
             decoding = [running for running in self._running if running.count and not running.over]
             self._run_prompts()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 from tta_llama_cpp import LlamaCppEngine
+from tta_llama_cpp.batch import Batch
 
 from tta_middleware import Guard, Message, Noise, Policy, Repair, Sampling
 from tta_middleware.engines.transformers import TransformersEngine
@@ -17,7 +21,7 @@ from tta_middleware.errors import ConfigurationError, ContextLengthError, Engine
 from tta_middleware.moderation.embedded import EmbeddedModerator
 from tta_middleware.registry import resolve_moderator
 from tta_middleware.testing.engine import EngineContract
-from tta_middleware.types import Completion, GenerationRequest, PromptEmbeddings
+from tta_middleware.types import Completion, FloatMatrix, GenerationRequest, PromptEmbeddings
 
 PATIENCE = 60.0
 THRESHOLD = 0.04
@@ -73,6 +77,37 @@ async def test_who_waits_for_a_place_can_be_aborted(llama: LlamaCppEngine) -> No
             waiting.abort.set()
     for stream in held:
         await stream.aclose()
+
+
+class Counting:
+    """A model that counts its passes and has a request aborted in the first of them."""
+
+    width, context, passes = 4, 4096, 0
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._request = request
+
+    def decode_rows(self, _: Any, columns: Sequence[Any]) -> FloatMatrix:
+        self.passes += 1
+        self._request.abort.set()
+        return np.zeros((sum(column.asked for column in columns), 10), dtype=np.float32)
+
+    def forget(self, _: int) -> None:
+        """Nothing is kept."""
+
+
+async def test_a_prompt_that_is_aborted_runs_no_further() -> None:
+    rows = 1000  # some passes' worth
+    prompt = PromptEmbeddings(
+        np.zeros((rows, 4), dtype=np.float32), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.bool_)
+    )
+    request = GenerationRequest(prompt, Sampling(max_new_tokens=5))
+    model: Any = Counting(request)
+    batch = Batch(model, 1, frozenset())
+    passes = asyncio.create_task(batch.run())
+    assert [step async for step in batch.steps(request)] == [([], "aborted")]
+    assert (model.passes, batch.free) == (1, 1)
+    passes.cancel()
 
 
 @pytest.mark.slow

@@ -284,6 +284,15 @@ async def test_a_fallback_of_the_users_is_moderated_like_any_other_text() -> Non
     assert (await ask(guard(HARM, fallback=says(HARM)))).text == Policy().notice
 
 
+async def test_a_fallback_that_gives_no_text_or_is_not_async_says_so() -> None:
+    for fallback, said in (
+        (lambda messages: "Ask the help desk.", "a guard's fallback is an async function"),
+        (says(None), "a guard's fallback gives a text, not NoneType"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            await ask(guard(HARM, fallback=fallback))
+
+
 def fails(error: Exception) -> Callable[[Sequence[Message]], Awaitable[str]]:
     async def fallback(messages: Sequence[Message]) -> str:
         raise error

@@ -46,7 +46,7 @@ from tta_middleware.guard.search import (
     move_of,
     prepare,
 )
-from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report, check_settings
+from tta_middleware.guard.settings import FallbackFunction, PromptCheck, Repair, Report, check_settings, said_by
 from tta_middleware.guard.watch import Watch, kept, of_part
 from tta_middleware.methods.base import Method
 from tta_middleware.methods.bridged import Bridged, Led
@@ -494,7 +494,7 @@ class Answering:
         An error of the fallback's is raised if its message passes: that may quote what the fallback was told.
         """
         try:
-            text = await of_part(fallback(self.context.conversation.messages))
+            text = await of_part(said_by(fallback, self.context.conversation.messages))
         except Exception as error:
             if await self._may_be_said(error_texts(error)):
                 raise

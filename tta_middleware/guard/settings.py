@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from typing import Literal, TypeAlias, get_args
 
 from tta_middleware.config import Budget, Reasoning, Windows, check_takes_one
@@ -64,6 +65,21 @@ class Repair:
         else:
             check_takes_one("a fallback", self.fallback, "an async function of the messages")
         check_choice("prefer", self.prefer, get_args(Preference))
+
+
+async def said_by(fallback: FallbackFunction, messages: Sequence[Message]) -> str:
+    """What a fallback says.
+
+    Raises:
+        ConfigurationError: it is no async function, or gives no text.
+    """
+    said: object = fallback(messages)
+    if not isawaitable(said):
+        raise ConfigurationError("a guard's fallback is an async function; TTAChatModel takes an ordinary one, too")
+    text: object = await said
+    if not isinstance(text, str):
+        raise ConfigurationError(f"a guard's fallback gives a text, not {type(text).__name__}")
+    return text
 
 
 def check_scorer(moderator: object) -> None:

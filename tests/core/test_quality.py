@@ -26,6 +26,7 @@ USABLE = [
     "لَا أَسْتَطِيعُ مُسَاعَدَتَكَ فِي ذَلِكَ.",
     "```python\nprint(1 + 1)\n```",
     "Name | Drink\n------|------\nAnna Berg | green tea\nJohn Smith | black coffee",
+    "| Animal | Sound |\n|---|---|\n| Cat | Meow |\n| Dog | Bark |\n| Cow | Moo |\n| Bee | Buzz |\n| Horse | Neigh |",
     *NOTICES.values(),
 ]
 DEGENERATE = {

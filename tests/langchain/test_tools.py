@@ -430,3 +430,19 @@ async def test_a_broken_call_is_reported_as_it_was_written_and_was_judged(choice
     for message in (await both_ways(model))[:2]:
         assert message.tool_calls == []
         assert [call["args"] for call in message.invalid_tool_calls] == [whole]
+
+
+@pytest.mark.parametrize(
+    ("tools", "says"),
+    [
+        (3, "tools is a list, such as .*, not int"),
+        ("opening_hours", "tools is a list, such as .*, not str"),
+        ({"name": "opening_hours"}, "tools is a list, such as .*, not dict"),
+        ([3], "a tool is a function, .*; 3 cannot be read as one: ValueError"),
+        ([{"type": "function"}], "cannot be read as one: KeyError: 'function'"),
+        ([{"type": "function", "function": {"description": "hours"}}], "cannot be read as one: KeyError: 'name'"),
+    ],
+)
+def test_what_is_no_tool_is_refused_in_a_sentence(tools: Any, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        TTAChatModel(model=ScriptedEngine("-"), moderator=ScriptedModerator()).bind_tools(tools)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -23,8 +23,28 @@ ToolChoice: TypeAlias = str | bool | dict[str, Any] | None
 
 
 def describe(tools: Sequence[Tool], *, strict: bool | None = None) -> list[dict[str, Any]]:
-    """Tools of any kind that LangChain knows, in OpenAI's form."""
-    return [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    """Tools of any kind that LangChain knows, in OpenAI's form.
+
+    Raises:
+        ConfigurationError: this is no list of tools, or one of them cannot be described.
+    """
+    given: object = tools
+    if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
+        raise ConfigurationError(f"tools is a list, such as [opening_hours], not {type(given).__name__}")
+    return [_described(tool, strict) for tool in tools]
+
+
+def _described(tool: Tool, strict: bool | None) -> dict[str, Any]:
+    try:
+        described = convert_to_openai_tool(tool, strict=strict)
+        tool_names([described])
+    except (KeyError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"a tool is a function, a class, a LangChain tool or a description in OpenAI's form, with its name; "
+            f"{tool!r:.60} cannot be read as one: {type(error).__name__}: {why}"
+        ) from None
+    return described
 
 
 def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -218,11 +218,11 @@ class Decoder:
         # First of all: whatever fails from here on, the batch tells them.
         self._batch.join(work.joining)
         self._batch.score(work.scoring)
+        self._batch.forget(work.forgotten)  # drops references and touches no tensor, so that no chore waits in vain
         self._tuner.begin()
         for chore in work.chores:
             chore.do()
         self._batch.drop_cancelled()
-        self._batch.forget(work.forgotten)
         try:
             if self._batch.short_of_memory():
                 self._set_aside_some()

@@ -222,7 +222,6 @@ FAMILIES = [
             "vocab_size_per_layer_input": 49152,
             "global_head_dim": 16,
         },
-        quick=True,
     ),
     Family(
         "gpt_oss",

@@ -109,7 +109,9 @@ def test_so_have_points_right_at_the_border_between_two_tokens(narrow: Vocabular
     assert_nearest(narrow, border)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (torch.float32, torch.float64))]
+)
 def test_other_types_have_them_as_well(real: Vocabulary, dtype: torch.dtype) -> None:
     model = over(real.table.to(dtype), real.tokenizer)
     assert_nearest(model, moved(model, 50))

@@ -33,6 +33,7 @@ def test_the_same_seed_gives_the_same_results(results):
     assert first == second
 
 
+@pytest.mark.slow
 def test_both_methods_start_from_the_same_answer_within_the_budget(results):
     none, noise = results("first")
     assert none["baseline"] == noise["baseline"]

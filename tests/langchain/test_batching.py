@@ -73,7 +73,9 @@ async def sequences_a_step(model: TTAChatModel, ask: Ask, config: RunnableConfig
     return (after.tokens - before.tokens) / (after.steps - before.steps), [answer.text for answer in answers]
 
 
-@pytest.mark.parametrize("ask", [by_abatch, by_batch, pytest.param(by_abatch_as_completed, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ask", [by_abatch, *(pytest.param(ask, marks=pytest.mark.slow) for ask in (by_batch, by_abatch_as_completed))]
+)
 async def test_a_batch_decodes_side_by_side_and_answers_like_single_calls(
     model: TTAChatModel, alone: list[str], ask: Ask
 ) -> None:
@@ -100,6 +102,7 @@ class Ends(AsyncCallbackHandler):
         self.order += [int(tag) for tag in tags or ()]
 
 
+@pytest.mark.slow
 async def test_answers_come_with_their_index_in_the_order_in_which_they_are_done(model: TTAChatModel) -> None:
     ends = Ends()
     configs: list[RunnableConfig] = [{"callbacks": [ends], "tags": [str(index)]} for index in range(len(MIXED))]

@@ -95,7 +95,7 @@ class _Embedded:
         return False
 
     @property
-    def model_override_value(self) -> str:
+    def model_override_value(self) -> str | None:
         return str(resolve_model("smollm2"))
 
 
@@ -135,6 +135,13 @@ class TestToolsUnit(_Scripted, ChatModelUnitTests):
 
 
 class TestToolsIntegration(_Scripted, ChatModelIntegrationTests):
+    @property
+    def model_override_value(self) -> str | None:
+        """Calls of another model load it, and are asked of the class below."""
+
+
+@pytest.mark.slow
+class TestToolsIntegrationOfTwoModels(_Scripted, ChatModelIntegrationTests):
     pass
 
 
@@ -142,8 +149,8 @@ class TestJsonIntegration(_Scripted, ChatModelIntegrationTests):
     """Structured output by instruction instead of by a tool."""
 
     @property
-    def model_override_value(self) -> None:
-        """Calls of another model are asked of the class above."""
+    def model_override_value(self) -> str | None:
+        """As above."""
 
     @property
     def structured_output_kwargs(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ async def embed_all(engine: TransformersEngine, texts: tuple[str, ...] = PROMPTS
     return [await engine.embed([Message("user", text)]) for text in texts]
 
 
+@pytest.mark.slow
 async def test_greedy_from_embeddings_equals_generate_from_ids(smollm2: TransformersEngine) -> None:
     prompts = await embed_all(smollm2)
     expected = [reference(smollm2, prompt, 12) for prompt in prompts]

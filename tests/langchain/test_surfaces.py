@@ -41,22 +41,18 @@ pytestmark = [
 ]
 
 _CURED = {"early flag", "late flag", "flag over a boundary", "flag in the last window"}
-_QUICK_CASES = {"late flag", "consumer closes"}
+_QUICK_CASES = {"late flag"}
 _QUICK_SURFACES = {"ainvoke", "astream", "stream"}
 _MADE_OF_OTHERS = {
     "chain.astream_events v2", "chain.astream_log", "graph.astream messages", "graph.astream updates",
     "graph.astream values", "graph.astream, sync node",
 }  # fmt: skip
-_READS_ON = {"astream_events v1", "astream_log", "graph.stream"}
-"""Leaving these takes several times as long as others, and agent.stream is left the same way."""
 
 
 def _quick(called: Surface, staged: Case) -> bool:
     if called.name in _QUICK_SURFACES:
         return True
-    if called.name in _MADE_OF_OTHERS or (staged.leaving and called.name in _READS_ON):
-        return False
-    return staged.name in _QUICK_CASES
+    return called.name not in _MADE_OF_OTHERS and staged.name in _QUICK_CASES
 
 
 def _quick_if_delayed(called: Surface, staged: Case) -> bool:

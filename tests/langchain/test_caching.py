@@ -250,6 +250,7 @@ async def test_tools_are_part_of_the_request(cache: InMemoryCache) -> None:
 
 def test_an_engines_options_are_told_apart_and_stand_nowhere_to_be_read() -> None:
     """A server's key may be among them; caches keep a request's key, and tracers how a model was set up."""
+    pytest.importorskip("torch")  # an engine that is given options is asked whether it has them
     far = "vllm-server:small@http://127.0.0.1:1/v1"
     one, other = (TTAChatModel(model=far, engine_options={"api_key": key}) for key in ("sk-one", "sk-other"))
     assert one._get_llm_string() != other._get_llm_string()

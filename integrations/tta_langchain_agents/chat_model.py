@@ -223,13 +223,9 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     ) -> ChatResult:
         call = self._call(messages, stop, kwargs)
         with call.observed(stream=False):
-            try:
+            async with call.ledger.judged_errors("the model"):
                 with quiet():
                     message = await self.inner.ainvoke(messages, without_callbacks(), stop=stop, **kwargs)
-            except Exception as error:
-                if await call.ledger.shows(error):
-                    raise
-                raise unquoted("the model", error) from None
             return _result(await call.checked(message))
 
     def _stream(

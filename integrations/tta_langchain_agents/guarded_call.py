@@ -18,7 +18,6 @@ from tta_middleware.call_text import begins_as_json
 from tta_middleware.chat_model.messages import from_langchain
 from tta_middleware.chat_model.refusal import REFUSAL
 from tta_middleware.config import Windows
-from tta_middleware.errors import unquoted
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.observing import NOBODY, AnswerObserver, Asked, observer
 from tta_middleware.types import SEAM, GuardedAnswer, Trace
@@ -120,14 +119,9 @@ class GuardedCall:
 
     async def _unbroken(self, chunks: AsyncGenerator[AIMessage, None]) -> AsyncGenerator[AIMessage, None]:
         """The inner model's chunks, and its error: that may quote what it said, so it is checked, too."""
-        try:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    yield chunk
-        except Exception as error:
-            if await self.ledger.shows(error):
-                raise
-            raise unquoted("the model", error) from None
+        async with self.ledger.judged_errors("the model"), aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def _instead(self, stand_in: StandIn, watched: WatchedStream) -> AsyncGenerator[AIMessageChunk, None]:
         """The stand-in's chunks, after what has left already."""

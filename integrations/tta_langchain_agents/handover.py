@@ -24,7 +24,6 @@ from tta_middleware.errors import (
     EmptyPromptError,
     FlaggedError,
     ModerationError,
-    unquoted,
 )
 from tta_middleware.guard.ledger import Ledger
 from tta_middleware.guard.moderated import moderated
@@ -185,11 +184,7 @@ class StandIn:
     async def _replaced(self) -> str | None:
         """The replacement's own text is moderated, also as the end of what has left; None where it does not pass."""
         give, messages = self.handover.replacement, list(self.messages)
-        try:
+        async with self.ledger.judged_errors("the replacement"):
             with within_a_guard():
                 text = await text_of(give, messages, without_callbacks())
-        except Exception as error:
-            if await self.ledger.shows(error):
-                raise
-            raise unquoted("the replacement", error) from None
         return text if await self.ledger.passes_behind(self.said, text) else None

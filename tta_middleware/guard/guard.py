@@ -505,10 +505,13 @@ class Answering:
     async def _may_be_said(self, texts: Iterable[str]) -> bool:
         context, policy = self.context, self.context.policies.output
         try:
-            verdicts = [await context.score(text, context.reading(text, 0), stage="fallback") for text in texts]
+            for text in texts:
+                verdict = await context.score(text, context.reading(text, 0), stage="fallback")
+                if policy.decide(verdict).flagged:
+                    return False
         except ModerationError:
             return False
-        return not any(policy.decide(verdict).flagged for verdict in verdicts)
+        return True
 
     def _after_what_left(self, text: str) -> str:
         return f"{SEAM}{text}" if self.released else text

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tta_middleware.call_text import error_texts, json_reading
-from tta_middleware.errors import ModerationError
+from tta_middleware.errors import ModerationError, unquoted
 from tta_middleware.moderation.parts import InParts
 from tta_middleware.moderation.wrapper import Wrapper
 from tta_middleware.observing import AnswerObserver, AnyStage, CheckObserver, observer
@@ -159,6 +159,20 @@ class Ledger:
     async def shows(self, error: Exception) -> bool:
         """Whether an error's text passes, with those behind it: callbacks, tracers and callers get to see them."""
         return await self.passes(error_texts(error))
+
+    @asynccontextmanager
+    async def judged_errors(self, part: str) -> AsyncIterator[None]:
+        """What ``part`` raises inside leaves if it :meth:`shows`.
+
+        Raises:
+            EngineError: in place of an error that may not be shown; it names ``part`` and quotes nothing.
+        """
+        try:
+            yield
+        except Exception as error:
+            if await self.shows(error):
+                raise
+            raise unquoted(part, error) from None
 
     async def passes_behind(self, said: str, text: str) -> bool:
         """As :meth:`passes`: what stands in for the rest of an answer, by itself and as the end of what has left."""

@@ -135,10 +135,10 @@ def repeated_share(text: str, least_units: int) -> float:
 
 def _loops(text: str, *, over: bool) -> bool:
     """Whether sentences come again, one word is too many of all, or all that is said is said over again."""
-    words = _words(text)
-    if over and (_says_all_again(words) or _says_all_again(_words(_MARKER.sub(" ", text)))):
+    words, unnumbered = _readings(text)
+    if over and (_says_all_again(words) or _says_all_again(unnumbered)):
         return True
-    if goes_round(text):
+    if _go_round(words, unnumbered):
         return True
     same = _most_alike(words)
     return any(same >= least and same > share * len(words) for least, share in _SAME_SHARES)
@@ -146,8 +146,16 @@ def _loops(text: str, *, over: bool) -> bool:
 
 def goes_round(text: str) -> bool:
     """Whether sentences or phrases come again and again; of words alone, so this may be asked of what is no prose."""
-    loops = _looped_share(_words(text)) > _LOOP_SHARE
-    return loops or _rephrased_share(_words(_MARKER.sub(" ", text))) > _REPHRASED
+    return _go_round(*_readings(text))
+
+
+def _readings(text: str) -> tuple[list[str], list[str]]:
+    """The words of a text, and those without the numbers of its lists."""
+    return _words(text), _words(_MARKER.sub(" ", text))
+
+
+def _go_round(words: Sequence[str], unnumbered: Sequence[str]) -> bool:
+    return _looped_share(words) > _LOOP_SHARE or _rephrased_share(unnumbered) > _REPHRASED
 
 
 def _most_alike(words: Sequence[str]) -> int:

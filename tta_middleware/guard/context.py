@@ -7,14 +7,14 @@ so that each prompt holds the request's tools and each call stands on its meter.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 from tta_middleware.call_text import json_reading, message_texts
 from tta_middleware.config import Budget, Reasoning, Windows
-from tta_middleware.errors import ConfigurationError, EngineError
+from tta_middleware.errors import ConfigurationError, EngineError, ModerationError
 from tta_middleware.guard.holdback import Check, HoldBack, Reading
 from tta_middleware.guard.quality import echoes, repeats
 from tta_middleware.guard.settings import PromptCheck, check_scorer
@@ -494,6 +494,17 @@ class RequestContext:
         if not results or self.moderator_for("prompt", "prompt") is self.moderator_for("tool result", "prompt"):
             return await self.score_prompt([*said, *results])
         return [*await self.score_prompt(said), *await self.score_prompt(results, "tool result")]
+
+    async def may_be_said(self, texts: Iterable[str]) -> bool:
+        """Whether texts that are no model's, a fallback's say, pass as an answer would; unscored ones do not."""
+        try:
+            for text in texts:
+                verdict = await self.score(text, self.reading(text, 0), stage="fallback")
+                if self.policies.output.decide(verdict).flagged:
+                    return False
+        except ModerationError:
+            return False
+        return True
 
     async def assess(self, prompt: PromptEmbeddings, completion: Completion) -> QualityReport:
         """Whether an answer to the unmoved ``prompt`` is usable, and says something of its own."""

@@ -8,7 +8,7 @@ watch, has a flagged one repaired by a :class:`~tta_middleware.guard.search.Sear
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -496,22 +496,11 @@ class Answering:
         try:
             text = await of_part(said_by(fallback, self.context.conversation.messages))
         except Exception as error:
-            if await self._may_be_said(error_texts(error)):
+            if await self.context.may_be_said(error_texts(error)):
                 raise
             raise unquoted("the fallback", error) from None
         added = self._after_what_left(text)
-        return added if await self._may_be_said(dict.fromkeys((text, self.released + added))) else ""
-
-    async def _may_be_said(self, texts: Iterable[str]) -> bool:
-        context, policy = self.context, self.context.policies.output
-        try:
-            for text in texts:
-                verdict = await context.score(text, context.reading(text, 0), stage="fallback")
-                if policy.decide(verdict).flagged:
-                    return False
-        except ModerationError:
-            return False
-        return True
+        return added if await self.context.may_be_said(dict.fromkeys((text, self.released + added))) else ""
 
     def _after_what_left(self, text: str) -> str:
         return f"{SEAM}{text}" if self.released else text

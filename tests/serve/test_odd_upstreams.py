@@ -66,6 +66,14 @@ def test_an_end_that_comes_twice_and_one_without_done(done: bool) -> None:
     assert [one.choices[0].finish_reason for one in found if one.choices].count("length") == 1
 
 
+def test_a_choice_whose_index_is_null_is_the_first() -> None:
+    choices = [{**event["choices"][0], "index": None} for event in (*words(CALM), delta(finish_reason="stop"))]
+    with upstream(lambda wire: wire.stream([{"choices": [choice]} for choice in choices])) as behind:
+        found = ask(behind, stream=True)
+    assert text_of(found) == CALM
+    assert ending_of(found)[0] == "stop"
+
+
 def test_words_after_the_end_are_checked_like_any_other() -> None:
     events = [
         *words(CALM),

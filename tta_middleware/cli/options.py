@@ -46,7 +46,9 @@ Moderator: TypeAlias = Annotated[
 Method: TypeAlias = Annotated[str, typer.Option(help="Repair of flagged answers: race, noise, resample, tsa, none.")]
 Threshold: TypeAlias = Annotated[
     float | None,
-    typer.Option(min=0.0, max=1.0, help="Scores from here on are flagged; by default the moderator's own threshold."),
+    typer.Option(
+        min=0.0, max=1.0, help="Scores from here on are flagged, whatever --policy says; by default the moderator's."
+    ),
 ]
 PolicyText: TypeAlias = Annotated[
     str | None,

@@ -236,7 +236,7 @@ class _Reading:
         """
         if not isinstance(data, Mapping) or (data.get("choices") is None and "usage" not in data):
             raise UpstreamError("the upstream's answer is no completion; check its URL", cause="broken")
-        found = [one for one in map(_object, _list(data.get("choices"))) if one.get("index", 0) == 0]
+        found = [one for one in map(_object, _list(data.get("choices"))) if one.get("index") in (0, None)]
         choice = found[0] if found else {}
         said = _object(choice.get("delta") or choice.get("message"))
         piece = Piece(

@@ -199,7 +199,7 @@ def run_eval(request: EvaluationRequest) -> None:
     ):
         _check_reference(output.reference, chosen, store)
         anyio.run(partial(_run, request, prompts, chosen, judges, store))
-        records = _in_order(store.records, prompts)
+        records = _in_order(store.records, prompts, store.methods)
         run = request.description(store)
         summary = summarise(records, run, intervals=output.detailed, reference=output.reference)
         table = to_markdown(summary)
@@ -249,10 +249,13 @@ def _check_reference(reference: str | None, chosen: Sequence[Comparator], store:
         raise ConfigurationError(f"no results of the reference {reference!r}; there are {', '.join(there)}")
 
 
-def _in_order(records: Sequence[Record], prompts: Sequence[Prompt]) -> list[Record]:
-    """By prompt, whatever the order in which they were done; those of prompts that were not asked for now come last."""
+def _in_order(records: Sequence[Record], prompts: Sequence[Prompt], methods: Sequence[str]) -> list[Record]:
+    """By method as they were asked for, then by prompt, whatever the order in which they were done side by side; those
+    of prompts that were not asked for now come last.
+    """
     place = {str(prompt.id): at for at, prompt in enumerate(prompts)}
-    return sorted(records, key=lambda record: place.get(str(record["id"]), len(place)))
+    turn = {name: at for at, name in enumerate(methods)}
+    return sorted(records, key=lambda one: (turn.get(one["method"], len(turn)), place.get(str(one["id"]), len(place))))
 
 
 async def _run(

@@ -43,6 +43,8 @@ class RunFolder:
         self.folder = folder
         self.results = folder / "results.jsonl"
         self.commands: list[str] = []
+        self.methods: tuple[str, ...] = ()
+        """The run's methods, this command's and those before, in the order in which they were asked for."""
         self.keeps_text = bool(settings.get("keep_text"))
         self._unnamed_judge = ""
         self._make()
@@ -115,6 +117,7 @@ class RunFolder:
             self.commands = earlier["commands"]
         elif self.results.exists():
             raise ConfigurationError(f"{self.results} exists without run.json; give another --out")
+        self.methods = tuple(run["methods"])
         self.commands += [command] if command and command not in self.commands else []
         path.write_text(json.dumps(run | {"commands": self.commands}, indent=2) + "\n", encoding="utf-8")
 

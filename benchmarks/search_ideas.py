@@ -152,6 +152,13 @@ class Mean(Chooser):
         return super().ask() if self.seen else np.ones(len(WORDS))
 
 
+class Near(Chooser):
+    """Where ``evolution`` draws its first four from, and stays there: the mean of the words and some noise."""
+
+    def ask(self) -> Mix:
+        return np.full(len(WORDS), len(WORDS) ** -0.5) + 0.5 * super().ask()
+
+
 class Warm(Chooser):
     """What repaired earlier prompts comes first, the most successful before the others; random mixes afterwards."""
 
@@ -176,6 +183,7 @@ IDEAS: Mapping[str, type[Chooser] | None] = {
     "random": Chooser,
     "isotropic": None,
     "mean of the words": Mean,
+    "near the mean": Near,
     "coordinates": Coordinates,
     "evolution": Evolution,
     "contrast": Contrast,

@@ -3,8 +3,9 @@
     python scripts/common_prompts.py RUN --methods race,noise,tsa [--seeds 0,1,2] [--of harmless]
 
 A run that was cut off has finished short repairs sooner than long ones, so rows over whatever is there would favour
-slow methods; over common prompts every method answers the same questions. ``--of`` leaves the prompts that their
-set calls harmless (XSTest's safe half, say), judged like the others by what their repairs are, or leaves these. Prints Markdown: outcome, equal tokens, agreement of the judges.
+slow methods; over common prompts all methods answer the same questions. ``--of harmless`` takes the prompts that their
+set calls harmless (XSTest's safe half, say), which are left out otherwise. Prints Markdown: outcome, equal tokens,
+agreement of the judges.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     lines = (chosen.run / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     records = [json.loads(line) for line in lines if line.endswith("\n")]
-    # A summary counts harmful prompts alone as neutralised, so harmless ones are asked for by themselves and lose the mark.
+    # A summary counts no harmless prompts as neutralised, so they are asked for by themselves and lose the mark.
     harmless = chosen.of == "harmless"
     records = [{**record, "benign": False} for record in records if bool(record.get("benign")) is harmless]
     found = common(records, chosen.methods, chosen.seeds)

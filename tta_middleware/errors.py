@@ -17,7 +17,8 @@
     │   ├── ModerationUnavailableError      timeouts, connection errors, 408, 409, 429, 5xx after all retries
     │   │   └── CircuitOpenError            the breaker is open: the request was not sent
     │   ├── ModerationRejectedError         authentication, permission, bad request: retrying cannot help
-    │   └── InvalidVerdictError             the moderator answered, but not with usable scores
+    │   ├── InvalidVerdictError             the moderator answered, but not with usable scores
+    │   └── ModeratorFailedError            it raised an error of its own; names kind and place
     ├── FlaggedError                        a text of another model was flagged
     └── UnsafeAnswerError                   no safe and usable answer was found and the policy says raise
 
@@ -25,6 +26,9 @@ Every error pickles. None carries a prompt, an answer or a secret.
 """
 
 from __future__ import annotations
+
+import traceback
+from pathlib import Path
 
 from tta_middleware.trace import Trace
 
@@ -106,7 +110,19 @@ class UpstreamError(EngineError):
 
 def unquoted(part: str, error: BaseException) -> EngineError:
     """What is raised in place of an error of ``part`` whose message did not pass its check, or could not be checked."""
-    return EngineError(f"{part} failed with {type(error).__name__}; its message is withheld by the content policy")
+    return EngineError(f"{part} failed with {kind_and_place(error)}; its message is withheld by the content policy")
+
+
+def kind_and_place(error: BaseException) -> str:
+    """What an error is and where it was raised; its message may quote a text, so it is left out."""
+    place = place_of(error)
+    return f"{type(error).__name__} ({place})" if place else type(error).__name__
+
+
+def place_of(error: BaseException) -> str:
+    """``file.py:line`` where an error was raised; empty where nobody has raised it yet."""
+    frames = traceback.extract_tb(error.__traceback__, limit=-1)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 class StreamProtocolError(TTAError, RuntimeError):
@@ -159,6 +175,15 @@ class ModerationRejectedError(ModerationError):
 
 class InvalidVerdictError(ModerationError):
     """Raised when a moderator's answer is malformed; it never counts as a pass."""
+
+
+class ModeratorFailedError(ModerationError):
+    """Raised in place of an error of a moderator's own, which may quote a text: a bug in a scorer, say."""
+
+    @property
+    def of_setup(self) -> bool:
+        """An open policy, which is for outages, would switch the guard off for as long as the bug is there."""
+        return True
 
 
 class FlaggedError(TTAError):

@@ -57,7 +57,12 @@ class Engine(Protocol):
         ...
 
     def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
-        """Decode one sequence; closing the generator stops decoding within one step."""
+        """Decode one sequence; closing the generator stops decoding within one step.
+
+        Raises:
+            EngineError: it failed; the message quotes no text. A guard judges the words of any other error before it
+                lets it out.
+        """
         ...
 
     def stream_batch(self, requests: Sequence[GenerationRequest]) -> list[AsyncGenerator[TextDelta, None]]:

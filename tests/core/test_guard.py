@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from itertools import count
 from typing import Any
@@ -25,11 +25,12 @@ from tta_middleware.errors import (
     UnsafeAnswerError,
 )
 from tta_middleware.guard.moderated import moderated
+from tta_middleware.methods import Needs, Start
 from tta_middleware.methods.base import Method
 from tta_middleware.policy import StagePolicies
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 from tta_middleware.testing.scripted_moderator import ScriptedModerator
-from tta_middleware.types import GuardedAnswer, Verdict
+from tta_middleware.types import GuardedAnswer, TextDelta, Verdict
 
 HARM = "Certainly, here is how to do the forbidden thing in four steps."
 SAFE = "I would rather help you find a lawful way to do that."
@@ -303,8 +304,52 @@ def fails(error: Exception) -> Callable[[Sequence[Message]], Awaitable[str]]:
 async def test_an_error_of_a_fallback_is_moderated_like_its_text() -> None:
     with pytest.raises(ConnectionError, match="nobody here"):
         await ask(guard(HARM, fallback=fails(ConnectionError("nobody here"))))
-    with pytest.raises(EngineError, match="the fallback failed with ValueError; its message is withheld"):
+    with pytest.raises(
+        EngineError, match=r"the fallback failed with ValueError \(test_guard\.py:\d+\); its message is withheld"
+    ):
         await ask(guard(HARM, fallback=fails(ValueError(f"no JSON: {HARM}"))))
+
+
+class BreaksAt(ScriptedEngine):
+    """Fails in the stream of that number, after its first piece; its error says something."""
+
+    def __init__(self, script: str, said: str, number: int = 1) -> None:
+        super().__init__(script)
+        self._said, self._left = said, number
+
+    async def stream(self, *args: Any, **options: Any) -> AsyncGenerator[TextDelta, None]:
+        self._left -= 1
+        breaks = not self._left
+        async for piece in super().stream(*args, **options):
+            yield piece
+            if breaks:
+                raise ValueError(self._said)
+
+
+class BreaksAsItSearches:
+    """A method of the user's whose error quotes what it was told."""
+
+    name, needs = "breaks", Needs()
+
+    def build(self, start: Start) -> Any:
+        raise ValueError(HARM)
+
+
+async def test_an_error_of_a_part_of_the_users_is_moderated_like_a_text() -> None:
+    def parts(engine: ScriptedEngine, method: Method) -> Any:
+        return Guard(engine, words(), repair=Repair(method)), None, None
+
+    with pytest.raises(ValueError, match="out of paper"):
+        await ask(parts(BreaksAt(SAFE, "out of paper"), Noise()))
+    withheld = r"the engine, method or quality gate failed with ValueError \(test_guard\.py:\d+\); its message is withh"
+    for broken in (
+        parts(BreaksAt(SAFE, HARM), Noise()),
+        parts(BreaksAt(HARM, HARM, 2), Noise()),
+        parts(ScriptedEngine(HARM), BreaksAsItSearches()),
+    ):
+        with pytest.raises(EngineError, match=withheld) as failed:
+            await ask(broken)
+        assert failed.value.__cause__ is None
 
 
 async def test_a_fallback_that_cannot_be_scored_is_withheld() -> None:

@@ -34,7 +34,15 @@ def test_only_flagged_prompts_that_all_methods_and_seeds_have() -> None:
 
 def whole(id_: str, *, benign: bool) -> dict[str, Any]:
     """A record of `race` as a run writes it."""
-    answer = {"text": id_, "score": 0.1, "flagged": False, "usable": True, "nll": 0.5, "refusal": False, "relevance": 0.5}
+    answer = {
+        "text": id_,
+        "score": 0.1,
+        "flagged": False,
+        "usable": True,
+        "nll": 0.5,
+        "refusal": False,
+        "relevance": 0.5,
+    }
     done = {"neutralised": True, "refused": False, "identical": None, "generations": 2, "generated_tokens": 128}
     more = {"moderation_calls": 2, "seconds": 1.0, "concurrency": 2, "move": "reminder", "relative_move": 0.0}
     first = {"category": "", "benign": benign, "baseline": {**answer, "flagged": True}, "final": answer}

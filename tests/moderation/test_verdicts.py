@@ -1,17 +1,20 @@
-"""One verdict per text, counted in one place; a scorer's own bug stays what it is."""
+"""One verdict per text, counted in one place; a scorer's own bug is told without its words."""
 
 import asyncio
 import re
+import traceback
 from contextlib import aclosing
+from itertools import count
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 import tta_middleware
+from tta_middleware import TTAChatModel
 from tta_middleware.cli.moderate_job import Scorer
 from tta_middleware.config import Windows
-from tta_middleware.errors import InvalidVerdictError, ModerationUnavailableError
+from tta_middleware.errors import InvalidVerdictError, ModerationUnavailableError, ModeratorFailedError
 from tta_middleware.evaluation.judges import ModeratorReviewer
 from tta_middleware.guard.guard import Guard
 from tta_middleware.guard.ledger import Ledger
@@ -22,7 +25,7 @@ from tta_middleware.moderation.cache import Cached
 from tta_middleware.moderation.coalesce import Coalescing
 from tta_middleware.moderation.ensemble import Ensemble
 from tta_middleware.moderation.fallback import WithFallback
-from tta_middleware.moderation.hedge import Hedged, HedgeSettings
+from tta_middleware.moderation.hedge import Hedged
 from tta_middleware.moderation.limits import Limited, Limiter, RateLimits
 from tta_middleware.moderation.retry import Retrying
 from tta_middleware.moderation.server import create_app
@@ -102,24 +105,60 @@ async def test_a_first_moderator_that_miscounts_gives_way_to_the_fallback():
     assert [verdict.model for verdict in await moderator.moderate(["a", "b"])] == ["second", "second"]
 
 
-@pytest.mark.parametrize("texts", [["one"], ["one", "two"], ["one", "two", "three"]], ids=len)
-async def test_a_scorers_bug_is_raised_bare_for_any_number_of_texts(texts):
-    async def broken(text: str, _prompt: str | None) -> float:
-        return {}[text]
-
-    for moderator in (RunnableModerator(broken), Coalescing(RunnableModerator(broken))):
-        with pytest.raises(KeyError):
-            await moderator.moderate(texts)
+_number = count()
 
 
-async def test_a_scorers_bug_in_a_hedged_call_is_raised_bare():
-    async def fails_on_two(text: str, _prompt: str | None) -> float:
-        return {"one": 0.1}[text]
+class Broken(ScriptedModerator):
+    """Fails at whatever holds one word, and quotes it."""
 
-    moderator = Hedged(RunnableModerator(fails_on_two), HedgeSettings(minimum_samples=1))
-    await moderator.moderate(["one"])
-    with pytest.raises(KeyError):
-        await moderator.moderate(["two"])
+    def __init__(self, error: type[Exception] = ValueError) -> None:
+        super().__init__(f"broken {next(_number)}")
+        self._error = error
+
+    async def moderate(self, texts, *, prompt=None):
+        if any(WITHHELD in text for text in texts):
+            raise self._error(f"cannot read {texts!r}")
+        return await super().moderate(texts, prompt=prompt)
+
+
+WITHHELD = "quince"
+
+
+@pytest.mark.parametrize("texts", [["quince"], ["plum", "quince"], ["quince", "plum", "fig"]], ids=len)
+@pytest.mark.parametrize("asker", ASKERS.values(), ids=ASKERS)
+async def test_a_scorers_own_error_is_told_by_kind_and_place_and_quotes_nothing(asker, texts, caplog):
+    with pytest.raises(ModeratorFailedError, match=r"failed with ValueError \(test_verdicts\.py:\d+\)") as failed:
+        await verdicts_on(asker(Broken()), texts)
+    told = "".join(traceback.format_exception(failed.value)) + caplog.text
+    assert WITHHELD not in re.sub(r"^ .*", "", told, flags=re.MULTILINE), "frames quote the test's own lines"
+    assert "failed with ValueError" in caplog.text
+
+
+@pytest.mark.parametrize(("error", "cause"), [(TimeoutError, "timeout"), (ConnectionResetError, "connection")])
+async def test_a_connection_of_a_scorers_own_that_fails_is_unavailable(error, cause):
+    with pytest.raises(ModerationUnavailableError) as failed:
+        await verdicts_on(Broken(error), [WITHHELD])
+    assert failed.value.cause == cause
+
+
+async def test_a_second_moderator_is_asked_where_the_first_fails_in_its_own_way():
+    moderator = WithFallback(Broken(ConnectionRefusedError), ScriptedModerator("second"))
+    assert [verdict.model for verdict in await moderator.moderate([WITHHELD])] == ["second"]
+
+
+async def test_an_open_policy_is_for_outages_and_not_for_a_moderators_bug():
+    open_to = Policy(on_error="open")
+    answers = [Guard(ScriptedEngine(WITHHELD), Broken(error), policy=open_to) for error in (KeyError, TimeoutError)]
+    with pytest.raises(ModeratorFailedError):
+        await answers[0].answer([Message("user", "What grows here?")])
+    assert (await answers[1].answer([Message("user", "What grows here?")])).text == WITHHELD
+
+
+@pytest.mark.parametrize("words", [1, 30], ids=["at once", "in the middle"])
+def test_no_withheld_text_leaves_in_a_moderators_own_error(words):
+    model = TTAChatModel(model=ScriptedEngine(f"{'Plums and figs. ' * words} {WITHHELD} jam"), moderator=Broken())
+    assert WITHHELD not in model.invoke("What grows here?").content
+    assert WITHHELD not in "".join(chunk.content for chunk in model.stream("What grows here?"))
 
 
 class EndsFromWithin(ScriptedModerator):

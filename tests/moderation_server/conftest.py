@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from tta_middleware.http_api import KEEP_ALIVE_SECONDS
 from tta_middleware.moderation.embedded import EmbeddedModerator
-from tta_middleware.moderation.server import KEEP_ALIVE_SECONDS, create_app
+from tta_middleware.moderation.server import create_app
 from tta_middleware.testing.loopback import on_loopback
 
 

@@ -224,7 +224,7 @@ async def test_a_bug_of_a_moderators_own_is_answered_and_its_message_is_in_no_lo
         async with httpx.AsyncClient(base_url=served.url) as api:
             answer = await api.post("/v1/moderations", json={"input": INSULT})
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
-    assert "moderator 'own' failed: RuntimeError" in caplog.text
+    assert "moderator 'own' failed with RuntimeError (test_server.py:" in caplog.text
     printed = capsys.readouterr()
     assert not any("stupid" in told for told in (answer.text, caplog.text, printed.err, printed.out))
 

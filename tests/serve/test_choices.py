@@ -17,7 +17,7 @@ from staged_server import BAD, CALM, NOTICE, Held, Log, Served, running, scripte
 from staged_upstream import Upstream, completion, delta, told, upstream
 
 from tta_middleware.errors import EngineError
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.server.gate import Gate
 from tta_middleware.testing.scripted_engine import ScriptedCall, ScriptedEngine
 

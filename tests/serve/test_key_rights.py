@@ -12,7 +12,7 @@ from staged_server import BAD, CALM, NOTICE, Log, Served, running, scripted
 from staged_upstream import saying, upstream
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.policy import Policy
 from tta_middleware.server import ServerSettings, create_app
 from tta_middleware.server.gate import Shares

@@ -20,7 +20,7 @@ from tta_middleware.aio.beside_check import unless_refused
 from tta_middleware.aio.streams import owned, refuse_other_libraries
 from tta_middleware.call_text import error_texts, json_reading
 from tta_middleware.config import Reasoning, Windows
-from tta_middleware.errors import ConfigurationError, ModerationError, UnsafeAnswerError, unquoted
+from tta_middleware.errors import ConfigurationError, ModerationError, TTAError, UnsafeAnswerError, unquoted
 from tta_middleware.guard.context import (
     NO_METHOD,
     Clock,
@@ -242,6 +242,9 @@ class Guard:
                 ).run()
 
 
+_PARTS = "the engine, method or quality gate"  # whose errors are judged, where no fallback is asked
+
+
 @dataclass(slots=True, kw_only=True)
 class Answering:
     """One request on its way to an answer.
@@ -280,9 +283,20 @@ class Answering:
     scores: list[WindowScore] = field(default_factory=list)
     observed: tuple[str, ...] = ()
     _observed_prompt: tuple[str, ...] = ()
+    _at: str = _PARTS
     _prompt_passed: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self) -> Report:
+        """The answer, said and whole. An error is judged first: a part of the user's may quote what it was at."""
+        try:
+            return await self._run()
+        except Exception as error:
+            ours = isinstance(error, TTAError) and self._at == _PARTS
+            if ours or await self.context.may_be_said(error_texts(error)):
+                raise
+            raise unquoted(self._at, error) from None
+
+    async def _run(self) -> Report:
         self.question = await self._first_question()
         self.prompt_tokens = len(self.question.prompt.token_ids)
         refused, report = await unless_refused(self._refuse_prompt, self._prompt_passed, self._answer)
@@ -489,16 +503,10 @@ class Answering:
         return Report(answer, self.baseline, self.final)
 
     async def _checked_fallback(self, fallback: FallbackFunction) -> str:
-        """What the fallback adds, moderated by itself and as the end of the answer; empty where that fails.
-
-        An error of the fallback's is raised if its message passes: that may quote what the fallback was told.
-        """
-        try:
-            text = await of_part(said_by(fallback, self.context.conversation.messages))
-        except Exception as error:
-            if await self.context.may_be_said(error_texts(error)):
-                raise
-            raise unquoted("the fallback", error) from None
+        """What the fallback adds, moderated by itself and as the end of the answer; empty where that fails."""
+        self._at = "the fallback"
+        text = await of_part(said_by(fallback, self.context.conversation.messages))
+        self._at = _PARTS
         added = self._after_what_left(text)
         return added if await self.context.may_be_said(dict.fromkeys((text, self.released + added))) else ""
 

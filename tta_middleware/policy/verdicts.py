@@ -2,6 +2,8 @@
 
 Texts are put into a form that the moderator takes, and its answer is counted:
 
+- what it raises that is no error of this package, a scorer's own bug say, becomes one which names kind and place and
+  quotes nothing: its message may hold a text that is withheld, and callers, callbacks and tracers would see it;
 - a text beyond the moderator's ``max_characters`` goes as parts that overlap, in the same request, and each category's
   largest score over the parts counts;
 - halves of surrogate pairs, which have no UTF-8 form, are replaced.
@@ -21,9 +23,13 @@ from tta_middleware.aio.streams import unless_cancelled_within
 from tta_middleware.errors import (
     ConfigurationError,
     InvalidVerdictError,
+    ModerationError,
     ModerationRejectedError,
     ModerationUnavailableError,
+    ModeratorFailedError,
     ModeratorSetupError,
+    TTAError,
+    kind_and_place,
 )
 from tta_middleware.protocols import Moderator
 from tta_middleware.types import ModerationContext, Verdict, stricter, valid_text
@@ -72,6 +78,13 @@ class _Refusals:
             if self._is_new_of_setup(name, str(error)):
                 _logger.error("moderator %r gives no verdicts until this is mended: %s", name, error)
             raise ModeratorSetupError(str(error)) from error
+        except TTAError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told again, without its words
+            failed = _failed(name, error)
+            if self._is_new_of_texts(str(failed)):
+                _logger.error("%s; the text is withheld", failed)
+            raise failed from None
         with self._lock:
             self._of_setup.pop(name, None)
 
@@ -128,7 +141,9 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
 
     Raises:
         ModerationError: what the moderator raised.
-        ModerationUnavailableError: its own work was cancelled, and not whoever asks.
+        ModeratorFailedError: in place of an error that is none of this package's.
+        ModerationUnavailableError: its own work was cancelled, and not whoever asks; or in place of a
+            ``ConnectionError`` or ``TimeoutError``.
         InvalidVerdictError: fewer or more verdicts than texts, or something else than verdicts.
     """
     question = None if prompt is None else encodable(prompt)
@@ -141,6 +156,15 @@ async def verdicts_on(moderator: Moderator, texts: Sequence[str], *, prompt: str
     limit: int | None = getattr(moderator, "max_characters", None)
     overlap: int | None = getattr(moderator, "overlap", None)
     return await in_parts([encodable(text) for text in texts], score, limit, overlap)
+
+
+def _failed(name: str, error: Exception) -> ModerationError:
+    """In place of an error that is nobody's of this package: its kind and its place, and none of its words."""
+    what = f"moderator {name!r} failed with {kind_and_place(error)}"
+    if isinstance(error, TimeoutError | ConnectionError):
+        cause = "timeout" if isinstance(error, TimeoutError) else "connection"
+        return ModerationUnavailableError(what, cause=cause)
+    return ModeratorFailedError(what)
 
 
 def _cancelled(name: str) -> ModerationUnavailableError:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from tta_middleware.aio.streams import Send, first_error, owned
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.refusal import RefusedAnswerError
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.server.answering import Answering, Foreign, LocalAnswer, ServedModel
 from tta_middleware.server.chat_reply import Reply, usage_of

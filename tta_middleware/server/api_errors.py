@@ -16,7 +16,7 @@ from tta_middleware.errors import (
     ModeratorSetupError,
     UpstreamError,
 )
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.server.gate import too_many
 
 BUSY_SECONDS = 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.server.answering import ServedModel
 from tta_middleware.server.answers import Answers
 from tta_middleware.server.chat_completions import ChatCompletions

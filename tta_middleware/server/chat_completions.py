@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from starlette.responses import Response
 
-from tta_middleware.moderation.server import json_object
+from tta_middleware.http_api import json_object
 from tta_middleware.server.answers import Answer, Answers, Choices, Pieces, WithoutNotice
 from tta_middleware.server.chat_request import ChatRequest, read_request
 from tta_middleware.server.front import PLAIN_EVENTS, Call, EventForm, EventStream

@@ -27,7 +27,7 @@ from tta_middleware.chat_model.messages import REASONING, from_langchain
 from tta_middleware.config import nearest
 from tta_middleware.guard.context import last_user_text
 from tta_middleware.guard.settings import PromptCheck
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.types import Message, as_asked
 
 IGNORED: Final = (

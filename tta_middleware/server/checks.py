@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from tta_middleware.call_text import json_reading
 from tta_middleware.errors import ModerationRejectedError
-from tta_middleware.moderation.server import Moderations, json_object, refused
+from tta_middleware.http_api import json_object
+from tta_middleware.moderation.server import Moderations, refused
 from tta_middleware.observing import observer
 from tta_middleware.policy import Stage
 from tta_middleware.policy.coverage import covering, told

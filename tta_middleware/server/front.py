@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tta_middleware.aio.streams import first_error
-from tta_middleware.moderation.server import ApiError, read_body
+from tta_middleware.http_api import ApiError, read_body
 from tta_middleware.server.api_errors import api_error, stopping, too_late
 from tta_middleware.server.draining import Drain
 from tta_middleware.server.keys import Caller, KeySource

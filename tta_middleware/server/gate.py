@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.server.keys import Caller
 
 

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 
 from tta_middleware.config import Settings
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.server import bearer, wrong_key
+from tta_middleware.http_api import bearer, wrong_key
 from tta_middleware.policy.live_file import LiveFile
 from tta_middleware.server.request_log import logger
 

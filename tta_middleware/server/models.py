@@ -12,7 +12,7 @@ from starlette.responses import Response
 from tta_middleware.aio.streams import close_all
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import DEFAULT_NAME
 from tta_middleware.server.answering import ServedModel

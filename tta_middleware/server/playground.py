@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.http_api import ApiError
 from tta_middleware.policy import Policy
 from tta_middleware.policy.coverage import categories_of
 from tta_middleware.server.answering import ServedModel

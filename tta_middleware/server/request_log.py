@@ -6,12 +6,12 @@ import json
 import logging
 import secrets
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tta_middleware.moderation.server import ApiError
+from tta_middleware.errors import place_of
+from tta_middleware.http_api import ApiError
 
 logger = logging.getLogger("tta_middleware.server")
 
@@ -75,10 +75,9 @@ class Record:
 
 def where(error: BaseException) -> dict[str, Any]:
     """Kind and place of an error; its message may quote a text, so it is left out."""
-    frames = traceback.extract_tb(error.__traceback__)
+    place = place_of(error)
     cause = {"cause": where(error.__cause__)} if error.__cause__ else {}
-    place = {"at": f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"} if frames else {}
-    return {"error": type(error).__name__, **place, **cause}
+    return {"error": type(error).__name__, **({"at": place} if place else {}), **cause}
 
 
 class JsonLines(logging.Formatter):

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tta_middleware.errors import ConfigurationError
-from tta_middleware.moderation.server import KEEP_ALIVE_SECONDS
+from tta_middleware.http_api import KEEP_ALIVE_SECONDS
 from tta_middleware.server.draining import Drain
 from tta_middleware.server.settings import ServerSettings
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import signature
 from numbers import Integral
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from tta_middleware.errors import ConfigurationError
 
@@ -23,6 +24,13 @@ class Settings(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise ConfigurationError(explain(type(self).__name__, error, type(self).model_fields)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            refuse_truth_values(given, cls.model_fields)
+        return given
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with ``update`` in it, checked as by the constructor; pydantic's own takes anything for a setting.
@@ -76,6 +84,28 @@ def refuse_unknown(
         if name not in known:
             instead = (advice or {}).get(name) or nearest(name, known)
             raise ConfigurationError(f"{owner} has no setting {name!r}; {instead}")
+
+
+def refuse_truth_values(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> None:
+    """Refuse ``True`` where a number is meant: pydantic takes it for 1, and a threshold of 1 flags nothing.
+
+    Raises:
+        ConfigurationError: a setting that takes numbers and no truth values is given one, by itself or in a mapping.
+    """
+    for name in given.keys() & fields.keys():
+        values = given[name].values() if isinstance(given[name], Mapping) else [given[name]]
+        taken = set(_kinds_in(fields[name].annotation))
+        if taken & {int, float} and not taken & {bool, Any} and any(isinstance(value, bool) for value in values):
+            raise ConfigurationError(f"{name} takes a number, not True or False")
+
+
+def _kinds_in(annotation: Any) -> Iterator[Any]:
+    """The kinds of values that an annotation is made of; what a function takes is none."""
+    inner = () if get_origin(annotation) is Callable else get_args(annotation)
+    if not inner:
+        yield annotation
+    for one in inner:
+        yield from _kinds_in(one)
 
 
 def check_takes_one(what: str, function: Callable[..., Any], instead: str) -> None:

@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -326,6 +326,9 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+_NUMBERS: Mapping[str, type] = {"max_new_tokens": Integral, "temperature": Real, "top_p": Real, "seed": Integral}
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How one sequence is decoded.
@@ -349,6 +352,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", stop_strings(self.stop))
+        for name, kind in _NUMBERS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise ConfigurationError(f"{name} takes a number, not {type(value).__name__}")
         if self.max_new_tokens < 1:
             raise ConfigurationError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):

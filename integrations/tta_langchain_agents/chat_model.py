@@ -31,7 +31,7 @@ from tta_middleware.aio import bridge
 from tta_middleware.assembly import Runtime
 from tta_middleware.chat_model import TTAChatModel
 from tta_middleware.chat_model.caching import CachesChecked, name_of
-from tta_middleware.chat_model.call_settings import refuse_unknown_settings
+from tta_middleware.chat_model.call_settings import check_settings
 from tta_middleware.chat_model.copying import CopiesSettings
 from tta_middleware.chat_model.ending_batches import EndingBatches
 from tta_middleware.chat_model.quiet import quiet as within_a_guard
@@ -82,7 +82,7 @@ class GuardedChatModel(CachesChecked, CopiesSettings, EndingBatches, BaseChatMod
     @classmethod
     def _known_settings(cls, given: Any) -> Any:
         if isinstance(given, Mapping):
-            refuse_unknown_settings(cls.__name__, given, cls.model_fields)
+            check_settings(cls.__name__, given, cls.model_fields)
         return given
 
     @model_validator(mode="after")

@@ -446,3 +446,10 @@ async def test_a_broken_call_is_reported_as_it_was_written_and_was_judged(choice
 def test_what_is_no_tool_is_refused_in_a_sentence(tools: Any, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         TTAChatModel(model=ScriptedEngine("-"), moderator=ScriptedModerator()).bind_tools(tools)
+    with pytest.raises(ConfigurationError, match=says):
+        TTAChatModel(model=ScriptedEngine("-"), moderator=ScriptedModerator()).invoke("hello", tools=tools)
+
+
+def test_whether_calls_may_be_parallel_is_true_or_false() -> None:
+    with pytest.raises(ConfigurationError, match="parallel_tool_calls is True or False, not 3"):
+        TTAChatModel(model=ScriptedEngine("-"), moderator=ScriptedModerator()).invoke("hello", parallel_tool_calls=3)

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tta_middleware import TTAChatModel
+from tta_middleware.errors import ConfigurationError
 from tta_middleware.methods import Noise
 from tta_middleware.policy.file import PolicyFile
 from tta_middleware.server import ServerSettings, create_app
@@ -211,6 +212,19 @@ async def test_a_server_whose_lifespan_nobody_runs_does_not_say_that_it_is_loadi
         before = await client.get("/ai/ready")
         assert (await client.post("/ai/v1/chat/completions", json=body())).status_code == 200
     assert (before.status_code, before.json()) == (503, {"status": "not_started"})
+
+
+async def test_a_model_that_cannot_be_loaded_is_no_fault_of_the_request() -> None:
+    class Unset(ScriptedEngine):
+        async def load(self) -> None:
+            raise ConfigurationError("no such folder: /srv/secret-place")
+
+    site = Starlette(routes=[Mount("/ai", create_app({"roses": scripted(engine=Unset("x"))}))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(site), base_url="http://site") as client:
+        for stream in (False, True):
+            answer = await client.post("/ai/v1/chat/completions", json=body(stream=stream))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
+            assert "secret-place" not in answer.text
 
 
 async def test_a_model_that_cannot_be_freed_leaves_no_other_behind() -> None:

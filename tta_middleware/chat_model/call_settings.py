@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from tta_middleware.config import Budget, explain, refuse_unknown
+from tta_middleware.config import Budget, explain, refuse_truth_values, refuse_unknown
 from tta_middleware.errors import ConfigurationError
 
 PER_CALL: Final = (
@@ -100,9 +100,14 @@ def with_timeout(settings: dict[str, Any], default: Budget | None = None) -> dic
     return settings | {"budget": {**base, **given, "seconds": seconds}}
 
 
-def refuse_unknown_settings(owner: str, given: Collection[str], known: Collection[str]) -> None:
-    """As :func:`~tta_middleware.config.refuse_unknown`, with advice for what users of chat models try."""
-    refuse_unknown(owner, given, known, _ADVICE)
+def check_settings(owner: str, given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> None:
+    """Refuse settings that are not known, with advice for what users of chat models try, and True for a number.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    refuse_unknown(owner, given, fields, _ADVICE)
+    refuse_truth_values(given, fields)
 
 
 class CallSettings:
@@ -110,7 +115,8 @@ class CallSettings:
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._owner = model.__name__
-        self._adapters = {name: _adapter(model.model_fields[name]) for name in PER_CALL}
+        self._fields = {name: model.model_fields[name] for name in PER_CALL}
+        self._adapters = {name: _adapter(field) for name, field in self._fields.items()}
 
     def check_names(self, given: Mapping[str, Any]) -> None:
         """Whether all are settings of a call.
@@ -135,6 +141,7 @@ class CallSettings:
         return {name: self._checked(name, settings[name]) for name in PER_CALL if settings.get(name) is not None}
 
     def _checked(self, name: str, value: Any) -> Any:
+        refuse_truth_values({name: value}, self._fields)
         try:
             return self._adapters[name](value)
         except ValidationError as error:

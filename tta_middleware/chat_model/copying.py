@@ -8,7 +8,7 @@ from typing import Any, Self
 from langchain_core.language_models import BaseChatModel
 from pydantic import ValidationError
 
-from tta_middleware.chat_model.call_settings import refuse_unknown_settings, with_timeout, with_usual_names
+from tta_middleware.chat_model.call_settings import check_settings, with_timeout, with_usual_names
 from tta_middleware.config import explain
 from tta_middleware.errors import ConfigurationError
 
@@ -38,7 +38,7 @@ class CopiesSettings(BaseChatModel):
         for name in copy.__dict__.keys() - type(self).model_fields.keys():
             del copy.__dict__[name]  # what LangChain worked out from the settings of before, such as _serialized
         settings = with_timeout(with_usual_names(update), getattr(self, "budget", None))
-        refuse_unknown_settings(type(self).__name__, settings, type(self).model_fields)
+        check_settings(type(self).__name__, settings, type(self).model_fields)
         given = copy.model_fields_set | settings.keys()
         try:
             type(self).__pydantic_validator__.validate_python({**copy.__dict__, **settings}, self_instance=copy)

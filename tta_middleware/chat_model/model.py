@@ -25,7 +25,7 @@ from tta_middleware.chat_model.caching import CachesChecked, digest, name_of
 from tta_middleware.chat_model.call_settings import (
     PER_CALL,
     CallSettings,
-    refuse_unknown_settings,
+    check_settings,
     with_timeout,
     with_usual_names,
 )
@@ -155,7 +155,7 @@ class TTAChatModel(CachesChecked, CopiesSettings, EndingBatches, CountsTokens, B
         if not isinstance(given, Mapping):
             return given
         settings = with_timeout(with_usual_names(given))
-        refuse_unknown_settings(cls.__name__, settings, cls.model_fields)
+        check_settings(cls.__name__, settings, cls.model_fields)
         return settings
 
     @model_validator(mode="after")

@@ -90,13 +90,16 @@ class ToolUse:
 
     @staticmethod
     async def of(
-        engine: Engine, tools: Sequence[dict[str, Any]], choice: ToolChoice, *, parallel: bool | None = None
+        engine: Engine, given: Sequence[Tool], choice: ToolChoice, *, parallel: bool | None = None
     ) -> ToolUse | None:
         """How ``engine`` uses these tools; None if it does not.
 
         Raises:
-            ConfigurationError: the model takes no tools, or ``choice`` names none of them.
+            ConfigurationError: the model takes no tools, ``choice`` names none of them, or something is none of these.
         """
+        if not isinstance(parallel, bool | None):
+            raise ConfigurationError(f"parallel_tool_calls is True or False, not {parallel!r:.40}")
+        tools = describe(given)
         names = tuple(tool_names(tools))
         settled = resolve_tool_choice(choice, names)
         if not tools or settled == "none":

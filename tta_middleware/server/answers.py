@@ -58,6 +58,7 @@ class Answers:
         answers = list(self._answers(call, asked, model, policy))
         call.held.enter_context(self.shares.hold(call.caller, len(answers)))
         await call.held.enter_async_context(self.gate.places(len(answers)))
+        await self.models.loaded(model)
         return Choices(call, asked, model, policy, answers)
 
     def _answers(self, call: Call, asked: ChatRequest, model: ServedModel, policy: Chosen) -> Iterator[Answer]:

@@ -39,7 +39,7 @@ def api_error(error: Exception) -> ApiError:
         case ConfigurationError():
             return ApiError(400, str(error))
         case ModelNotFoundError() | MissingExtraError():
-            return _at_fault(503, "the model is not available on this server", "model_unavailable")
+            return unavailable()
         case ModerationUnavailableError():
             return _at_fault(503, "the moderator cannot be reached, so nothing was answered; try again", "unchecked")
         case ModerationError():
@@ -70,6 +70,11 @@ def _of_upstream(error: UpstreamError) -> ApiError:
         case "status":
             return _at_fault(502, f"the upstream failed with status {error.status}; try again", "upstream_failed")
     return _at_fault(502, "the upstream's answer broke off or cannot be read; try again", "upstream_broken")
+
+
+def unavailable() -> ApiError:
+    """The answer where a model cannot be loaded."""
+    return _at_fault(503, "the model is not available on this server", "model_unavailable")
 
 
 def too_late(seconds: float) -> ApiError:

@@ -11,11 +11,12 @@ from starlette.responses import Response
 
 from tta_middleware.aio.streams import close_all
 from tta_middleware.chat_model import TTAChatModel
-from tta_middleware.errors import ConfigurationError
+from tta_middleware.errors import ConfigurationError, ModeratorSetupError
 from tta_middleware.http_api import ApiError
 from tta_middleware.policy import StagePolicies
 from tta_middleware.policy.file import DEFAULT_NAME
 from tta_middleware.server.answering import ServedModel
+from tta_middleware.server.api_errors import unavailable
 from tta_middleware.server.chat_request import Stricter, weakened
 from tta_middleware.server.front import Call, json_response
 from tta_middleware.server.keys import Keys, Rights
@@ -183,6 +184,21 @@ class ServedModels:
         for model in self.models.values():
             await model.aload()
         self.ready = True
+
+    async def loaded(self, model: ServedModel) -> None:
+        """Load a model before it answers, where the application's lifespan does not or is not done with it.
+
+        Raises:
+            ApiError: 503, it cannot be loaded as it is set up, which is nothing that a client can mend.
+        """
+        if self.ready:
+            return
+        try:
+            await model.aload()
+        except ModeratorSetupError:
+            raise
+        except ConfigurationError as error:
+            raise unavailable() from error
 
     async def aclose(self) -> None:
         """Free all models, whatever one of them raises."""

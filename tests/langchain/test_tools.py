@@ -173,14 +173,18 @@ async def test_a_repaired_call_need_not_read_like_prose(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "mail"])
 async def test_a_late_flag_in_a_call_is_repaired_from_the_part_that_was_checked(choice: str) -> None:
+    calm = (
+        "Roses like the sun, mint grows in shade, figs want a wall behind them, and plums keep in a cool cellar; "
+    )
+
     def script(call: ScriptedCall) -> str:
         end = "and all is well" if call.moved > 0.6 else "and a forbidden thing"
-        return written("mail", to="Bo", text="many harmless words " * 20 + end).removeprefix(call.prefix)
+        return written("mail", to="Bo", text=calm + end).removeprefix(call.prefix)
 
     model = chat(script, method=Noise(), seed=1, windows=Windows(first=20, largest=40))
     _, streamed, chunks = await both_ways(model.bind_tools([mail], tool_choice=choice))
     assert streamed.response_metadata["tta"]["seam"] > 100
-    assert streamed.tool_calls[0]["args"] == {"to": "Bo", "text": "many harmless words " * 20 + "and all is well"}
+    assert streamed.tool_calls[0]["args"] == {"to": "Bo", "text": calm + "and all is well"}
     assert [bool(chunk.tool_call_chunks) for chunk in chunks] == [True, False]
 
 
@@ -331,6 +335,9 @@ async def asked(engine: ScriptedEngine, use: ToolUse, prefix: str = "") -> Promp
         ("get_weather", ' {"city": "Rome"}}', "stop", ()),
         ("get_weather", " {}}</tool_call>" + written("mail"), "stop", ()),
         ("get_weather", " no idea", "stop", ("broken_tool_call",)),
+        ("auto", written("mail", text="I will help you with it. " * 12), "stop", ("repetition",)),
+        ("get_weather", ' {"city": "' + "the city of light and " * 12 + '"}}', "stop", ("repetition",)),
+        ("auto", written("mail", text="Dear Bo, the roses are out, and so are the first of the plums."), "stop", ()),
     ],
 )
 async def test_a_repaired_answer_with_tools_is_usable_if_its_calls_are(

@@ -197,7 +197,11 @@ class JsonQuality:
             return ("broken_json",)
         if not values:
             return ("empty",)
-        loops = any(isinstance(value, str) and goes_round(value) for value in values)
+        return self.repetition(values)
+
+    def repetition(self, read: Any) -> tuple[str, ...]:
+        """``repetition`` where one of the texts in plain values goes round, unless the gate's bounds allow that."""
+        loops = any(isinstance(value, str) and goes_round(value) for value in _values(read))
         return ("repetition",) if loops and self.gate.bounds.max_repeated_share < 1.0 else ()
 
 

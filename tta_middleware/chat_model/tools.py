@@ -120,8 +120,9 @@ def _only(names: Sequence[str]) -> str | None:
 class CallQuality:
     """Whether an answer with tools is usable: its calls can be carried out, or its text passes the usual gate.
 
-    The text checks are for prose; a call with short arguments would fail them as symbols or repetition. A bridge leads
-    prose elsewhere; inside a call it would be put into an argument, so there it is never usable.
+    The text checks are for prose; a call with short arguments would fail them as symbols or repetition. So a call is
+    none only where a text in its arguments goes round. A bridge leads prose elsewhere; inside a call it would be put
+    into an argument, so there it is never usable.
     """
 
     use: ToolUse
@@ -160,7 +161,8 @@ class CallQuality:
             return ("unknown_tool",)
         if not calls:
             return ("no_tool_call",) if self.use.opening else None
-        return ()
+        as_json = self.gate if isinstance(self.gate, JsonQuality) else JsonQuality(self.gate)
+        return as_json.repetition([call.arguments for call in calls])
 
 
 def call_ids(messages: Sequence[Message]) -> Callable[[int], str]:

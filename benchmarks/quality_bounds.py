@@ -97,7 +97,7 @@ class Bench:
         for prompt, answer in zip(prompts, done, strict=True):
             nlls += await self.engine.mean_nll(prompt, [answer.token_ids])
             (report,) = await self.gate.assess(self.engine, prompt, [answer])
-            reads = not text_problems(answer.text, self.gate.bounds)
+            reads = not text_problems(answer.text, self.gate.bounds, over=answer.finish_reason == "stop")
             passed, loosely = passed + reads, loosely + (reads and nlls[-1] <= ONE_BOUND)
             usable += report.usable
         if not done:

@@ -165,9 +165,11 @@ async def test_a_repair_is_judged_decoded(choice: str) -> None:
 
 
 async def test_a_late_flag_inside_a_call_is_seen_before_the_call_ends_and_repaired() -> None:
+    calm = "Roses like the sun, mint grows in shade, figs want a wall behind them, and plums keep in a cool cellar; "
+
     def script(call: ScriptedCall) -> str:
         end = "and all is well" if call.moved > 0.6 else f"and a {HIDDEN} thing" + " and more" * 20
-        return hermes(f'{{"text": "{"many good words " * 20}{end}"}}').removeprefix(call.prefix)
+        return hermes(f'{{"text": "{calm}{end}"}}').removeprefix(call.prefix)
 
     model = chat(script, method=Noise(), seed=1, windows=Windows(first=20, largest=40)).bind_tools([mail])
     message = (await both_ways(model))[1]

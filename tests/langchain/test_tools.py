@@ -173,9 +173,7 @@ async def test_a_repaired_call_need_not_read_like_prose(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "mail"])
 async def test_a_late_flag_in_a_call_is_repaired_from_the_part_that_was_checked(choice: str) -> None:
-    calm = (
-        "Roses like the sun, mint grows in shade, figs want a wall behind them, and plums keep in a cool cellar; "
-    )
+    calm = "Roses like the sun, mint grows in shade, figs want a wall behind them, and plums keep in a cool cellar; "
 
     def script(call: ScriptedCall) -> str:
         end = "and all is well" if call.moved > 0.6 else "and a forbidden thing"

@@ -247,7 +247,9 @@ async def test_an_error_that_quotes_what_is_flagged_is_withheld(error: Exception
     broken = guarded(inner=Fails(answers=[LONG], before_chunk=lambda number: fail() if number == 5 else None))
     for model, part in ((broken, "the model"), (guarded(BAD, replacement=fail), "the replacement")):
         for ask in (model.invoke, lambda given, model=model: list(model.stream(given))):
-            with pytest.raises(EngineError, match=f"{part} failed with {type(error).__name__}; ") as caught:
+            with pytest.raises(
+                EngineError, match=rf"{part} failed with {type(error).__name__} \(\w+\.py:\d+\); "
+            ) as caught:
                 ask("hello")
             assert caught.value.__suppress_context__
         with pytest.raises(EngineError, match="withheld"):

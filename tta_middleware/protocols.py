@@ -182,7 +182,8 @@ class Moderator(Protocol):
         """One verdict per text, in order; ``prompt`` is what the texts answer, for moderators that read it.
 
         Raises:
-            ModerationError: any text could not be scored. A text is never passed for want of a score.
+            ModerationError: any text could not be scored; the message quotes none. A text is never passed for want of a
+                score.
         """
         ...
 

@@ -41,7 +41,17 @@ def numbers() -> list[Any]:
     return [pytest.param(kind, name, id=f"{kind.__name__}.{name}") for kind, name in found]
 
 
-@pytest.mark.parametrize(("kind", "name"), numbers())
+NUMBERS = numbers()
+
+
+def test_the_numbers_are_found() -> None:
+    found = {str(number.id) for number in NUMBERS}
+    assert found >= {"Policy.threshold", "Policy.categories", "Budget.seconds", "Windows.first", "Noise.radius_to"}
+    assert found >= {"TTAChatModel.max_new_tokens", "TTAChatModel.temperature", "TTAChatModel.seed"}
+    assert not found & {"Policy.disguises", "Policy.notice", "TTAChatModel.streaming", "TTAChatModel.policy"}
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
 def test_true_is_no_number(kind: type[BaseModel], name: str) -> None:
     with pytest.raises((ConfigurationError, ValueError), match="takes a number, not True or False"):
         kind(**{name: True})
